@@ -1,0 +1,169 @@
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <utility>
+
+#include "cpu/parallel.h"
+#include "cpu/sample.h"
+
+namespace mi_pruner::cpu {
+namespace {
+
+constexpr int64_t kRowGrain = 48; // rows of D elements a thread: 8 tiles
+
+// Rows R[., s] of the redundancy, computed for a block of candidates at a time.
+//
+// Only the rows of picked tokens are ever needed, and which will be picked is nearly known: when a pick has no row yet,
+// its row and those of the next best candidates are computed as one product. A row does not depend on the block it is
+// computed in, so this changes no bit, whatever the block.
+template <typename Acc> class RedundancyRows {
+public:
+  // At most `capacity` rows are held: what is computed and not picked is dropped when they run out.
+  RedundancyRows(const Tokens<Acc>& visual, const SelectOptions& options, int64_t capacity)
+      : visual_(visual), kappa_(static_cast<Acc>(1 / (options.bandwidth * options.bandwidth))),
+        chain_(options.redundancy == Redundancy::kChain), capacity_(capacity), length_(padded(visual.rows.count)),
+        row_of_(visual.rows.count, nullptr) {}
+
+  // The row of `pick`, chain: times pi_pick. `gains` (NaN: not to be picked) rank the candidates for its block, of
+  // which at most `wanted` make sense.
+  const Acc* row(int64_t pick, const Acc* gains, int64_t wanted) {
+    if (row_of_[pick] == nullptr) compute(pick, gains, wanted);
+    return row_of_[pick];
+  }
+
+  // `pick` has been dealt with: its row's memory is free for another.
+  void release(int64_t pick) {
+    free_.push_back(row_of_[pick]);
+    row_of_[pick] = nullptr;
+  }
+
+private:
+  // 16 columns: the product runs at the rate of the arithmetic while few rows are computed in vain. Rows beyond the
+  // second-level cache are read from memory once a block: there, 32.
+  int64_t block() const { return visual_.rows.count * visual_.rows.dim > (int64_t{1} << 24) ? 32 : 16; }
+
+  void compute(int64_t pick, const Acc* gains, int64_t wanted) {
+    reserve();
+    const int64_t count = std::min({block(), wanted, static_cast<int64_t>(free_.size())});
+    const std::vector<int64_t> chosen = candidates(pick, gains, count);
+    std::vector<Acc*> rows(chosen.size());
+    for (size_t j = 0; j < chosen.size(); ++j) {
+      rows[j] = row_of_[chosen[j]] = free_.back();
+      free_.pop_back();
+    }
+    fill(chosen, rows);
+  }
+
+  // Memory for at least one row; for a whole block where the capacity allows.
+  void reserve() {
+    if (free_.empty() && held_ == capacity_)
+      for (Acc*& row : row_of_)
+        if (row != nullptr) free_.push_back(std::exchange(row, nullptr));
+    const int64_t missing = std::min(block() - static_cast<int64_t>(free_.size()), capacity_ - held_);
+    if (missing <= 0) return;
+    Acc* memory = memory_.emplace_back(missing * length_).get();
+    for (int64_t j = 0; j < missing; ++j)
+      free_.push_back(memory + j * length_);
+    held_ += missing;
+  }
+
+  // `pick` and the tokens of the next largest gains that have no row yet, `count` in all where there are as many.
+  std::vector<int64_t> candidates(int64_t pick, const Acc* gains, int64_t count) const {
+    std::vector<int64_t> chosen;
+    for (int64_t i = 0; i < visual_.rows.count; ++i)
+      if (i != pick && row_of_[i] == nullptr && !std::isnan(gains[i])) chosen.push_back(i);
+    const auto larger = [gains](int64_t a, int64_t b) { return gains[a] > gains[b] || (gains[a] == gains[b] && a < b); };
+    if (static_cast<int64_t>(chosen.size()) > count - 1) {
+      std::nth_element(chosen.begin(), chosen.begin() + (count - 1), chosen.end(), larger);
+      chosen.resize(count - 1);
+    }
+    chosen.push_back(pick);
+    return chosen;
+  }
+
+  void fill(const std::vector<int64_t>& chosen, const std::vector<Acc*>& rows) {
+    const auto& k = kernels<Acc>();
+    const int64_t count = static_cast<int64_t>(chosen.size()), n = visual_.rows.count;
+    Buffer<Acc> panel(panel_size(count, visual_.rows.dim));
+    k.pack(visual_.rows, chosen.data(), count, visual_.inverse_norm.get(), panel.get());
+    parallel_for(n, kRowGrain, [&](int64_t begin, int64_t end) {
+      k.cosines(visual_.rows, begin, end, panel.get(), count, visual_.inverse_norm.get(), rows.data());
+    });
+    parallel_for(count, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t j = begin; j < end; ++j) {
+        std::fill(rows[j] + n, rows[j] + length_, Acc(0));
+        const Acc weight = chain_ ? std::exp(visual_.log_prior[chosen[j]]) : Acc(1);
+        k.redundancies(rows[j], visual_.log_prior.get(), length_, kappa_, weight);
+      }
+    });
+  }
+
+  const Tokens<Acc>& visual_;
+  const Acc kappa_;
+  const bool chain_;
+  const int64_t capacity_, length_;
+  int64_t held_ = 0;
+  std::vector<Acc*> row_of_, free_;
+  std::vector<Buffer<Acc>> memory_;
+};
+
+// Scores as the greedy step wants them: NaN for tokens that can't be picked, -infinity for valid ones scored NaN.
+template <typename Acc> Buffer<Acc> pickable_scores(const Tokens<Acc>& visual, const Acc* scores) {
+  Buffer<Acc> pickable(padded(visual.rows.count));
+  std::fill_n(pickable.get(), padded(visual.rows.count), std::numeric_limits<Acc>::quiet_NaN());
+  for (int64_t i : visual.valid)
+    pickable[i] = std::isnan(scores[i]) ? -std::numeric_limits<Acc>::infinity() : scores[i];
+  return pickable;
+}
+
+template <typename Acc>
+int64_t top_k(const Tokens<Acc>& visual, const Acc* scores, int64_t keep, const SelectOptions& options,
+              int64_t* indices, Acc* gains) {
+  const Buffer<Acc> score = pickable_scores(visual, scores);
+  std::vector<int64_t> order = visual.valid;
+  std::partial_sort(order.begin(), order.begin() + keep, order.end(), [&](int64_t a, int64_t b) {
+    return score[a] > score[b] || (score[a] == score[b] && a < b);
+  });
+  for (int64_t k = 0; k < keep; ++k) {
+    if (options.min_gain && !(score[order[k]] >= static_cast<Acc>(*options.min_gain))) return k;
+    indices[k] = order[k];
+    gains[k] = score[order[k]];
+  }
+  return keep;
+}
+
+} // namespace
+
+template <typename Acc>
+int64_t greedy_select(const Tokens<Acc>& visual, const Acc* scores, int64_t keep, const SelectOptions& options,
+                      int64_t* indices, Acc* gains) {
+  keep = std::min(keep, static_cast<int64_t>(visual.valid.size()));
+  if (keep <= 0) return 0;
+  if (options.redundancy == Redundancy::kNone || options.weight == 0)
+    return top_k(visual, scores, keep, options, indices, gains);
+  const bool mean = options.redundancy == Redundancy::kMean, maximum = options.redundancy == Redundancy::kMax;
+  const int64_t n = visual.rows.count, length = padded(n);
+  Buffer<Acc> score = pickable_scores(visual, scores), rho(length), gain(length);
+  std::fill_n(rho.get(), length, Acc(0));
+  RedundancyRows<Acc> rows(visual, options, keep);
+  const Acc* row = nullptr;
+  for (int64_t k = 0; k < keep; ++k) {
+    const Acc scale = static_cast<Acc>(mean && k > 0 ? options.weight / static_cast<double>(k) : options.weight);
+    const bool join_maximum = maximum && k > 1; // the first row is the maximum so far, also where it is negative
+    Best<Acc> best = kernels<Acc>().step(score.get(), rho.get(), row, join_maximum, scale, length, gain.get());
+    if (best.index < 0) // no gain above -infinity: the lowest index that is left
+      best.index = std::find_if(gain.get(), gain.get() + n, [](Acc g) { return !std::isnan(g); }) - gain.get();
+    if (options.min_gain && !(best.gain >= static_cast<Acc>(*options.min_gain))) return k;
+    if (k > 0) rows.release(indices[k - 1]);
+    indices[k] = best.index;
+    gains[k] = best.gain;
+    score[best.index] = std::numeric_limits<Acc>::quiet_NaN();
+    if (k + 1 < keep) row = rows.row(best.index, gain.get(), keep - 1 - k);
+  }
+  return keep;
+}
+
+template int64_t greedy_select(const Tokens<float>&, const float*, int64_t, const SelectOptions&, int64_t*, float*);
+template int64_t greedy_select(const Tokens<double>&, const double*, int64_t, const SelectOptions&, int64_t*, double*);
+
+} // namespace mi_pruner::cpu

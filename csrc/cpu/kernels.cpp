@@ -1,0 +1,330 @@
+// Compiled once per instruction set, MI_PRUNER_ISA naming it; see kernels.h for what each function computes.
+#include "cpu/kernels.h"
+
+#include <cmath>
+#include <limits>
+
+#if defined(__F16C__)
+#include <immintrin.h>
+#endif
+
+namespace mi_pruner::cpu {
+namespace MI_PRUNER_ISA {
+
+#include "cpu/simd.h"
+
+namespace {
+
+// Columns of the features worked on at a time: a panel of 16 rows and a tile of 6 stay in 32 KiB of cache.
+constexpr int64_t kChunk = 256;
+
+// ---- Element types -------------------------------------------------------------------------------------------------
+
+struct Half {
+  uint16_t bits;
+};
+struct Brain {
+  uint16_t bits;
+};
+
+inline float bits_to_float(uint32_t bits) {
+  float value;
+  __builtin_memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+inline float widen(Brain x) { return bits_to_float(uint32_t{x.bits} << 16); }
+
+inline float widen(Half x) {
+  const uint32_t sign = uint32_t(x.bits & 0x8000) << 16, magnitude = uint32_t(x.bits & 0x7fff) << 13;
+  if (magnitude >= 0x0f800000) return bits_to_float(sign | 0x7f800000 | magnitude); // infinity or NaN
+  const float value = bits_to_float(magnitude) * 0x1p112f;                          // from a bias of 15 to one of 127
+  return sign ? -value : value;
+}
+
+inline float widen(float x) { return x; }
+inline double widen(double x) { return x; }
+
+// to[0 .. padded(count)) <- from[0 .. count), 0 after.
+template <typename T, typename Acc> void widen_row(const T* from, int64_t count, Acc* to) {
+  int64_t i = 0;
+#if defined(__F16C__)
+  if constexpr (__is_same(T, Half))
+    for (; i + 8 <= count; i += 8)
+      _mm256_storeu_ps(to + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i))));
+#endif
+  for (; i < count; ++i)
+    to[i] = widen(from[i]);
+  for (; i < padded(count); ++i)
+    to[i] = 0;
+}
+
+// Columns [from, from + kChunk) of a row, as Acc and padded by zeros: the row itself where it is that already.
+template <typename T, typename Acc> const Acc* chunk(const T* row, int64_t dim, int64_t from, Acc* scratch) {
+  const int64_t count = dim - from < kChunk ? dim - from : kChunk;
+  if constexpr (__is_same(T, Acc))
+    if (count % kPad == 0) return row + from;
+  widen_row(row + from, count, scratch);
+  return scratch;
+}
+
+constexpr int64_t chunk_length(int64_t dim, int64_t from) {
+  return padded(dim - from < kChunk ? dim - from : kChunk);
+}
+
+// ---- Norms and products --------------------------------------------------------------------------------------------
+
+template <typename T, typename Acc>
+void squared_norms_of(const Rows& rows, int64_t begin, int64_t end, Acc* square) {
+  alignas(64) Acc scratch[kChunk];
+  for (int64_t i = begin; i < end; ++i) {
+    const T* row = static_cast<const T*>(rows.data) + i * rows.stride;
+    Vec<Acc> total[4] = {}; // four at a time: the additions of one would wait for each other
+    for (int64_t from = 0; from < rows.dim; from += kChunk) {
+      const Acc* x = chunk<T, Acc>(row, rows.dim, from, scratch);
+      const int64_t length = chunk_length(rows.dim, from);
+      for (int64_t d = 0; d < length; d += kLanes<Acc>) {
+        const Vec<Acc> v = load(x + d);
+        total[d / kLanes<Acc> % 4] += v * v;
+      }
+    }
+    square[i] = lane_sum<Acc>((total[0] + total[1]) + (total[2] + total[3]));
+  }
+}
+
+// A panel is laid out by chunks of columns, then by rows: what one pass over a chunk reads is contiguous.
+template <typename T, typename Acc>
+void pack_of(const Rows& rows, const int64_t* chosen, int64_t count, const Acc* scale, Acc* panel) {
+  alignas(64) Acc scratch[kChunk];
+  const int64_t panel_rows = (count + kTileColumns - 1) / kTileColumns * kTileColumns;
+  for (int64_t from = 0; from < rows.dim; from += kChunk) {
+    const int64_t length = chunk_length(rows.dim, from);
+    for (int64_t j = 0; j < panel_rows; ++j, panel += length) {
+      if (j < count) {
+        const T* row = static_cast<const T*>(rows.data) + chosen[j] * rows.stride;
+        const Acc* x = chunk<T, Acc>(row, rows.dim, from, scratch);
+        for (int64_t d = 0; d < length; ++d)
+          panel[d] = x[d] * scale[chosen[j]];
+      } else {
+        for (int64_t d = 0; d < length; ++d)
+          panel[d] = 0;
+      }
+    }
+  }
+}
+
+// total[r][c] += x[r] * panel[c] over one chunk of columns: lanes hold every kLanes-th column.
+template <typename Acc>
+inline void multiply_tile(const Acc* const* x, const Acc* panel, int64_t length, Vec<Acc>* total, int64_t stride) {
+  Vec<Acc> sum[kTileRows][kTileColumns];
+#pragma GCC unroll 8
+  for (int r = 0; r < kTileRows; ++r)
+#pragma GCC unroll 8
+    for (int c = 0; c < kTileColumns; ++c)
+      sum[r][c] = total[r * stride + c];
+  for (int64_t d = 0; d < length; d += kLanes<Acc>) {
+    Vec<Acc> b[kTileColumns];
+#pragma GCC unroll 8
+    for (int c = 0; c < kTileColumns; ++c)
+      b[c] = load(panel + c * length + d);
+#pragma GCC unroll 8
+    for (int r = 0; r < kTileRows; ++r) {
+      const Vec<Acc> a = load(x[r] + d);
+#pragma GCC unroll 8
+      for (int c = 0; c < kTileColumns; ++c)
+        sum[r][c] += a * b[c];
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < kTileRows; ++r)
+#pragma GCC unroll 8
+    for (int c = 0; c < kTileColumns; ++c)
+      total[r * stride + c] = sum[r][c];
+}
+
+constexpr int64_t kColumnsAtOnce = 64; // of the panel: their sums, 6 x 64 vectors, stay in cache
+
+// Up to kTileRows rows from `first` (the last one stands in for those beyond `end`) with `count` rows of the panel.
+template <typename T, typename Acc>
+void cosines_of_tile(const Rows& rows, int64_t first, int64_t end, const Acc* panel, int64_t panel_rows, int64_t column,
+                     int64_t count, const Acc* scale, Acc* const* out) {
+  alignas(64) Acc scratch[kTileRows][kChunk];
+  Vec<Acc> total[kTileRows][kColumnsAtOnce];
+  for (int r = 0; r < kTileRows; ++r)
+    for (int64_t c = 0; c < padded(count); ++c)
+      total[r][c] = Vec<Acc>{};
+  const T* row[kTileRows];
+  for (int r = 0; r < kTileRows; ++r) {
+    const int64_t i = first + r < end ? first + r : end - 1;
+    row[r] = static_cast<const T*>(rows.data) + i * rows.stride;
+  }
+  for (int64_t from = 0; from < rows.dim; from += kChunk) {
+    const int64_t length = chunk_length(rows.dim, from);
+    const Acc* x[kTileRows];
+    for (int r = 0; r < kTileRows; ++r)
+      x[r] = chunk<T, Acc>(row[r], rows.dim, from, scratch[r]);
+    for (int64_t c = 0; c < count; c += kTileColumns)
+      multiply_tile<Acc>(x, panel + (column + c) * length, length, &total[0][c], kColumnsAtOnce);
+    panel += panel_rows * length;
+  }
+  for (int r = 0; r < kTileRows && first + r < end; ++r)
+    for (int64_t c = 0; c < count; ++c) {
+      const Acc s = scale[first + r];
+      out[column + c][first + r] = s == 0 ? 0 : lane_sum<Acc>(total[r][c]) * s;
+    }
+}
+
+template <typename T, typename Acc>
+void cosines_of(const Rows& rows, int64_t begin, int64_t end, const Acc* panel, int64_t count, const Acc* scale,
+                Acc* const* out) {
+  const int64_t panel_rows = (count + kTileColumns - 1) / kTileColumns * kTileColumns;
+  for (int64_t i = begin; i < end; i += kTileRows)
+    for (int64_t column = 0; column < count; column += kColumnsAtOnce) {
+      const int64_t columns = count - column < kColumnsAtOnce ? count - column : kColumnsAtOnce;
+      cosines_of_tile<T, Acc>(rows, i, end, panel, panel_rows, column, columns, scale, out);
+    }
+}
+
+// ---- Densities -----------------------------------------------------------------------------------------------------
+
+template <typename Acc> Acc sum(const Acc* values, int64_t padded) {
+  Vec<Acc> total{};
+  for (int64_t i = 0; i < padded; i += kLanes<Acc>)
+    total += load(values + i);
+  return lane_sum<Acc>(total);
+}
+
+template <typename Acc>
+Acc squared_deviations(const Acc* values, const Acc* log_prior, int64_t padded, Acc mean) {
+  Vec<Acc> total{};
+  for (int64_t i = 0; i < padded; i += kLanes<Acc>) {
+    const Vec<Acc> deviation = load(values + i) - mean;
+    total += load(log_prior + i) > -std::numeric_limits<Acc>::infinity() ? deviation * deviation : Vec<Acc>{};
+  }
+  return lane_sum<Acc>(total);
+}
+
+template <typename Acc> Acc log_normaliser(const Acc* cosines, const Acc* log_prior, int64_t padded, Acc kappa) {
+  Vec<Acc> highest = splat<Acc>(-std::numeric_limits<Acc>::infinity());
+  for (int64_t i = 0; i < padded; i += kLanes<Acc>)
+    highest = max<Acc>(highest, (load(cosines + i) - 1) * kappa + load(log_prior + i));
+  const Acc shift = lane_max<Acc>(highest);
+  Vec<Acc> total{};
+  for (int64_t i = 0; i < padded; i += kLanes<Acc>)
+    total += exp<Acc>((load(cosines + i) - 1) * kappa + load(log_prior + i) - shift);
+  return shift + std::log(lane_sum<Acc>(total));
+}
+
+template <typename Acc> inline Vec<Acc> log_of(Vec<Acc> v) {
+  for (int lane = 0; lane < kLanes<Acc>; ++lane)
+    v[lane] = std::log(v[lane]);
+  return v;
+}
+
+// With l_j = (cosine - 1) kappa - log Z_j, top = max_j l_j, e_j = exp(l_j - top), s = sum w e and d = sum w e (l - top):
+//   joint: pi (sum w r l - q' log q') = pi e^top (d - s log s)    prior: pi sum w r l = pi e^top (d + s top)
+// Relative to top the terms cancel before they are rounded, and one text token gives exactly 0.
+template <typename Acc>
+void scores(const Acc* const* cosines, const Acc* log_z, const Acc* weight, int64_t count, const Acc* log_prior,
+            Acc kappa, bool joint, int64_t begin, int64_t end, Acc* scores) {
+  for (int64_t i = begin; i < end; i += kLanes<Acc>) {
+    Vec<Acc> top = splat<Acc>(-std::numeric_limits<Acc>::infinity());
+    for (int64_t j = 0; j < count; ++j)
+      top = max<Acc>(top, (load(cosines[j] + i) - 1) * kappa - log_z[j]);
+    Vec<Acc> s{}, d{};
+    for (int64_t j = 0; j < count; ++j) {
+      const Vec<Acc> below = ((load(cosines[j] + i) - 1) * kappa - log_z[j]) - top;
+      const Vec<Acc> term = weight[j] * exp<Acc>(below);
+      s += term;
+      d += term * below;
+    }
+    const Vec<Acc> conditional = exp<Acc>(top + load(log_prior + i)); // pi e^top, at most about 1
+    store(scores + i, conditional * (joint ? d - s * log_of<Acc>(s) : d + s * top));
+  }
+}
+
+template <typename Acc> void redundancies(Acc* row, const Acc* log_prior, int64_t padded, Acc kappa, Acc weight) {
+  const Acc log_z = log_normaliser(row, log_prior, padded, kappa);
+  for (int64_t i = 0; i < padded; i += kLanes<Acc>) {
+    const Vec<Acc> log_r = (load(row + i) - 1) * kappa - log_z;
+    store(row + i, weight * exp<Acc>(log_r + load(log_prior + i)) * log_r);
+  }
+}
+
+// ---- The greedy step -----------------------------------------------------------------------------------------------
+
+template <typename Acc>
+Best<Acc> step(const Acc* scores, Acc* rho, const Acc* row, bool maximum, Acc scale, int64_t padded, Acc* gains) {
+  using Index = Bits<Acc>;
+  Vec<Acc> best = splat<Acc>(-std::numeric_limits<Acc>::infinity());
+  Index index{}, where = Index{} - 1;
+  for (int lane = 0; lane < kLanes<Acc>; ++lane)
+    index[lane] = lane;
+  for (int64_t i = 0; i < padded; i += kLanes<Acc>, index += kLanes<Acc>) {
+    Vec<Acc> redundancy = load(rho + i);
+    if (row != nullptr) {
+      const Vec<Acc> r = load(row + i);
+      redundancy = maximum ? max<Acc>(redundancy, r) : redundancy + r;
+      store(rho + i, redundancy);
+    }
+    const Vec<Acc> gain = load(scores + i) - scale * redundancy;
+    store(gains + i, gain);
+    const Index better = gain > best; // false for NaN, and for an equal gain at a higher index
+    best = better ? gain : best;
+    where = better ? index : where;
+  }
+  Best<Acc> result{best[0], where[0]};
+  for (int lane = 1; lane < kLanes<Acc>; ++lane)
+    if (where[lane] >= 0 && (best[lane] > result.gain || result.index < 0 ||
+                             (best[lane] == result.gain && where[lane] < result.index)))
+      result = {best[lane], where[lane]};
+  return result;
+}
+
+// ---- One function per feature dtype --------------------------------------------------------------------------------
+
+#define MI_PRUNER_BY_DTYPE(rows, call)                                                                                 \
+  if constexpr (__is_same(Acc, double)) {                                                                              \
+    using T = double;                                                                                                  \
+    call;                                                                                                              \
+  } else if (rows.dtype == Dtype::kFloat32) {                                                                          \
+    using T = float;                                                                                                   \
+    call;                                                                                                              \
+  } else if (rows.dtype == Dtype::kBFloat16) {                                                                         \
+    using T = Brain;                                                                                                   \
+    call;                                                                                                              \
+  } else {                                                                                                             \
+    using T = Half;                                                                                                    \
+    call;                                                                                                              \
+  }
+
+template <typename Acc> void squared_norms(const Rows& rows, int64_t begin, int64_t end, Acc* square) {
+  MI_PRUNER_BY_DTYPE(rows, (squared_norms_of<T, Acc>(rows, begin, end, square)))
+}
+
+template <typename Acc>
+void pack(const Rows& rows, const int64_t* chosen, int64_t count, const Acc* scale, Acc* panel) {
+  MI_PRUNER_BY_DTYPE(rows, (pack_of<T, Acc>(rows, chosen, count, scale, panel)))
+}
+
+template <typename Acc>
+void cosines(const Rows& rows, int64_t begin, int64_t end, const Acc* panel, int64_t count, const Acc* scale,
+             Acc* const* out) {
+  MI_PRUNER_BY_DTYPE(rows, (cosines_of<T, Acc>(rows, begin, end, panel, count, scale, out)))
+}
+
+template <typename Acc>
+constexpr Kernels<Acc> kTable = {
+    squared_norms<Acc>,  pack<Acc>,   cosines<Acc>,      sum<Acc>,  squared_deviations<Acc>,
+    log_normaliser<Acc>, scores<Acc>, redundancies<Acc>, step<Acc>,
+};
+
+} // namespace
+
+extern const Kernels<float> kFloat;
+extern const Kernels<double> kDouble;
+const Kernels<float> kFloat = kTable<float>;
+const Kernels<double> kDouble = kTable<double>;
+
+} // namespace MI_PRUNER_ISA
+} // namespace mi_pruner::cpu

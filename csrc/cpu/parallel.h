@@ -1,0 +1,12 @@
+// The one thing that the CPU backend's Torch-free code asks of its surroundings.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+
+namespace mi_pruner::cpu {
+
+// body(begin, end) over parts of [0, count), at least `grain` long, on several threads.
+void parallel_for(int64_t count, int64_t grain, const std::function<void(int64_t, int64_t)>& body);
+
+} // namespace mi_pruner::cpu

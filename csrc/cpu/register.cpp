@@ -1,0 +1,364 @@
+// The CPU operators: tensors to samples, samples to kernels. Schemas: mi_pruner/_schema.py.
+#include <algorithm>
+#include <cstring>
+#include <limits>
+#include <numeric>
+#include <string>
+#include <tuple>
+#include <utility>
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include "check.h"
+#include "cpu/parallel.h"
+#include "cpu/sample.h"
+
+namespace mi_pruner::cpu {
+
+void parallel_for(int64_t count, int64_t grain, const std::function<void(int64_t, int64_t)>& body) {
+  torch::stable::parallel_for(0, count, grain, body);
+}
+
+namespace {
+
+using OptionalTensor = std::optional<Tensor>;
+using Picks = std::tuple<Tensor, Tensor>;
+using TokensAndPicks = std::tuple<Tensor, Tensor, Tensor>;
+
+// ---- Samples -------------------------------------------------------------------------------------------------------
+
+// One sample's place in arrays over all tokens (or over all slots of the output).
+struct Span {
+  int64_t begin;
+  int64_t count;
+};
+
+struct Sample {
+  Rows rows;
+  Span span;
+};
+
+Dtype dtype_of(const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+  case ScalarType::Half:
+    return Dtype::kFloat16;
+  case ScalarType::BFloat16:
+    return Dtype::kBFloat16;
+  case ScalarType::Float:
+    return Dtype::kFloat32;
+  case ScalarType::Double:
+    return Dtype::kFloat64;
+  default:
+    STD_TORCH_CHECK(false, "features: unsupported dtype");
+  }
+}
+
+ScalarType accumulation(const Tensor& visual) {
+  return visual.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+int64_t bytes(Dtype dtype) { return dtype == Dtype::kFloat64 ? 8 : dtype == Dtype::kFloat32 ? 4 : 2; }
+
+Rows rows_at(const Tensor& tensor, int64_t offset, int64_t count) {
+  const int64_t last = tensor.dim() - 1;
+  const Dtype dtype = dtype_of(tensor);
+  return {static_cast<const char*>(tensor.const_data_ptr()) + offset * bytes(dtype), tensor.stride(last - 1), count,
+          tensor.size(last), dtype};
+}
+
+std::vector<Sample> dense_samples(const Tensor& tensor) {
+  std::vector<Sample> samples;
+  for (int64_t b = 0; b < tensor.size(0); ++b)
+    samples.push_back({rows_at(tensor, b * tensor.stride(0), tensor.size(1)), {b * tensor.size(1), tensor.size(1)}});
+  return samples;
+}
+
+std::vector<Span> dense_spans(int64_t samples, int64_t count) {
+  std::vector<Span> spans;
+  for (int64_t b = 0; b < samples; ++b)
+    spans.push_back({b * count, count});
+  return spans;
+}
+
+// What cu says is clamped to [0, total], to be non-decreasing (so no two samples overlap), and to the longest length.
+std::vector<Span> packed_spans(const char* name, const Tensor& cu, int64_t total, int64_t longest) {
+  check_array(name, cu, std::max<int64_t>(cu.numel(), 1), ScalarType::Int);
+  const int32_t* ends = cu.const_data_ptr<int32_t>();
+  std::vector<Span> spans;
+  int64_t begin = std::clamp<int64_t>(ends[0], 0, total);
+  for (int64_t b = 1; b < cu.numel(); ++b) {
+    const int64_t end = std::clamp<int64_t>(ends[b], begin, total);
+    spans.push_back({begin, std::min(end - begin, longest)});
+    begin = end;
+  }
+  return spans;
+}
+
+std::vector<Sample> packed_samples(const char* name, const Tensor& tensor, const Tensor& cu, int64_t longest) {
+  std::vector<Sample> samples;
+  for (const Span& span : packed_spans(name, cu, tensor.size(0), longest))
+    samples.push_back({rows_at(tensor, span.begin * tensor.stride(0), span.count), span});
+  return samples;
+}
+
+// body(b) for every sample: in parallel where they are enough for all threads, else one after another, each in parallel
+// within.
+template <typename Body> void for_each_sample(size_t count, const Body& body) {
+  if (count < torch::stable::get_num_threads()) {
+    for (size_t b = 0; b < count; ++b)
+      body(b);
+  } else {
+    parallel_for(static_cast<int64_t>(count), 1, [&](int64_t begin, int64_t end) {
+      for (int64_t b = begin; b < end; ++b)
+        body(b);
+    });
+  }
+}
+
+template <typename Acc> const Acc* array(const char* name, const OptionalTensor& tensor, int64_t numel) {
+  if (!tensor) return nullptr;
+  check_array(name, *tensor, numel, sizeof(Acc) == 8 ? ScalarType::Double : ScalarType::Float);
+  return tensor->const_data_ptr<Acc>();
+}
+
+template <typename Acc> Tokens<Acc> prepare(const Sample& sample, const Acc* prior) {
+  return cpu::prepare<Acc>(sample.rows, prior == nullptr ? nullptr : prior + sample.span.begin);
+}
+
+// ---- The work ------------------------------------------------------------------------------------------------------
+
+struct Scoring {
+  std::vector<Sample> text;
+  OptionalTensor text_prior;
+  int64_t text_tokens;
+  ScoreOptions options;
+};
+
+struct Selecting {
+  std::vector<Span> slots;     // of the outputs, a sample each
+  std::vector<int64_t> budget; // at most that many picks
+  SelectOptions options;
+};
+
+struct Outputs {
+  Tensor indices, gains;
+};
+
+template <typename Acc>
+void score(const std::vector<Sample>& visual, const OptionalTensor& visual_prior, const Scoring& scoring,
+           const Tensor& scores) {
+  const Acc* prior = array<Acc>("visual_prior", visual_prior, scores.numel());
+  const Acc* text_prior = array<Acc>("text_prior", scoring.text_prior, scoring.text_tokens);
+  Acc* out = scores.mutable_data_ptr<Acc>();
+  std::fill_n(out, scores.numel(), Acc(0));
+  for_each_sample(visual.size(), [&](size_t b) {
+    const Tokens<Acc> tokens = prepare(visual[b], prior), text = prepare(scoring.text[b], text_prior);
+    mi_scores(tokens, text, scoring.options, out + visual[b].span.begin);
+  });
+}
+
+template <typename Acc> void clear(const Outputs& out) {
+  std::fill_n(out.indices.mutable_data_ptr<int64_t>(), out.indices.numel(), int64_t{-1});
+  std::fill_n(out.gains.mutable_data_ptr<Acc>(), out.gains.numel(), -std::numeric_limits<Acc>::infinity());
+}
+
+template <typename Acc>
+int64_t select_one(const Tokens<Acc>& tokens, const Acc* scores, const Selecting& selecting, size_t b,
+                   const Outputs& out) {
+  const Span slot = selecting.slots[b];
+  return greedy_select(tokens, scores, std::min(slot.count, selecting.budget[b]), selecting.options,
+                       out.indices.mutable_data_ptr<int64_t>() + slot.begin,
+                       out.gains.mutable_data_ptr<Acc>() + slot.begin);
+}
+
+template <typename Acc>
+void select(const Tensor& scores, const std::vector<Sample>& visual, const OptionalTensor& visual_prior,
+            const Selecting& selecting, const Outputs& out) {
+  const Acc* prior = array<Acc>("visual_prior", visual_prior, scores.numel());
+  const Acc* score = array<Acc>("scores", scores, scores.numel());
+  clear<Acc>(out);
+  for_each_sample(visual.size(), [&](size_t b) {
+    select_one(prepare(visual[b], prior), score + visual[b].span.begin, selecting, b, out);
+  });
+}
+
+// Sorts a sample's `count` picks by index and copies their rows to `tokens`.
+template <typename Acc>
+void gather(const Rows& rows, Span slot, int64_t count, const Outputs& out, const Tensor& tokens) {
+  int64_t* indices = out.indices.mutable_data_ptr<int64_t>() + slot.begin;
+  Acc* gains = out.gains.mutable_data_ptr<Acc>() + slot.begin;
+  std::vector<std::pair<int64_t, Acc>> picks(count);
+  for (int64_t k = 0; k < count; ++k)
+    picks[k] = {indices[k], gains[k]};
+  std::sort(picks.begin(), picks.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
+  const int64_t row_bytes = rows.dim * bytes(rows.dtype);
+  char* to = static_cast<char*>(tokens.mutable_data_ptr()) + slot.begin * row_bytes;
+  for (int64_t k = 0; k < count; ++k, to += row_bytes) {
+    indices[k] = picks[k].first;
+    gains[k] = picks[k].second;
+    std::memcpy(to, static_cast<const char*>(rows.data) + indices[k] * rows.stride * bytes(rows.dtype), row_bytes);
+  }
+  std::memset(to, 0, (slot.count - count) * row_bytes);
+}
+
+template <typename Acc>
+void prune(const std::vector<Sample>& visual, int64_t visual_tokens, const OptionalTensor& visual_prior,
+           const Scoring& scoring, const Selecting& selecting, const Outputs& out, const Tensor& tokens) {
+  const Acc* prior = array<Acc>("visual_prior", visual_prior, visual_tokens);
+  const Acc* text_prior = array<Acc>("text_prior", scoring.text_prior, scoring.text_tokens);
+  clear<Acc>(out);
+  for_each_sample(visual.size(), [&](size_t b) {
+    const Tokens<Acc> prepared = prepare(visual[b], prior), text = prepare(scoring.text[b], text_prior);
+    std::vector<Acc> scores(visual[b].rows.count);
+    mi_scores(prepared, text, scoring.options, scores.data());
+    const int64_t count = select_one(prepared, scores.data(), selecting, b, out);
+    gather<Acc>(visual[b].rows, selecting.slots[b], count, out, tokens);
+  });
+}
+
+// ---- The operators -------------------------------------------------------------------------------------------------
+
+Redundancy redundancy_of(const std::string& name) {
+  if (name == "mean") return Redundancy::kMean;
+  if (name == "chain") return Redundancy::kChain;
+  if (name == "max") return Redundancy::kMax;
+  STD_TORCH_CHECK(name == "none", "redundancy: unknown mode ", name);
+  return Redundancy::kNone;
+}
+
+std::vector<int64_t> budgets(const std::optional<Tensor>& budget, size_t samples) {
+  if (!budget) return std::vector<int64_t>(samples, std::numeric_limits<int64_t>::max());
+  check_array("budget", *budget, static_cast<int64_t>(samples), ScalarType::Long);
+  const int64_t* values = budget->const_data_ptr<int64_t>();
+  return {values, values + samples};
+}
+
+Outputs new_outputs(const Tensor& visual, std::initializer_list<int64_t> shape) {
+  return {torch::stable::new_empty(visual, shape, ScalarType::Long),
+          torch::stable::new_empty(visual, shape, accumulation(visual))};
+}
+
+// f<Acc>() for the accumulation type of `visual`.
+#define MI_PRUNER_BY_ACCUMULATION(visual, f, ...)                                                                      \
+  (accumulation(visual) == ScalarType::Double ? f<double>(__VA_ARGS__) : f<float>(__VA_ARGS__))
+
+Scoring dense_scoring(const Tensor& visual, const Tensor& text, const OptionalTensor& text_prior,
+                      std::optional<double> bandwidth, const std::string& marginal) {
+  check_features("visual", visual, 3, visual.scalar_type());
+  check_features("text", text, 3, visual.scalar_type());
+  STD_TORCH_CHECK(text.size(0) == visual.size(0) && text.size(2) == visual.size(2), "text: wrong shape");
+  return {dense_samples(text), text_prior, text.size(0) * text.size(1), {bandwidth, marginal == "joint"}};
+}
+
+Scoring packed_scoring(const Tensor& visual, const Tensor& text, const Tensor& cu_visual, const Tensor& cu_text,
+                       int64_t max_text, const OptionalTensor& text_prior, std::optional<double> bandwidth,
+                       const std::string& marginal) {
+  check_features("visual", visual, 2, visual.scalar_type());
+  check_features("text", text, 2, visual.scalar_type());
+  STD_TORCH_CHECK(text.size(1) == visual.size(1) && cu_text.numel() == cu_visual.numel(), "text: wrong shape");
+  return {packed_samples("cu_seqlens_text", text, cu_text, max_text),
+          text_prior,
+          text.size(0),
+          {bandwidth, marginal == "joint"}};
+}
+
+Selecting packed_selecting(const Tensor& cu_visual, const Tensor& cu_keep, int64_t max_keep, int64_t total_keep,
+                           const SelectOptions& options) {
+  STD_TORCH_CHECK(cu_keep.numel() == cu_visual.numel(), "cu_keep: wrong shape");
+  const std::vector<Span> slots = packed_spans("cu_keep", cu_keep, total_keep, max_keep);
+  return {slots, budgets(std::nullopt, slots.size()), options};
+}
+
+Tensor mi_scores_op(Tensor visual, Tensor text, OptionalTensor visual_prior, OptionalTensor text_prior,
+                    std::optional<double> bandwidth, std::string marginal) {
+  const Scoring scoring = dense_scoring(visual, text, text_prior, bandwidth, marginal);
+  const Tensor scores = torch::stable::new_empty(visual, {visual.size(0), visual.size(1)}, accumulation(visual));
+  MI_PRUNER_BY_ACCUMULATION(visual, score, dense_samples(visual), visual_prior, scoring, scores);
+  return scores;
+}
+
+Picks greedy_select_op(Tensor scores, Tensor visual, int64_t keep, OptionalTensor visual_prior, double visual_bandwidth,
+                       std::string redundancy, double redundancy_weight, OptionalTensor budget,
+                       std::optional<double> min_gain) {
+  check_features("visual", visual, 3, visual.scalar_type());
+  check_array("scores", scores, visual.size(0) * visual.size(1), accumulation(visual));
+  const Selecting selecting{dense_spans(visual.size(0), keep),
+                            budgets(budget, visual.size(0)),
+                            {visual_bandwidth, redundancy_of(redundancy), redundancy_weight, min_gain}};
+  const Outputs out = new_outputs(visual, {visual.size(0), keep});
+  MI_PRUNER_BY_ACCUMULATION(visual, select, scores, dense_samples(visual), visual_prior, selecting, out);
+  return {out.indices, out.gains};
+}
+
+TokensAndPicks prune_op(Tensor visual, Tensor text, int64_t keep, OptionalTensor visual_prior, OptionalTensor text_prior,
+                        std::optional<double> bandwidth, std::string marginal, double visual_bandwidth,
+                        std::string redundancy, double redundancy_weight, OptionalTensor budget,
+                        std::optional<double> min_gain) {
+  const Scoring scoring = dense_scoring(visual, text, text_prior, bandwidth, marginal);
+  const Selecting selecting{dense_spans(visual.size(0), keep),
+                            budgets(budget, visual.size(0)),
+                            {visual_bandwidth, redundancy_of(redundancy), redundancy_weight, min_gain}};
+  const Outputs out = new_outputs(visual, {visual.size(0), keep});
+  const Tensor tokens = torch::stable::new_empty(visual, {visual.size(0), keep, visual.size(2)});
+  MI_PRUNER_BY_ACCUMULATION(visual, prune, dense_samples(visual), visual.size(0) * visual.size(1), visual_prior,
+                            scoring, selecting, out, tokens);
+  return {tokens, out.indices, out.gains};
+}
+
+Tensor mi_scores_varlen_op(Tensor visual, Tensor text, Tensor cu_seqlens_visual, Tensor cu_seqlens_text,
+                           int64_t max_seqlen_visual, int64_t max_seqlen_text, OptionalTensor visual_prior,
+                           OptionalTensor text_prior, std::optional<double> bandwidth, std::string marginal) {
+  const Scoring scoring = packed_scoring(visual, text, cu_seqlens_visual, cu_seqlens_text, max_seqlen_text, text_prior,
+                                         bandwidth, marginal);
+  const Tensor scores = torch::stable::new_empty(visual, {visual.size(0)}, accumulation(visual));
+  const auto samples = packed_samples("cu_seqlens_visual", visual, cu_seqlens_visual, max_seqlen_visual);
+  MI_PRUNER_BY_ACCUMULATION(visual, score, samples, visual_prior, scoring, scores);
+  return scores;
+}
+
+Picks greedy_select_varlen_op(Tensor scores, Tensor visual, Tensor cu_seqlens_visual, Tensor cu_keep,
+                              int64_t max_seqlen_visual, int64_t max_keep, int64_t total_keep,
+                              OptionalTensor visual_prior, double visual_bandwidth, std::string redundancy,
+                              double redundancy_weight, std::optional<double> min_gain) {
+  check_features("visual", visual, 2, visual.scalar_type());
+  check_array("scores", scores, visual.size(0), accumulation(visual));
+  const Selecting selecting =
+      packed_selecting(cu_seqlens_visual, cu_keep, max_keep, total_keep,
+                       {visual_bandwidth, redundancy_of(redundancy), redundancy_weight, min_gain});
+  const Outputs out = new_outputs(visual, {total_keep});
+  const auto samples = packed_samples("cu_seqlens_visual", visual, cu_seqlens_visual, max_seqlen_visual);
+  MI_PRUNER_BY_ACCUMULATION(visual, select, scores, samples, visual_prior, selecting, out);
+  return {out.indices, out.gains};
+}
+
+TokensAndPicks prune_varlen_op(Tensor visual, Tensor text, Tensor cu_seqlens_visual, Tensor cu_seqlens_text,
+                               Tensor cu_keep, int64_t max_seqlen_visual, int64_t max_seqlen_text, int64_t max_keep,
+                               int64_t total_keep, OptionalTensor visual_prior, OptionalTensor text_prior,
+                               std::optional<double> bandwidth, std::string marginal, double visual_bandwidth,
+                               std::string redundancy, double redundancy_weight, std::optional<double> min_gain) {
+  const Scoring scoring = packed_scoring(visual, text, cu_seqlens_visual, cu_seqlens_text, max_seqlen_text, text_prior,
+                                         bandwidth, marginal);
+  const Selecting selecting =
+      packed_selecting(cu_seqlens_visual, cu_keep, max_keep, total_keep,
+                       {visual_bandwidth, redundancy_of(redundancy), redundancy_weight, min_gain});
+  const Outputs out = new_outputs(visual, {total_keep});
+  const Tensor tokens = torch::stable::new_empty(visual, {total_keep, visual.size(1)});
+  std::memset(tokens.mutable_data_ptr(), 0, tokens.numel() * bytes(dtype_of(visual))); // slots that no sample owns
+  const auto samples = packed_samples("cu_seqlens_visual", visual, cu_seqlens_visual, max_seqlen_visual);
+  MI_PRUNER_BY_ACCUMULATION(visual, prune, samples, visual.size(0), visual_prior, scoring, selecting, out, tokens);
+  return {tokens, out.indices, out.gains};
+}
+
+} // namespace
+} // namespace mi_pruner::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(mi_pruner_cpu, CPU, m) {
+  using namespace mi_pruner::cpu;
+  m.impl("mi_scores", TORCH_BOX(&mi_scores_op));
+  m.impl("greedy_select", TORCH_BOX(&greedy_select_op));
+  m.impl("prune", TORCH_BOX(&prune_op));
+  m.impl("mi_scores_varlen", TORCH_BOX(&mi_scores_varlen_op));
+  m.impl("greedy_select_varlen", TORCH_BOX(&greedy_select_varlen_op));
+  m.impl("prune_varlen", TORCH_BOX(&prune_varlen_op));
+}

@@ -1,0 +1,119 @@
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <numeric>
+
+#include "cpu/parallel.h"
+#include "cpu/sample.h"
+
+namespace mi_pruner::cpu {
+namespace {
+
+constexpr int64_t kRowGrain = 48;   // rows of D elements a thread: 8 tiles
+constexpr int64_t kTextGrain = 4;   // rows of N cosines a thread
+constexpr int64_t kScoreGrain = 16; // blocks of kPad tokens a thread
+
+// log pi of the valid tokens, in logarithms throughout: nothing under- or overflows.
+template <typename Acc> void normalise_prior(const Acc* prior, Tokens<Acc>& tokens) {
+  if (tokens.valid.empty()) return;
+  const Acc largest = std::numeric_limits<Acc>::max();
+  Acc top = 0, total = 0;
+  for (int64_t i : tokens.valid)
+    top = std::max(top, std::min(prior[i], largest));
+  for (int64_t i : tokens.valid)
+    total += std::min(prior[i], largest) / top;
+  for (int64_t i : tokens.valid)
+    tokens.log_prior[i] = std::log(std::min(prior[i], largest)) - std::log(top) - std::log(total);
+}
+
+// cosines[j][i] of text.valid[j] with every visual token.
+template <typename Acc>
+void all_cosines(const Tokens<Acc>& visual, const Tokens<Acc>& text, const std::vector<Acc*>& cosines) {
+  const auto& k = kernels<Acc>();
+  const int64_t count = static_cast<int64_t>(cosines.size());
+  Buffer<Acc> panel(panel_size(count, text.rows.dim));
+  k.pack(text.rows, text.valid.data(), count, text.inverse_norm.get(), panel.get());
+  parallel_for(visual.rows.count, kRowGrain, [&](int64_t begin, int64_t end) {
+    k.cosines(visual.rows, begin, end, panel.get(), count, visual.inverse_norm.get(), cosines.data());
+  });
+  for (Acc* row : cosines)
+    std::fill(row + visual.rows.count, row + padded(visual.rows.count), Acc(0));
+}
+
+// The bandwidth rule: h^2 = population standard deviation of the cosines over the valid pairs, at least 1e-4.
+template <typename Acc> double squared_bandwidth(const Tokens<Acc>& visual, const std::vector<Acc*>& cosines) {
+  const auto& k = kernels<Acc>();
+  const int64_t length = padded(visual.rows.count);
+  const double pairs = static_cast<double>(visual.valid.size()) * static_cast<double>(cosines.size());
+  std::vector<double> parts(cosines.size());
+  const auto total = [&](const auto& part) {
+    parallel_for(static_cast<int64_t>(cosines.size()), kTextGrain, [&](int64_t begin, int64_t end) {
+      for (int64_t j = begin; j < end; ++j)
+        parts[j] = part(cosines[j]);
+    });
+    return std::accumulate(parts.begin(), parts.end(), 0.0);
+  };
+  const double mean = total([&](const Acc* row) { return k.sum(row, length); }) / pairs;
+  const double square = total(
+      [&](const Acc* row) { return k.squared_deviations(row, visual.log_prior.get(), length, static_cast<Acc>(mean)); });
+  return std::max(std::sqrt(square / pairs), 1e-4);
+}
+
+} // namespace
+
+template <typename Acc> Tokens<Acc> prepare(const Rows& rows, const Acc* prior) {
+  const int64_t length = padded(rows.count);
+  Tokens<Acc> tokens{rows, Buffer<Acc>(length), Buffer<Acc>(length), {}};
+  parallel_for(rows.count, kRowGrain, [&](int64_t begin, int64_t end) {
+    kernels<Acc>().squared_norms(rows, begin, end, tokens.inverse_norm.get());
+  });
+  for (int64_t i = 0; i < rows.count; ++i) {
+    const Acc square = tokens.inverse_norm[i];
+    const bool valid = std::isfinite(square) && (prior == nullptr || prior[i] > 0);
+    tokens.inverse_norm[i] = valid && square >= std::numeric_limits<Acc>::min() ? 1 / std::sqrt(square) : Acc(0);
+    if (valid) tokens.valid.push_back(i);
+  }
+  std::fill_n(tokens.log_prior.get(), length, -std::numeric_limits<Acc>::infinity());
+  if (prior != nullptr) {
+    normalise_prior(prior, tokens);
+  } else {
+    for (int64_t i : tokens.valid)
+      tokens.log_prior[i] = -std::log(static_cast<Acc>(tokens.valid.size()));
+  }
+  return tokens;
+}
+
+template <typename Acc>
+void mi_scores(const Tokens<Acc>& visual, const Tokens<Acc>& text, const ScoreOptions& options, Acc* scores) {
+  std::fill_n(scores, visual.rows.count, Acc(0));
+  if (visual.valid.empty() || text.valid.empty()) return;
+  const auto& k = kernels<Acc>();
+  const int64_t length = padded(visual.rows.count), count = static_cast<int64_t>(text.valid.size());
+  Buffer<Acc> storage(count * length), padded_scores(length);
+  std::vector<Acc*> cosines(count);
+  std::vector<Acc> log_z(count), weight(count);
+  for (int64_t j = 0; j < count; ++j) {
+    cosines[j] = storage.get() + j * length;
+    weight[j] = std::exp(text.log_prior[text.valid[j]]);
+  }
+  all_cosines(visual, text, cosines);
+  const double h2 = options.bandwidth ? *options.bandwidth * *options.bandwidth : squared_bandwidth(visual, cosines);
+  const Acc kappa = static_cast<Acc>(1 / h2);
+  parallel_for(count, kTextGrain, [&](int64_t begin, int64_t end) {
+    for (int64_t j = begin; j < end; ++j)
+      log_z[j] = k.log_normaliser(cosines[j], visual.log_prior.get(), length, kappa);
+  });
+  parallel_for(length / kPad, kScoreGrain, [&](int64_t begin, int64_t end) {
+    k.scores(cosines.data(), log_z.data(), weight.data(), count, visual.log_prior.get(), kappa, options.joint,
+             begin * kPad, end * kPad, padded_scores.get());
+  });
+  for (int64_t i : visual.valid)
+    scores[i] = padded_scores[i];
+}
+
+template Tokens<float> prepare(const Rows&, const float*);
+template Tokens<double> prepare(const Rows&, const double*);
+template void mi_scores(const Tokens<float>&, const Tokens<float>&, const ScoreOptions&, float*);
+template void mi_scores(const Tokens<double>&, const Tokens<double>&, const ScoreOptions&, double*);
+
+} // namespace mi_pruner::cpu

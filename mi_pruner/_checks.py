@@ -1,0 +1,301 @@
+"""Validation of every operator's arguments: the one place, shared by the real and the fake (meta) path.
+
+Only shapes, dtypes, devices and Python numbers are looked at, never the values on the device: those are clamped or
+masked by the kernels. Every error names the argument, what was expected and what came.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+MARGINALS = ("joint", "prior")
+REDUNDANCIES = ("mean", "chain", "max", "none")
+MIN_BANDWIDTH, MAX_BANDWIDTH = 1e-3, 1e3
+
+_FEATURE_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float64 for float64 features, float32 for all others: the dtype of sums, scores and gains."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _fail(name: str, expected: str, got: object, error: type[Exception] = ValueError) -> NoReturn:
+    raise error(f"{name}: expected {expected}, got {got}")
+
+
+def _describe(tensor: Tensor) -> str:
+    return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')} on {tensor.device}"
+
+
+def _check_shape(name: str, tensor: Tensor, shape: tuple, letters: str) -> None:
+    if tensor.dim() != len(shape) or any(have != want for have, want in zip(tensor.shape, shape, strict=True)):
+        _fail(name, f"{letters} = {tuple(shape)}", _describe(tensor))
+
+
+def _check_device(name: str, tensor: Tensor, visual: Tensor) -> None:
+    if tensor.device != visual.device:
+        _fail(name, f"the device of visual, {visual.device}", _describe(tensor))
+
+
+def _check_features(name: str, tensor: Tensor, letters: str) -> None:
+    if tensor.dim() != letters.count(",") + 1:
+        _fail(name, f"{letters} floating point", _describe(tensor))
+    if tensor.dtype not in _FEATURE_DTYPES:
+        _fail(name, f"{letters} float16, bfloat16, float32 or float64", _describe(tensor), TypeError)
+    if tensor.dtype == torch.float64 and tensor.device.type not in ("cpu", "meta"):
+        _fail(name, "float16, bfloat16 or float32 (float64 on the CPU only)", _describe(tensor), TypeError)
+
+
+def _check_text(text: Tensor, visual: Tensor, letters: str) -> None:
+    _check_features("text", text, letters)
+    _check_device("text", text, visual)
+    if text.dtype != visual.dtype:
+        _fail("text", f"the dtype of visual, {visual.dtype}", _describe(text), TypeError)
+    if text.shape[-1] != visual.shape[-1]:
+        _fail("text", f"D = {visual.shape[-1]} as in visual", _describe(text))
+
+
+def _check_prior(name: str, prior: Tensor | None, tokens: Tensor, letters: str) -> None:
+    if prior is None:
+        return
+    _check_shape(name, prior, tuple(tokens.shape[:-1]), letters)
+    if not (prior.dtype.is_floating_point or prior.dtype == torch.bool):
+        _fail(name, "floating point or bool (an integer mask: mask.bool())", _describe(prior), TypeError)
+    _check_device(name, prior, tokens)
+
+
+def _check_integers(name: str, tensor: Tensor, visual: Tensor, dtypes: tuple[torch.dtype, ...]) -> None:
+    if tensor.dtype not in dtypes:
+        names = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        _fail(name, names, _describe(tensor), TypeError)
+    _check_device(name, tensor, visual)
+
+
+def _check_cu(name: str, cu: Tensor, visual: Tensor, like: Tensor | None = None) -> None:
+    if cu.dim() != 1 or cu.shape[0] < 1:
+        _fail(name, "(B + 1,) int32", _describe(cu))
+    if like is not None and cu.shape[0] != like.shape[0]:
+        _fail(name, f"(B + 1,) = ({like.shape[0]},) int32, as cu_seqlens_visual", _describe(cu))
+    _check_integers(name, cu, visual, (torch.int32,))
+
+
+def _check_size(name: str, value: int) -> None:
+    if value < 0:
+        _fail(name, "an integer >= 0", value)
+
+
+def _check_mode(name: str, value: str, modes: tuple[str, ...]) -> None:
+    if value not in modes:
+        _fail(name, " or ".join(repr(mode) for mode in modes), repr(value))
+
+
+def _check_bandwidth(name: str, value: float | None) -> None:
+    if value is not None and not MIN_BANDWIDTH <= value <= MAX_BANDWIDTH:
+        _fail(name, f"{MIN_BANDWIDTH} <= h <= {MAX_BANDWIDTH}", value)
+
+
+def check_score_options(bandwidth: float | None, marginal: str) -> None:
+    """ValueError unless both are in the range that `mi_scores` takes."""
+    _check_bandwidth("bandwidth", bandwidth)
+    _check_mode("marginal", marginal, MARGINALS)
+
+
+def check_select_options(
+    visual_bandwidth: float, redundancy: str, redundancy_weight: float, min_gain: float | None
+) -> None:
+    """ValueError unless all are in the range that `greedy_select` takes."""
+    _check_bandwidth("visual_bandwidth", visual_bandwidth)
+    _check_mode("redundancy", redundancy, REDUNDANCIES)
+    if not 0 <= redundancy_weight < math.inf:
+        _fail("redundancy_weight", "a finite number >= 0", redundancy_weight)
+    if min_gain is not None and math.isnan(min_gain):
+        _fail("min_gain", "a number or None", min_gain)
+
+
+def check_keep(keep: int | float) -> None:
+    """TypeError / ValueError unless `keep` is a count >= 1 (int) or a ratio in (0, 1] (float)."""
+    if isinstance(keep, bool) or not isinstance(keep, int | float | torch.SymInt):
+        _fail("keep", "an int (tokens) or a float (ratio)", repr(keep), TypeError)
+    if isinstance(keep, float):
+        if not 0 < keep <= 1:
+            _fail("keep", "a ratio in (0, 1] (a count of tokens is an int)", keep)
+    elif keep < 1:
+        _fail("keep", "at least 1 token (a ratio is a float in (0, 1])", keep)
+
+
+def check_tokens(visual: Tensor, visual_prior: Tensor | None, budget: Tensor | None = None) -> None:
+    """ValueError / TypeError unless visual is (B, N, D), its prior (B, N) and budget (B,), all on one device."""
+    _check_features("visual", visual, "(B, N, D)")
+    if visual.shape[1] < 1:
+        _fail("visual", "(B, N, D) with N >= 1", _describe(visual))
+    _check_prior("visual_prior", visual_prior, visual, "(B, N)")
+    if budget is not None:
+        _check_shape("budget", budget, (visual.shape[0],), "(B,)")
+        _check_integers("budget", budget, visual, (torch.int32, torch.int64))
+
+
+def _check_keep_count(keep: int, visual: Tensor) -> None:
+    if not 1 <= keep <= visual.shape[1]:
+        _fail("keep", f"1 <= keep <= N = {visual.shape[1]}", keep)
+
+
+def _check_scores(scores: Tensor, visual: Tensor, letters: str) -> None:
+    _check_shape("scores", scores, tuple(visual.shape[:-1]), letters)
+    if not scores.dtype.is_floating_point:
+        _fail("scores", f"{letters} floating point", _describe(scores), TypeError)
+    _check_device("scores", scores, visual)
+
+
+def check_mi_scores(
+    visual: Tensor,
+    text: Tensor,
+    *,
+    visual_prior: Tensor | None = None,
+    text_prior: Tensor | None = None,
+    bandwidth: float | None = None,
+    marginal: str = "joint",
+) -> None:
+    check_tokens(visual, visual_prior)
+    _check_text(text, visual, "(B, M, D)")
+    if text.shape[0] != visual.shape[0]:
+        _fail("text", f"B = {visual.shape[0]} samples as in visual", _describe(text))
+    if text.shape[1] < 1:
+        _fail("text", "(B, M, D) with M >= 1", _describe(text))
+    _check_prior("text_prior", text_prior, text, "(B, M)")
+    check_score_options(bandwidth, marginal)
+
+
+def check_greedy_select(
+    scores: Tensor,
+    visual: Tensor,
+    keep: int,
+    *,
+    visual_prior: Tensor | None = None,
+    visual_bandwidth: float = 0.63,
+    redundancy: str = "mean",
+    redundancy_weight: float = 1.0,
+    budget: Tensor | None = None,
+    min_gain: float | None = None,
+) -> None:
+    check_tokens(visual, visual_prior, budget)
+    _check_scores(scores, visual, "(B, N)")
+    _check_keep_count(keep, visual)
+    check_select_options(visual_bandwidth, redundancy, redundancy_weight, min_gain)
+
+
+def check_prune(
+    visual: Tensor,
+    text: Tensor,
+    keep: int,
+    *,
+    visual_prior: Tensor | None = None,
+    text_prior: Tensor | None = None,
+    bandwidth: float | None = None,
+    marginal: str = "joint",
+    visual_bandwidth: float = 0.63,
+    redundancy: str = "mean",
+    redundancy_weight: float = 1.0,
+    budget: Tensor | None = None,
+    min_gain: float | None = None,
+) -> None:
+    check_tokens(visual, visual_prior, budget)
+    check_mi_scores(
+        visual, text, visual_prior=visual_prior, text_prior=text_prior, bandwidth=bandwidth, marginal=marginal
+    )
+    _check_keep_count(keep, visual)
+    check_select_options(visual_bandwidth, redundancy, redundancy_weight, min_gain)
+
+
+def check_mi_scores_varlen(
+    visual: Tensor,
+    text: Tensor,
+    cu_seqlens_visual: Tensor,
+    cu_seqlens_text: Tensor,
+    max_seqlen_visual: int,
+    max_seqlen_text: int,
+    *,
+    visual_prior: Tensor | None = None,
+    text_prior: Tensor | None = None,
+    bandwidth: float | None = None,
+    marginal: str = "joint",
+) -> None:
+    _check_features("visual", visual, "(total_N, D)")
+    _check_text(text, visual, "(total_M, D)")
+    _check_cu("cu_seqlens_visual", cu_seqlens_visual, visual)
+    _check_cu("cu_seqlens_text", cu_seqlens_text, visual, cu_seqlens_visual)
+    _check_size("max_seqlen_visual", max_seqlen_visual)
+    _check_size("max_seqlen_text", max_seqlen_text)
+    _check_prior("visual_prior", visual_prior, visual, "(total_N,)")
+    _check_prior("text_prior", text_prior, text, "(total_M,)")
+    check_score_options(bandwidth, marginal)
+
+
+def _check_packed_keep(cu_keep: Tensor, visual: Tensor, like: Tensor, max_keep: int, total_keep: int) -> None:
+    _check_cu("cu_keep", cu_keep, visual, like)
+    _check_size("max_keep", max_keep)
+    _check_size("total_keep", total_keep)
+
+
+def check_greedy_select_varlen(
+    scores: Tensor,
+    visual: Tensor,
+    cu_seqlens_visual: Tensor,
+    cu_keep: Tensor,
+    max_seqlen_visual: int,
+    max_keep: int,
+    total_keep: int,
+    *,
+    visual_prior: Tensor | None = None,
+    visual_bandwidth: float = 0.63,
+    redundancy: str = "mean",
+    redundancy_weight: float = 1.0,
+    min_gain: float | None = None,
+) -> None:
+    _check_features("visual", visual, "(total_N, D)")
+    _check_scores(scores, visual, "(total_N,)")
+    _check_cu("cu_seqlens_visual", cu_seqlens_visual, visual)
+    _check_packed_keep(cu_keep, visual, cu_seqlens_visual, max_keep, total_keep)
+    _check_size("max_seqlen_visual", max_seqlen_visual)
+    _check_prior("visual_prior", visual_prior, visual, "(total_N,)")
+    check_select_options(visual_bandwidth, redundancy, redundancy_weight, min_gain)
+
+
+def check_prune_varlen(
+    visual: Tensor,
+    text: Tensor,
+    cu_seqlens_visual: Tensor,
+    cu_seqlens_text: Tensor,
+    cu_keep: Tensor,
+    max_seqlen_visual: int,
+    max_seqlen_text: int,
+    max_keep: int,
+    total_keep: int,
+    *,
+    visual_prior: Tensor | None = None,
+    text_prior: Tensor | None = None,
+    bandwidth: float | None = None,
+    marginal: str = "joint",
+    visual_bandwidth: float = 0.63,
+    redundancy: str = "mean",
+    redundancy_weight: float = 1.0,
+    min_gain: float | None = None,
+) -> None:
+    check_mi_scores_varlen(
+        visual,
+        text,
+        cu_seqlens_visual,
+        cu_seqlens_text,
+        max_seqlen_visual,
+        max_seqlen_text,
+        visual_prior=visual_prior,
+        text_prior=text_prior,
+        bandwidth=bandwidth,
+        marginal=marginal,
+    )
+    _check_packed_keep(cu_keep, visual, cu_seqlens_visual, max_keep, total_keep)
+    check_select_options(visual_bandwidth, redundancy, redundancy_weight, min_gain)

@@ -1,0 +1,147 @@
+"""Which backend runs an operator: a choice made from the device alone, which `backend()` overrides.
+
+Each public operator has one implementation for every device, registered here: it validates (`_checks`), brings the
+arguments into one form, and calls the chosen backend outside autograd.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import types
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from . import _checks, _native, _schema, reference
+
+_FEATURES = ("visual", "text")
+_FLOATS = ("scores", "visual_prior", "text_prior")
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One implementation of all operators: where it runs, and why it can't be used here (None: it can)."""
+
+    name: str
+    device: str  # "any", "cpu" or "cuda"
+    what: str
+    missing: str | None
+    operators: types.ModuleType | torch._ops._OpNamespace | None
+
+    def why_not(self, device_type: str) -> str | None:
+        """Why it can't serve tensors of this device type; None where it can."""
+        if self.missing is None and self.device not in ("any", device_type):
+            return f"runs on {self.device} tensors only"
+        return self.missing
+
+
+_NATIVE_MISSING = _native.load()
+_LIBRARIES = [_schema.define("mi_pruner"), _schema.define("mi_pruner_cpu")]  # alive as long as the package
+_NOT_YET = "not part of this version yet"
+
+BACKENDS = {
+    backend.name: backend
+    for backend in (  # in order of preference
+        Backend("cuda", "cuda", "compiled CUDA kernels", _NOT_YET, None),
+        Backend("triton", "cuda", "Triton kernels", _NOT_YET, None),
+        Backend("cpu", "cpu", "compiled, fused, multi-threaded", _NATIVE_MISSING, torch.ops.mi_pruner_cpu),
+        Backend("reference", "any", "plain PyTorch", None, reference),
+    )
+}
+
+_override: ContextVar[str] = ContextVar("mi_pruner_backend", default="auto")
+
+
+@contextlib.contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Runs the operators called inside on one backend.
+
+    Args:
+        name: "auto" (the fastest available for the tensors' device), "reference", "cpu", "triton" or "cuda".
+
+    Raises:
+        ValueError: for another name.
+        RuntimeError: if that backend can't be used in this installation; the message says why.
+
+    The choice holds for the current thread or async task, also for direct calls of `torch.ops.mi_pruner.*`.
+    """
+    if name != "auto":
+        if name not in BACKENDS:
+            raise ValueError(f"name: expected 'auto' or one of {sorted(BACKENDS)}, got {name!r}")
+        if BACKENDS[name].missing is not None:
+            raise RuntimeError(f"backend {name!r} is not available: {BACKENDS[name].missing}")
+    token = _override.set(name)
+    try:
+        yield
+    finally:
+        _override.reset(token)
+
+
+def choose(device_type: str) -> Backend:
+    """The backend for tensors of this device type ("cpu", "cuda", ...).
+
+    Raises:
+        RuntimeError: if `backend()` asked for one that does not run on such tensors.
+    """
+    asked = _override.get()
+    if asked == "auto":
+        return next(b for b in BACKENDS.values() if b.why_not(device_type) is None)
+    why = BACKENDS[asked].why_not(device_type)
+    if why is not None:
+        raise RuntimeError(f"backend {asked!r} can't take {device_type} tensors: {why}")
+    return BACKENDS[asked]
+
+
+def show_backends() -> None:
+    """Prints which backends can be used here, for which tensors, and why the others can't."""
+    print(f"mi_pruner on torch {torch.__version__}; the first available backend for a tensor's device runs:")
+    for b in BACKENDS.values():
+        state = "available" if b.missing is None else f"not available: {b.missing}"
+        print(f"  {b.name:<10} {b.device + ' tensors':<13} {b.what:<33} {state}")
+
+
+def _canonical(name: str, value: object, dtype: torch.dtype) -> object:
+    """Features with a contiguous last dimension, scores and priors contiguous in the accumulation dtype."""
+    if not isinstance(value, Tensor):
+        return value
+    if name in _FEATURES:
+        return value if value.stride(-1) == 1 else value.contiguous()
+    return (value.to(dtype) if name in _FLOATS else value).contiguous()
+
+
+def _implementation(name: str) -> Callable:
+    check = getattr(_checks, f"check_{name}")
+    # The dispatcher leaves out arguments at their default and passes the rest by position up to the first "*".
+    positional = [argument.name for argument in _positional_arguments(name)]
+
+    @functools.wraps(getattr(reference, name))
+    def run(*arguments, **options):
+        check(*arguments, **options)
+        visual = arguments[positional.index("visual")]
+        dtype = _checks.accumulation_dtype(visual.dtype)
+        operator = getattr(choose(visual.device.type).operators, name)
+        with torch.no_grad():
+            return operator(
+                *(_canonical(key, value, dtype) for key, value in zip(positional, arguments, strict=True)),
+                **{key: _canonical(key, value, dtype) for key, value in options.items()},
+            )
+
+    return run
+
+
+def _positional_arguments(name: str) -> list:
+    schema = getattr(torch.ops.mi_pruner, name).default._schema
+    return [argument for argument in schema.arguments if not argument.kwarg_only]
+
+
+def register() -> None:
+    """Registers fake and real implementations of the public operators; none of them records autograd."""
+    library = _LIBRARIES[0]
+    for name, fake in _schema.FAKES.items():
+        library.impl(name, _implementation(name), "CompositeExplicitAutograd")
+        library.impl(name, torch.library.fallthrough_kernel, "Autograd")
+        torch.library.register_fake(f"mi_pruner::{name}", fake, lib=library)

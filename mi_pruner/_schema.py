@@ -1,0 +1,106 @@
+"""The operators: one schema and one fake (meta) implementation each.
+
+The same schema strings define the public operators (`torch.ops.mi_pruner.*`) and the private twins that a compiled
+backend implements (`torch.ops.mi_pruner_cpu.*`), so a schema stands once in the tree.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import _checks
+
+_SCORE_OPTIONS = "Tensor? visual_prior=None, Tensor? text_prior=None, float? bandwidth=None, str marginal='joint'"
+_REDUNDANCY_OPTIONS = "float visual_bandwidth=0.63, str redundancy='mean', float redundancy_weight=1.0"
+_DENSE_STOP = "Tensor? budget=None, float? min_gain=None"
+_PACKED_STOP = "float? min_gain=None"  # a packed sample's budget is its share of cu_keep
+_PICKS = "(Tensor indices, Tensor gains)"
+_TOKENS = "(Tensor tokens, Tensor indices, Tensor gains)"
+
+SCHEMAS = {
+    "mi_scores": f"(Tensor visual, Tensor text, *, {_SCORE_OPTIONS}) -> Tensor",
+    "greedy_select": (
+        "(Tensor scores, Tensor visual, SymInt keep, *, Tensor? visual_prior=None, "
+        f"{_REDUNDANCY_OPTIONS}, {_DENSE_STOP}) -> {_PICKS}"
+    ),
+    "prune": (
+        f"(Tensor visual, Tensor text, SymInt keep, *, {_SCORE_OPTIONS}, {_REDUNDANCY_OPTIONS}, {_DENSE_STOP})"
+        f" -> {_TOKENS}"
+    ),
+    "mi_scores_varlen": (
+        "(Tensor visual, Tensor text, Tensor cu_seqlens_visual, Tensor cu_seqlens_text, SymInt max_seqlen_visual, "
+        f"SymInt max_seqlen_text, *, {_SCORE_OPTIONS}) -> Tensor"
+    ),
+    "greedy_select_varlen": (
+        "(Tensor scores, Tensor visual, Tensor cu_seqlens_visual, Tensor cu_keep, SymInt max_seqlen_visual, "
+        "SymInt max_keep, SymInt total_keep, *, Tensor? visual_prior=None, "
+        f"{_REDUNDANCY_OPTIONS}, {_PACKED_STOP}) -> {_PICKS}"
+    ),
+    "prune_varlen": (
+        "(Tensor visual, Tensor text, Tensor cu_seqlens_visual, Tensor cu_seqlens_text, Tensor cu_keep, "
+        "SymInt max_seqlen_visual, SymInt max_seqlen_text, SymInt max_keep, SymInt total_keep, *, "
+        f"{_SCORE_OPTIONS}, {_REDUNDANCY_OPTIONS}, {_PACKED_STOP}) -> {_TOKENS}"
+    ),
+}
+
+
+def define(namespace: str) -> torch.library.Library:
+    """Defines every operator in `namespace`; the caller keeps the returned library alive."""
+    library = torch.library.Library(namespace, "DEF")
+    for name, schema in SCHEMAS.items():
+        library.define(name + schema)
+    return library
+
+
+def _scores_like(visual: Tensor) -> Tensor:
+    return visual.new_empty(visual.shape[:-1], dtype=_checks.accumulation_dtype(visual.dtype))
+
+
+def _picks_like(visual: Tensor, *shape: int) -> tuple[Tensor, Tensor]:
+    gains = visual.new_empty(shape, dtype=_checks.accumulation_dtype(visual.dtype))
+    return visual.new_empty(shape, dtype=torch.int64), gains
+
+
+def _tokens_like(visual: Tensor, *shape: int) -> tuple[Tensor, Tensor, Tensor]:
+    return visual.new_empty((*shape, visual.shape[-1])), *_picks_like(visual, *shape)
+
+
+def _fake_mi_scores(visual, text, **options):
+    _checks.check_mi_scores(visual, text, **options)
+    return _scores_like(visual)
+
+
+def _fake_greedy_select(scores, visual, keep, **options):
+    _checks.check_greedy_select(scores, visual, keep, **options)
+    return _picks_like(visual, visual.shape[0], keep)
+
+
+def _fake_prune(visual, text, keep, **options):
+    _checks.check_prune(visual, text, keep, **options)
+    return _tokens_like(visual, visual.shape[0], keep)
+
+
+def _fake_mi_scores_varlen(visual, *arguments, **options):
+    _checks.check_mi_scores_varlen(visual, *arguments, **options)
+    return _scores_like(visual)
+
+
+def _fake_greedy_select_varlen(scores, visual, cu_v, cu_keep, max_v, max_keep, total_keep, **options):
+    _checks.check_greedy_select_varlen(scores, visual, cu_v, cu_keep, max_v, max_keep, total_keep, **options)
+    return _picks_like(visual, total_keep)
+
+
+def _fake_prune_varlen(visual, text, cu_v, cu_t, cu_keep, max_v, max_t, max_keep, total_keep, **options):
+    _checks.check_prune_varlen(visual, text, cu_v, cu_t, cu_keep, max_v, max_t, max_keep, total_keep, **options)
+    return _tokens_like(visual, total_keep)
+
+
+FAKES = {
+    "mi_scores": _fake_mi_scores,
+    "greedy_select": _fake_greedy_select,
+    "prune": _fake_prune,
+    "mi_scores_varlen": _fake_mi_scores_varlen,
+    "greedy_select_varlen": _fake_greedy_select_varlen,
+    "prune_varlen": _fake_prune_varlen,
+}

@@ -1,0 +1,83 @@
+"""The command line: `python -m mi_pruner <command>`. What a command needs is imported only when it runs."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from ._errors import InputError
+
+_BAD_INPUT = 2  # exit code
+_EXTRAS = {  # module -> the extra that brings it
+    "numpy": "demo",
+    "PIL": "demo",
+    "matplotlib": "demo",
+    "safetensors": "demo",
+    "sklearn": "demo",
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports a wrong command line in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(_BAD_INPUT, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command; returns the exit code: 0, or 2 with one line on stderr for an input that cannot be used."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except InputError as error:
+        return _complain(str(error))
+    except ModuleNotFoundError as error:
+        extra = _EXTRAS.get((error.name or "").partition(".")[0])
+        if extra is None:
+            raise
+        return _complain(f"{error.name} is not installed: pip install 'mi_pruner[{extra}]'")
+    return 0
+
+
+def _complain(message: str) -> int:
+    print(f"mi_pruner: {message}", file=sys.stderr)
+    return _BAD_INPUT
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="mi_pruner", description="Prunes the visual tokens of multimodal language models.")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    _add_demo(commands)
+    return parser
+
+
+def _add_demo(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    demo = commands.add_parser(
+        "demo",
+        help="a small vision-language model answers questions about a picture with pruned tokens",
+        description="A small vision-language model answers questions about a picture, with all and with pruned tokens.",
+    )
+    demo.add_argument(
+        "--text",
+        action="append",
+        metavar="QUESTION",
+        help='the question, e.g. "what digit is red"; give it twice to compare two (default: two about the scene)',
+    )
+    demo.add_argument(
+        "--keep",
+        default="0.25",
+        help="what to keep of the 81 visual tokens: a ratio such as 0.25 or a count such as 20 (default: %(default)s)",
+    )
+    demo.add_argument("--image", type=Path, metavar="FILE", help="your own picture (default: a generated scene)")
+    demo.add_argument("--seed", type=int, help="of the scene (default: the first scene that fits the questions)")
+    demo.add_argument(
+        "--out", type=Path, metavar="FILE", default=Path("mi_pruner_demo.png"), help="the PNG (default: %(default)s)"
+    )
+    demo.set_defaults(run=_run_demo)
+
+
+def _run_demo(options: argparse.Namespace) -> None:
+    from .demo.run import run_demo
+
+    run_demo(options.text, options.keep, options.image, options.seed, options.out)

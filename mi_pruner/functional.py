@@ -1,0 +1,316 @@
+"""The documented calls: thin covers of `torch.ops.mi_pruner.*` that also take `keep` as a ratio.
+
+Letters: B samples, N visual tokens, M text tokens, D coordinates, K picks. Features are float16, bfloat16, float32
+(float64 on the CPU). All sums are float32 (float64 for float64 features). Logarithms are natural: scores and gains are
+in nats. No output requires grad. docs/maths.md derives the quantities.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from . import _checks
+from .reference import valid_tokens
+
+
+def count_from_ratio(ratio: float, tokens: int) -> int:
+    """K = max(1, floor(ratio · tokens + 0.5)): how many of `tokens` a ratio in (0, 1] keeps."""
+    return max(1, math.floor(ratio * tokens + 0.5))
+
+
+def _count_and_budget(
+    keep: int | float, visual: Tensor, visual_prior: Tensor | None, budget: Tensor | None
+) -> tuple[int, Tensor | None]:
+    """`keep` as a count; a ratio also gives each sample a budget: the same formula over its own valid tokens."""
+    _checks.check_keep(keep)
+    if not isinstance(keep, float):
+        return keep, budget
+    _checks.check_tokens(visual, visual_prior, budget)
+    valid = valid_tokens(visual, visual_prior).sum(-1)
+    own = (valid.double() * keep + 0.5).floor().clamp(min=1).long()
+    return count_from_ratio(keep, visual.shape[1]), own if budget is None else torch.minimum(own, budget)
+
+
+def mi_scores(
+    visual: Tensor,
+    text: Tensor,
+    *,
+    visual_prior: Tensor | None = None,
+    text_prior: Tensor | None = None,
+    bandwidth: float | None = None,
+    marginal: str = "joint",
+) -> Tensor:
+    """The mutual information that each visual token has with the text.
+
+    With cosines ⟨v̂_i, t̂_j⟩, priors π (visual) and w (text) normalised over the valid tokens,
+    ℓ[i,j] = (⟨v̂_i, t̂_j⟩ − 1)/h² − log Σ_i' π_i' exp((⟨v̂_i', t̂_j⟩ − 1)/h²),  r = exp ℓ,  q'_i = Σ_j w_j r[i,j]:
+
+    * "joint":  a_i = π_i (Σ_j w_j r ℓ − q'_i log q'_i); Σ_i a_i is the mutual information, 0 ≤ Σ a ≤ min(H(V), H(T)).
+    * "prior":  a_i = π_i Σ_j w_j r ℓ (MI-Pruner, arXiv 2604.03072, with its uniform prior).
+
+    Args:
+        visual: (B, N, D) visual tokens, after the multimodal projector.
+        text: (B, M, D) embeddings of the instruction's tokens, of the same dtype and device. Without a question: the
+            image's own tokens.
+        visual_prior: (B, N) float or bool, p(v_i) up to scale. A token is absent where it is not > 0 or its row is
+            not finite: it enters no sum and scores 0. Default: uniform.
+        text_prior: (B, M) float or bool, the same for the text.
+        bandwidth: h of the kernel, 1e-3 <= h <= 1e3. None: h² is the standard deviation of the sample's cosines over
+            its valid pairs, at least 1e-4.
+        marginal: "joint" or "prior".
+
+    Returns:
+        (B, N) scores in nats, float32 (float64 for float64 features).
+
+    Raises:
+        ValueError, TypeError: naming the argument, what was expected and what came.
+    """
+    return torch.ops.mi_pruner.mi_scores(
+        visual, text, visual_prior=visual_prior, text_prior=text_prior, bandwidth=bandwidth, marginal=marginal
+    )
+
+
+def greedy_select(
+    scores: Tensor,
+    visual: Tensor,
+    keep: int | float,
+    *,
+    visual_prior: Tensor | None = None,
+    visual_bandwidth: float = 0.63,
+    redundancy: str = "mean",
+    redundancy_weight: float = 1.0,
+    budget: Tensor | None = None,
+    min_gain: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Picks tokens one by one: at each step the one of largest marginal gain, the lowest index among equals.
+
+    gain(i) = a_i − λ ρ_S(i) with a = `scores`, S the tokens picked so far, λ = `redundancy_weight` and
+    R[i,s] = π_i r_vv[i,s] ℓ_vv[i,s], the density of `mi_scores` with the visual tokens in both roles; ρ = 0 while S is
+    empty:
+
+    * "mean":  ρ_S(i) = (1/|S|) Σ_{s∈S} R[i,s]
+    * "chain":  ρ_S(i) = Σ_{s∈S} π_s R[i,s]
+    * "max":  ρ_S(i) = max_{s∈S} R[i,s]
+    * "none" (or λ = 0): the top-k of the scores.
+
+    The picks for a smaller `keep` are the first picks of a larger one: select once, slice any smaller budget.
+
+    Args:
+        scores: (B, N) floating point; NaN counts as −inf, which can still be picked, last.
+        visual: (B, N, D) visual tokens.
+        keep: number of picks, 1 <= K <= N (int), or a ratio in (0, 1] (float): then K = max(1, floor(ratio·N + 0.5))
+            and each sample's budget is the same formula over its own valid tokens.
+        visual_prior: (B, N) float or bool, as in `mi_scores`; absent tokens are never picked.
+        visual_bandwidth: h of the visual–visual kernel, 1e-3 <= h <= 1e3.
+        redundancy: "mean", "chain", "max" or "none".
+        redundancy_weight: λ >= 0.
+        budget: (B,) int32 or int64, at most that many picks for a sample (clamped to [0, K]).
+        min_gain: a sample stops for good at the first pick whose gain would be below it.
+
+    Returns:
+        indices (B, K) int64 and gains (B, K) in nats, float32 (float64 for float64 features), in order of selection.
+        Slots not used hold index −1 and gain −inf.
+
+    Raises:
+        ValueError, TypeError: naming the argument, what was expected and what came.
+    """
+    count, budget = _count_and_budget(keep, visual, visual_prior, budget)
+    return torch.ops.mi_pruner.greedy_select(
+        scores,
+        visual,
+        count,
+        visual_prior=visual_prior,
+        visual_bandwidth=visual_bandwidth,
+        redundancy=redundancy,
+        redundancy_weight=redundancy_weight,
+        budget=budget,
+        min_gain=min_gain,
+    )
+
+
+def prune(
+    visual: Tensor,
+    text: Tensor,
+    keep: int | float,
+    *,
+    visual_prior: Tensor | None = None,
+    text_prior: Tensor | None = None,
+    bandwidth: float | None = None,
+    marginal: str = "joint",
+    visual_bandwidth: float = 0.63,
+    redundancy: str = "mean",
+    redundancy_weight: float = 1.0,
+    budget: Tensor | None = None,
+    min_gain: float | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Keeps the visual tokens that say most about the text: `mi_scores`, then `greedy_select`, then a gather.
+
+    The arguments are those of the two functions.
+
+    Returns:
+        tokens (B, K, D) in the dtype of `visual`, in their original order; their indices (B, K) int64, ascending; the
+        gain (B, K) of each. Slots not used come last: zero tokens, index −1, gain −inf.
+
+    Raises:
+        ValueError, TypeError: naming the argument, what was expected and what came.
+    """
+    count, budget = _count_and_budget(keep, visual, visual_prior, budget)
+    return torch.ops.mi_pruner.prune(
+        visual,
+        text,
+        count,
+        visual_prior=visual_prior,
+        text_prior=text_prior,
+        bandwidth=bandwidth,
+        marginal=marginal,
+        visual_bandwidth=visual_bandwidth,
+        redundancy=redundancy,
+        redundancy_weight=redundancy_weight,
+        budget=budget,
+        min_gain=min_gain,
+    )
+
+
+def mi_scores_varlen(
+    visual: Tensor,
+    text: Tensor,
+    cu_seqlens_visual: Tensor,
+    cu_seqlens_text: Tensor,
+    max_seqlen_visual: int,
+    max_seqlen_text: int,
+    *,
+    visual_prior: Tensor | None = None,
+    text_prior: Tensor | None = None,
+    bandwidth: float | None = None,
+    marginal: str = "joint",
+) -> Tensor:
+    """`mi_scores` of samples of different sizes, packed one after another.
+
+    Args:
+        visual: (ΣN, D), text: (ΣM, D).
+        cu_seqlens_visual, cu_seqlens_text: (B + 1,) int32 on the same device: sample b is rows cu[b] to cu[b + 1].
+            Values out of range are clamped.
+        max_seqlen_visual, max_seqlen_text: the longest sample's length; a longer sample is cut to it.
+        visual_prior: (ΣN,), text_prior: (ΣM,), and the other options: as in `mi_scores`.
+
+    Returns:
+        (ΣN,) scores.
+
+    Raises:
+        ValueError, TypeError: naming the argument, what was expected and what came.
+    """
+    return torch.ops.mi_pruner.mi_scores_varlen(
+        visual,
+        text,
+        cu_seqlens_visual,
+        cu_seqlens_text,
+        max_seqlen_visual,
+        max_seqlen_text,
+        visual_prior=visual_prior,
+        text_prior=text_prior,
+        bandwidth=bandwidth,
+        marginal=marginal,
+    )
+
+
+def greedy_select_varlen(
+    scores: Tensor,
+    visual: Tensor,
+    cu_seqlens_visual: Tensor,
+    cu_keep: Tensor,
+    max_seqlen_visual: int,
+    max_keep: int,
+    total_keep: int,
+    *,
+    visual_prior: Tensor | None = None,
+    visual_bandwidth: float = 0.63,
+    redundancy: str = "mean",
+    redundancy_weight: float = 1.0,
+    min_gain: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`greedy_select` of samples of different sizes, packed one after another.
+
+    Args:
+        scores: (ΣN,), visual: (ΣN, D), visual_prior: (ΣN,).
+        cu_seqlens_visual: (B + 1,) int32 on the same device, as in `mi_scores_varlen`.
+        cu_keep: (B + 1,) int32 on the same device: sample b has cu_keep[b + 1] − cu_keep[b] picks, at cu_keep[b] of the
+            outputs. Values out of range are clamped.
+        max_seqlen_visual, max_keep: the longest sample's length, the largest number of picks.
+        total_keep: length of the outputs, cu_keep[B].
+
+    Returns:
+        indices (total_keep,) int64, counted from each sample's own first token, and gains (total_keep,), in order of
+        selection. Slots not used hold index −1 and gain −inf.
+
+    Raises:
+        ValueError, TypeError: naming the argument, what was expected and what came.
+    """
+    return torch.ops.mi_pruner.greedy_select_varlen(
+        scores,
+        visual,
+        cu_seqlens_visual,
+        cu_keep,
+        max_seqlen_visual,
+        max_keep,
+        total_keep,
+        visual_prior=visual_prior,
+        visual_bandwidth=visual_bandwidth,
+        redundancy=redundancy,
+        redundancy_weight=redundancy_weight,
+        min_gain=min_gain,
+    )
+
+
+def prune_varlen(
+    visual: Tensor,
+    text: Tensor,
+    cu_seqlens_visual: Tensor,
+    cu_seqlens_text: Tensor,
+    cu_keep: Tensor,
+    max_seqlen_visual: int,
+    max_seqlen_text: int,
+    max_keep: int,
+    total_keep: int,
+    *,
+    visual_prior: Tensor | None = None,
+    text_prior: Tensor | None = None,
+    bandwidth: float | None = None,
+    marginal: str = "joint",
+    visual_bandwidth: float = 0.63,
+    redundancy: str = "mean",
+    redundancy_weight: float = 1.0,
+    min_gain: float | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`prune` of samples of different sizes, packed one after another: no padding, one call.
+
+    The arguments are those of `mi_scores_varlen` and `greedy_select_varlen`.
+
+    Returns:
+        tokens (total_keep, D), indices (total_keep,) int64, gains (total_keep,), packed by `cu_keep`; ascending
+        indices in each sample, counted from its own first token; slots not used last: zero tokens, −1, −inf.
+
+    Raises:
+        ValueError, TypeError: naming the argument, what was expected and what came.
+    """
+    return torch.ops.mi_pruner.prune_varlen(
+        visual,
+        text,
+        cu_seqlens_visual,
+        cu_seqlens_text,
+        cu_keep,
+        max_seqlen_visual,
+        max_seqlen_text,
+        max_keep,
+        total_keep,
+        visual_prior=visual_prior,
+        text_prior=text_prior,
+        bandwidth=bandwidth,
+        marginal=marginal,
+        visual_bandwidth=visual_bandwidth,
+        redundancy=redundancy,
+        redundancy_weight=redundancy_weight,
+        min_gain=min_gain,
+    )

@@ -1,0 +1,333 @@
+"""The reference: every operator in plain PyTorch, one sample at a time, readable against docs/maths.md.
+
+All other backends are tested against it. It runs on any device; float64 features are computed in float64, all others
+in float32. It takes the operators' arguments after `_checks` has seen them. The packed twins read the `cu_*` tensors
+on the host (a synchronisation, on a GPU).
+
+Letters: n visual tokens, m text tokens, d coordinates, k picks; all of one sample.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import torch
+from torch import Tensor
+
+from ._checks import accumulation_dtype
+
+
+def unit_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows (n, d) on the unit sphere, and which of them are finite (n,).
+
+    A zero row (squared norm below the smallest normal number) stays zero; a row that is not finite becomes zero.
+    """
+    rows = rows.to(accumulation_dtype(rows.dtype))
+    square = (rows * rows).sum(-1)
+    finite = square.isfinite()
+    positive = finite & (square >= torch.finfo(rows.dtype).tiny)
+    return torch.where(positive[:, None], rows / square.sqrt()[:, None], 0), finite
+
+
+def normalised_prior(prior: Tensor | None, finite: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The prior (n,) normalised over the valid tokens, 0 elsewhere; and which tokens are valid (n,)."""
+    if prior is None:
+        prior = torch.ones_like(finite, dtype=dtype)
+    prior = prior.to(dtype)
+    valid = finite & (prior > 0)  # False for NaN
+    weight = torch.where(valid, prior.clamp(max=torch.finfo(dtype).max), 0)
+    weight = weight / weight.amax().clamp(min=torch.finfo(dtype).tiny)  # first to [0, 1]: the sum can't overflow
+    return weight / weight.sum().clamp(min=torch.finfo(dtype).tiny), valid
+
+
+def valid_tokens(visual: Tensor, visual_prior: Tensor | None) -> Tensor:
+    """Which tokens (..., n) of visual (..., n, d) are valid: prior > 0, and a finite row of finite squared norm."""
+    dtype = accumulation_dtype(visual.dtype)
+    finite = torch.linalg.vector_norm(visual, dim=-1, dtype=dtype).isfinite()
+    return finite if visual_prior is None else finite & (visual_prior.to(dtype) > 0)
+
+
+def _cosines(a: Tensor, b: Tensor) -> Tensor:
+    """⟨a_i, b_j⟩ (n, m) of unit rows; equal rows of `a` get equal bits."""
+    if b.shape[0] == 1:  # a matrix-vector product sums edge rows in another order: keep it a matrix product
+        return (a @ b.expand(2, -1).contiguous().T)[:, :1]
+    return a @ b.T
+
+
+def _log_density(log_kernel: Tensor, log_prior: Tensor) -> Tensor:
+    """ℓ[i, j] = log K(v_i, t_j) − log Σ_i' π_i' K(v_i', t_j), from log K (n, m) and log π (n,)."""
+    return log_kernel - torch.logsumexp(log_kernel + log_prior[:, None], dim=0)
+
+
+def _squared_bandwidth(cosines: Tensor, pairs: Tensor) -> Tensor:
+    """h² = population standard deviation of the cosines over the valid pairs (n, m), at least 1e-4."""
+    count = pairs.sum().clamp(min=1)
+    mean = torch.where(pairs, cosines, 0).sum() / count
+    variance = torch.where(pairs, (cosines - mean).square(), 0).sum() / count
+    return variance.sqrt().clamp(min=1e-4)
+
+
+def _sample_scores(
+    visual: Tensor,
+    text: Tensor,
+    visual_prior: Tensor | None,
+    text_prior: Tensor | None,
+    bandwidth: float | None,
+    marginal: str,
+) -> Tensor:
+    v, v_finite = unit_rows(visual)
+    t, t_finite = unit_rows(text)
+    prior, v_valid = normalised_prior(visual_prior, v_finite, v.dtype)
+    weight, t_valid = normalised_prior(text_prior, t_finite, t.dtype)
+    pairs = v_valid[:, None] & t_valid
+    cosines = _cosines(v, t)
+    h2 = _squared_bandwidth(cosines, pairs) if bandwidth is None else bandwidth**2
+    log_r = _log_density((cosines - 1) / h2, prior.log())
+    conditional = torch.where(pairs, torch.exp(log_r + prior.log()[:, None]), 0)  # P[i|j]
+    if marginal == "joint":
+        log_q = torch.logsumexp(log_r + weight.log(), dim=1, keepdim=True)
+        log_ratio = log_r - log_q
+    else:
+        log_ratio = log_r
+    return torch.where(pairs, weight * conditional * log_ratio, 0).sum(1)
+
+
+def _redundancies(visual: Tensor, prior: Tensor, valid: Tensor, bandwidth: float) -> Tensor:
+    """R[i, s] = π_i r_vv[i, s] ℓ_vv[i, s] (n, n), from unit rows."""
+    pairs = valid[:, None] & valid
+    log_r = _log_density((_cosines(visual, visual) - 1) / bandwidth**2, prior.log())
+    return torch.where(pairs, torch.exp(log_r + prior.log()[:, None]) * log_r, 0)
+
+
+def _lowest_argmax(values: Tensor, available: Tensor) -> Tensor:
+    """The lowest index of the largest value among the available ones (0-dim; 0 where none is)."""
+    best = torch.where(available, values, -math.inf).amax()
+    return (available & (values == best)).to(torch.uint8).argmax()  # argmax of equal values: the first
+
+
+def _sample_select(
+    scores: Tensor,
+    visual: Tensor,
+    keep: int,
+    visual_prior: Tensor | None,
+    visual_bandwidth: float,
+    redundancy: str,
+    redundancy_weight: float,
+    budget: Tensor | int | None,
+    min_gain: float | None,
+) -> tuple[Tensor, Tensor]:
+    indices = torch.full((keep,), -1, dtype=torch.int64, device=visual.device)
+    gains = torch.full((keep,), -math.inf, dtype=accumulation_dtype(visual.dtype), device=visual.device)
+    v, finite = unit_rows(visual)
+    prior, available = normalised_prior(visual_prior, finite, v.dtype)
+    scores = torch.where(scores.isnan(), -math.inf, scores.to(v.dtype))
+    use_redundancy = redundancy != "none" and redundancy_weight != 0
+    table = _redundancies(v, prior, available, visual_bandwidth) if use_redundancy else None
+    rho = torch.zeros_like(scores)
+    going = torch.ones((), dtype=torch.bool, device=visual.device)
+    for step in range(keep):
+        gain = scores
+        if table is not None and step > 0:
+            gain = scores - redundancy_weight * (rho / step if redundancy == "mean" else rho)
+        pick = _lowest_argmax(gain, available)
+        going = going & available.any()
+        if budget is not None:
+            going = going & (step < budget)
+        if min_gain is not None:
+            going = going & (gain[pick] >= min_gain)
+        indices[step] = torch.where(going, pick, -1)
+        gains[step] = torch.where(going, gain[pick], -math.inf)
+        available = available & (torch.arange(len(scores), device=pick.device) != pick)
+        if table is not None:
+            row = table[:, pick] * (prior[pick] if redundancy == "chain" else 1)
+            rho = torch.maximum(rho, row) if redundancy == "max" and step > 0 else row if step == 0 else rho + row
+    return indices, gains
+
+
+def _sample_tokens(visual: Tensor, indices: Tensor, gains: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Picks in ascending order, unused slots (-1) last, and their tokens (k, d)."""
+    order = torch.where(indices < 0, visual.shape[0], indices).argsort(stable=True)
+    indices, gains = indices[order], gains[order]
+    if visual.shape[0] == 0:
+        return visual.new_zeros(len(indices), visual.shape[1]), indices, gains
+    tokens = torch.where(indices[:, None] >= 0, visual[indices.clamp(min=0)], 0)
+    return tokens, indices, gains
+
+
+def _at(values: Tensor | None, sample: int | slice) -> Tensor | None:
+    return None if values is None else values[sample]
+
+
+def mi_scores(visual, text, *, visual_prior=None, text_prior=None, bandwidth=None, marginal="joint") -> Tensor:
+    scores = visual.new_zeros(visual.shape[:-1], dtype=accumulation_dtype(visual.dtype))
+    for b in range(visual.shape[0]):
+        scores[b] = _sample_scores(visual[b], text[b], _at(visual_prior, b), _at(text_prior, b), bandwidth, marginal)
+    return scores
+
+
+def greedy_select(
+    scores,
+    visual,
+    keep,
+    *,
+    visual_prior=None,
+    visual_bandwidth=0.63,
+    redundancy="mean",
+    redundancy_weight=1.0,
+    budget=None,
+    min_gain=None,
+) -> tuple[Tensor, Tensor]:
+    picks = [
+        _sample_select(
+            scores[b],
+            visual[b],
+            keep,
+            _at(visual_prior, b),
+            visual_bandwidth,
+            redundancy,
+            redundancy_weight,
+            _at(budget, b),
+            min_gain,
+        )
+        for b in range(visual.shape[0])
+    ]
+    if not picks:
+        empty = visual.new_empty((0, keep), dtype=accumulation_dtype(visual.dtype))
+        return empty.to(torch.int64), empty
+    return torch.stack([indices for indices, _ in picks]), torch.stack([gains for _, gains in picks])
+
+
+def prune(
+    visual,
+    text,
+    keep,
+    *,
+    visual_prior=None,
+    text_prior=None,
+    bandwidth=None,
+    marginal="joint",
+    **select_options,
+) -> tuple[Tensor, Tensor, Tensor]:
+    scores = mi_scores(
+        visual, text, visual_prior=visual_prior, text_prior=text_prior, bandwidth=bandwidth, marginal=marginal
+    )
+    indices, gains = greedy_select(scores, visual, keep, visual_prior=visual_prior, **select_options)
+    tokens = visual.new_empty((*indices.shape, visual.shape[-1]))
+    for b in range(visual.shape[0]):
+        tokens[b], indices[b], gains[b] = _sample_tokens(visual[b], indices[b], gains[b])
+    return tokens, indices, gains
+
+
+def _spans(cu: Tensor, total: int, longest: int) -> list[slice]:
+    """The samples' places in a packed tensor.
+
+    What `cu` says is clamped to [0, total], to be non-decreasing, and to the longest length.
+    """
+    ends = itertools.accumulate((min(max(end, 0), total) for end in cu.tolist()), max)
+    return [slice(start, min(end, start + longest)) for start, end in itertools.pairwise(ends)]
+
+
+def mi_scores_varlen(
+    visual,
+    text,
+    cu_seqlens_visual,
+    cu_seqlens_text,
+    max_seqlen_visual,
+    max_seqlen_text,
+    *,
+    visual_prior=None,
+    text_prior=None,
+    bandwidth=None,
+    marginal="joint",
+) -> Tensor:
+    scores = visual.new_zeros(visual.shape[0], dtype=accumulation_dtype(visual.dtype))
+    v_spans = _spans(cu_seqlens_visual, visual.shape[0], max_seqlen_visual)
+    t_spans = _spans(cu_seqlens_text, text.shape[0], max_seqlen_text)
+    for v, t in zip(v_spans, t_spans, strict=True):
+        if v.start < v.stop and t.start < t.stop:
+            scores[v] = _sample_scores(
+                visual[v], text[t], _at(visual_prior, v), _at(text_prior, t), bandwidth, marginal
+            )
+    return scores
+
+
+def greedy_select_varlen(
+    scores,
+    visual,
+    cu_seqlens_visual,
+    cu_keep,
+    max_seqlen_visual,
+    max_keep,
+    total_keep,
+    *,
+    visual_prior=None,
+    visual_bandwidth=0.63,
+    redundancy="mean",
+    redundancy_weight=1.0,
+    min_gain=None,
+) -> tuple[Tensor, Tensor]:
+    indices = torch.full((total_keep,), -1, dtype=torch.int64, device=visual.device)
+    gains = torch.full((total_keep,), -math.inf, dtype=accumulation_dtype(visual.dtype), device=visual.device)
+    v_spans = _spans(cu_seqlens_visual, visual.shape[0], max_seqlen_visual)
+    for v, k in zip(v_spans, _spans(cu_keep, total_keep, max_keep), strict=True):
+        if v.start < v.stop:
+            indices[k], gains[k] = _sample_select(
+                scores[v],
+                visual[v],
+                k.stop - k.start,
+                _at(visual_prior, v),
+                visual_bandwidth,
+                redundancy,
+                redundancy_weight,
+                None,
+                min_gain,
+            )
+    return indices, gains
+
+
+def prune_varlen(
+    visual,
+    text,
+    cu_seqlens_visual,
+    cu_seqlens_text,
+    cu_keep,
+    max_seqlen_visual,
+    max_seqlen_text,
+    max_keep,
+    total_keep,
+    *,
+    visual_prior=None,
+    text_prior=None,
+    bandwidth=None,
+    marginal="joint",
+    **select_options,
+) -> tuple[Tensor, Tensor, Tensor]:
+    scores = mi_scores_varlen(
+        visual,
+        text,
+        cu_seqlens_visual,
+        cu_seqlens_text,
+        max_seqlen_visual,
+        max_seqlen_text,
+        visual_prior=visual_prior,
+        text_prior=text_prior,
+        bandwidth=bandwidth,
+        marginal=marginal,
+    )
+    indices, gains = greedy_select_varlen(
+        scores,
+        visual,
+        cu_seqlens_visual,
+        cu_keep,
+        max_seqlen_visual,
+        max_keep,
+        total_keep,
+        visual_prior=visual_prior,
+        **select_options,
+    )
+    tokens = visual.new_zeros((total_keep, visual.shape[1]))
+    v_spans = _spans(cu_seqlens_visual, visual.shape[0], max_seqlen_visual)
+    for v, k in zip(v_spans, _spans(cu_keep, total_keep, max_keep), strict=True):
+        tokens[k], indices[k], gains[k] = _sample_tokens(visual[v], indices[k], gains[k])
+    return tokens, indices, gains
