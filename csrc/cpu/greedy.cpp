@@ -38,9 +38,10 @@ public:
   }
 
 private:
-  // 16 columns: the product runs at the rate of the arithmetic while few rows are computed in vain. Rows beyond the
-  // second-level cache are read from memory once a block: there, 32.
-  int64_t block() const { return visual_.rows.count * visual_.rows.dim > (int64_t{1} << 24) ? 32 : 16; }
+  // Rows in one product. The features are read once a block: more columns are faster the farther they come from (64
+  // against 16 columns: 1.2 times at 9 MB, 1.5 times at 160 MB), but compute more rows that are never picked (at the
+  // defaults 1.00-1.05 K in all, at worst 2 K, with redundancy "max").
+  int64_t block() const { return visual_.rows.count * visual_.rows.dim > (int64_t{1} << 22) ? 64 : 32; }
 
   void compute(int64_t pick, const Acc* gains, int64_t wanted) {
     reserve();
