@@ -6,6 +6,8 @@ backend implements (`torch.ops.mi_pruner_cpu.*`), so a schema stands once in the
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -96,7 +98,7 @@ def _fake_prune_varlen(visual, text, cu_v, cu_t, cu_keep, max_v, max_t, max_keep
     return _tokens_like(visual, total_keep)
 
 
-FAKES = {
+FAKES: dict[str, Callable] = {
     "mi_scores": _fake_mi_scores,
     "greedy_select": _fake_greedy_select,
     "prune": _fake_prune,

@@ -50,9 +50,8 @@ def valid_tokens(visual: Tensor, visual_prior: Tensor | None) -> Tensor:
 
 def _cosines(a: Tensor, b: Tensor) -> Tensor:
     """⟨a_i, b_j⟩ (n, m) of unit rows; equal rows of `a` get equal bits."""
-    if b.shape[0] == 1:  # a matrix-vector product sums edge rows in another order: keep it a matrix product
-        return (a @ b.expand(2, -1).contiguous().T)[:, :1]
-    return a @ b.T
+    columns = b.shape[0]  # padded to 16: matrix-vector and tiny products sum edge rows in another order
+    return (a @ torch.nn.functional.pad(b, (0, 0, 0, max(0, 16 - columns))).T)[:, :columns]
 
 
 def _log_density(log_kernel: Tensor, log_prior: Tensor) -> Tensor:

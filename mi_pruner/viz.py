@@ -12,14 +12,15 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
-from matplotlib.figure import Figure, SubFigure
+from matplotlib.figure import Figure
 
 Grid = tuple[int, int]
 
 _INK, _QUIET, _PAPER = "#1b1f24", "#5f6b7a", "#ffffff"
 _OUTLINE = "#ffd33d"
-_DIM = 0.22  # brightness left to a patch that was dropped
-_PANEL = 2.9  # inches
+_DIM = 0.3  # brightness left to a patch that was dropped
+_PANEL, _GAP, _MARGIN = 2.9, 0.12, 0.2  # inches
+_HEADER, _FOOTER = 0.82, 0.3  # inches above and below the panels of a row, for titles and notes
 _DPI = 130
 
 
@@ -97,32 +98,32 @@ def selections_figure(selections: Sequence[Selection]) -> Figure:
     """A row for each selection: picture, score map, kept patches."""
     if not selections:
         raise ValueError("selections: expected at least one, got none")
-    header = 0.75  # inches, for the titles of a row
-    figure = Figure(figsize=(3 * _PANEL + 0.5, len(selections) * (_PANEL + header) + 0.35), dpi=_DPI, facecolor=_PAPER)
+    width = 2 * _MARGIN + 3 * _PANEL + 2 * _GAP
+    height = len(selections) * (_HEADER + _PANEL + _FOOTER) + _MARGIN
+    figure = Figure(figsize=(width, height), dpi=_DPI, facecolor=_PAPER)
     FigureCanvasAgg(figure)
-    rows = figure.subfigures(len(selections), 1, squeeze=False)[:, 0]
-    for row, selection in zip(rows, selections, strict=True):
-        _draw_row(row, selection, header)
+    for number, selection in enumerate(selections):
+        _draw_row(figure, selection, height - number * (_HEADER + _PANEL + _FOOTER))
     return figure
 
 
-def _draw_row(row: SubFigure, selection: Selection, header: float) -> None:
-    row.set_facecolor(_PAPER)
-    top = _PANEL / (_PANEL + header)
-    axes = row.subplots(
-        1, 3, gridspec_kw={"left": 0.02, "right": 0.98, "top": top - 0.02, "bottom": 0.07, "wspace": 0.04}
-    )
-    left = axes[0].get_position().x0
-    row.text(left, 0.985, selection.title, size=14, weight="bold", color=_INK, va="top")
-    row.text(left, 0.985 - 0.32 / (_PANEL + header), selection.subtitle, size=10.5, color=_INK, va="top")
-    draw_picture(axes[0], selection.picture)
-    draw_scores(axes[1], selection.scores, selection.grid)
-    draw_kept(axes[2], selection.picture, selection.kept, selection.grid)
+def _draw_row(figure: Figure, selection: Selection, top: float) -> None:
+    """top: of the row, in inches from the figure's bottom."""
+    width, height = figure.get_size_inches()
+    figure.text(_MARGIN / width, (top - 0.18) / height, selection.title, size=14, weight="bold", color=_INK, va="top")
+    figure.text(_MARGIN / width, (top - 0.48) / height, selection.subtitle, size=11, color=_INK, va="top")
+    panels = []
+    for column in range(3):
+        left, bottom = _MARGIN + column * (_PANEL + _GAP), top - _HEADER - _PANEL
+        panels.append(figure.add_axes((left / width, bottom / height, _PANEL / width, _PANEL / height)))
+    draw_picture(panels[0], selection.picture)
+    draw_scores(panels[1], selection.scores, selection.grid)
+    draw_kept(panels[2], selection.picture, selection.kept, selection.grid)
     total = selection.grid[0] * selection.grid[1]
     kept = int(kept_mask(selection.kept, selection.grid).sum())
     notes = (f"the picture: {total} tokens", "mutual information with the question", f"kept: {kept} of {total} tokens")
-    for panel, note in zip(axes, notes, strict=True):
-        panel.set_xlabel(note, size=9, color=_QUIET, labelpad=5)
+    for panel, note in zip(panels, notes, strict=True):
+        panel.set_xlabel(note, size=9.5, color=_QUIET, labelpad=5)
 
 
 def save_selections(selections: Sequence[Selection], path: Path) -> None:
