@@ -18,7 +18,7 @@ namespace {
 // Columns of the features worked on at a time: a panel of 16 rows and a tile of 6 stay in 32 KiB of cache.
 constexpr int64_t kChunk = 256;
 
-// ---- Element types -------------------------------------------------------------------------------------------------
+// Element types.
 
 struct Half {
   uint16_t bits;
@@ -68,14 +68,11 @@ template <typename T, typename Acc> const Acc* chunk(const T* row, int64_t dim, 
   return scratch;
 }
 
-constexpr int64_t chunk_length(int64_t dim, int64_t from) {
-  return padded(dim - from < kChunk ? dim - from : kChunk);
-}
+constexpr int64_t chunk_length(int64_t dim, int64_t from) { return padded(dim - from < kChunk ? dim - from : kChunk); }
 
-// ---- Norms and products --------------------------------------------------------------------------------------------
+// Norms and products.
 
-template <typename T, typename Acc>
-void squared_norms_of(const Rows& rows, int64_t begin, int64_t end, Acc* square) {
+template <typename T, typename Acc> void squared_norms_of(const Rows& rows, int64_t begin, int64_t end, Acc* square) {
   alignas(64) Acc scratch[kChunk];
   for (int64_t i = begin; i < end; ++i) {
     const T* row = static_cast<const T*>(rows.data) + i * rows.stride;
@@ -185,7 +182,7 @@ void cosines_of(const Rows& rows, int64_t begin, int64_t end, const Acc* panel, 
     }
 }
 
-// ---- Densities -----------------------------------------------------------------------------------------------------
+// Densities.
 
 template <typename Acc> Acc sum(const Acc* values, int64_t padded) {
   Vec<Acc> total{};
@@ -194,8 +191,7 @@ template <typename Acc> Acc sum(const Acc* values, int64_t padded) {
   return lane_sum<Acc>(total);
 }
 
-template <typename Acc>
-Acc squared_deviations(const Acc* values, const Acc* log_prior, int64_t padded, Acc mean) {
+template <typename Acc> Acc squared_deviations(const Acc* values, const Acc* log_prior, int64_t padded, Acc mean) {
   Vec<Acc> total{};
   for (int64_t i = 0; i < padded; i += kLanes<Acc>) {
     const Vec<Acc> deviation = load(values + i) - mean;
@@ -221,7 +217,8 @@ template <typename Acc> inline Vec<Acc> log_of(Vec<Acc> v) {
   return v;
 }
 
-// With l_j = (cosine - 1) kappa - log Z_j, top = max_j l_j, e_j = exp(l_j - top), s = sum w e and d = sum w e (l - top):
+// With l_j = (cosine - 1) kappa - log Z_j, top = max_j l_j, e_j = exp(l_j - top), s = sum w e and d = sum w e (l -
+// top):
 //   joint: pi (sum w r l - q' log q') = pi e^top (d - s log s)    prior: pi sum w r l = pi e^top (d + s top)
 // Relative to top the terms cancel before they are rounded, and one text token gives exactly 0.
 template <typename Acc>
@@ -251,7 +248,7 @@ template <typename Acc> void redundancies(Acc* row, const Acc* log_prior, int64_
   }
 }
 
-// ---- The greedy step -----------------------------------------------------------------------------------------------
+// The greedy step.
 
 template <typename Acc>
 Best<Acc> step(const Acc* scores, Acc* rho, const Acc* row, bool maximum, Acc scale, int64_t padded, Acc* gains) {
@@ -275,13 +272,13 @@ Best<Acc> step(const Acc* scores, Acc* rho, const Acc* row, bool maximum, Acc sc
   }
   Best<Acc> result{best[0], where[0]};
   for (int lane = 1; lane < kLanes<Acc>; ++lane)
-    if (where[lane] >= 0 && (best[lane] > result.gain || result.index < 0 ||
-                             (best[lane] == result.gain && where[lane] < result.index)))
+    if (where[lane] >= 0 &&
+        (best[lane] > result.gain || result.index < 0 || (best[lane] == result.gain && where[lane] < result.index)))
       result = {best[lane], where[lane]};
   return result;
 }
 
-// ---- One function per feature dtype --------------------------------------------------------------------------------
+// One function per feature dtype.
 
 #define MI_PRUNER_BY_DTYPE(rows, call)                                                                                 \
   if constexpr (__is_same(Acc, double)) {                                                                              \

@@ -26,7 +26,7 @@ using OptionalTensor = std::optional<Tensor>;
 using Picks = std::tuple<Tensor, Tensor>;
 using TokensAndPicks = std::tuple<Tensor, Tensor, Tensor>;
 
-// ---- Samples -------------------------------------------------------------------------------------------------------
+// Samples.
 
 // One sample's place in arrays over all tokens (or over all slots of the output).
 struct Span {
@@ -126,7 +126,7 @@ template <typename Acc> Tokens<Acc> prepare(const Sample& sample, const Acc* pri
   return cpu::prepare<Acc>(sample.rows, prior == nullptr ? nullptr : prior + sample.span.begin);
 }
 
-// ---- The work ------------------------------------------------------------------------------------------------------
+// The work.
 
 struct Scoring {
   std::vector<Sample> text;
@@ -217,7 +217,7 @@ void prune(const std::vector<Sample>& visual, int64_t visual_tokens, const Optio
   });
 }
 
-// ---- The operators -------------------------------------------------------------------------------------------------
+// The operators.
 
 Redundancy redundancy_of(const std::string& name) {
   if (name == "mean") return Redundancy::kMean;
@@ -291,10 +291,10 @@ Picks greedy_select_op(Tensor scores, Tensor visual, int64_t keep, OptionalTenso
   return {out.indices, out.gains};
 }
 
-TokensAndPicks prune_op(Tensor visual, Tensor text, int64_t keep, OptionalTensor visual_prior, OptionalTensor text_prior,
-                        std::optional<double> bandwidth, std::string marginal, double visual_bandwidth,
-                        std::string redundancy, double redundancy_weight, OptionalTensor budget,
-                        std::optional<double> min_gain) {
+TokensAndPicks prune_op(Tensor visual, Tensor text, int64_t keep, OptionalTensor visual_prior,
+                        OptionalTensor text_prior, std::optional<double> bandwidth, std::string marginal,
+                        double visual_bandwidth, std::string redundancy, double redundancy_weight,
+                        OptionalTensor budget, std::optional<double> min_gain) {
   const Scoring scoring = dense_scoring(visual, text, text_prior, bandwidth, marginal);
   const Selecting selecting{dense_spans(visual.size(0), keep),
                             budgets(budget, visual.size(0)),

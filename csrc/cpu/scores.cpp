@@ -54,8 +54,9 @@ template <typename Acc> double squared_bandwidth(const Tokens<Acc>& visual, cons
     return std::accumulate(parts.begin(), parts.end(), 0.0);
   };
   const double mean = total([&](const Acc* row) { return k.sum(row, length); }) / pairs;
-  const double square = total(
-      [&](const Acc* row) { return k.squared_deviations(row, visual.log_prior.get(), length, static_cast<Acc>(mean)); });
+  const double square = total([&](const Acc* row) {
+    return k.squared_deviations(row, visual.log_prior.get(), length, static_cast<Acc>(mean));
+  });
   return std::max(std::sqrt(square / pairs), 1e-4);
 }
 

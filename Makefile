@@ -1,0 +1,60 @@
+# The environment lives in $(VENV), made from $(PYTHON) on first use; stamp files in it make every later run quick.
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+CXX_FILES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
+BUILD_FILES := pyproject.toml setup.py CMakeLists.txt $(CXX_FILES)
+
+.PHONY: help demo test lint format build bench clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make demo     answer a question about a picture with pruned tokens (ARGS='--text \"...\" --keep 0.25')"
+	@echo "make test     lint, type check, build, all tests (ARGS goes to pytest)"
+	@echo "make lint     ruff, clang-format, mypy;   make format: rewrite to the style"
+	@echo "make build    compile the library and install the package in place"
+	@echo "make bench    measure against the plain PyTorch baselines (ARGS goes to bench)"
+	@echo "make clean    remove what was built; the environment $(VENV) stays"
+
+demo: $(VENV)/.installed-demo
+	$(BIN)/python -m mi_pruner demo $(ARGS)
+
+test: lint
+	$(BIN)/pytest $(ARGS)
+
+lint: build
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(if $(CXX_FILES),$(BIN)/clang-format --dry-run -Werror $(CXX_FILES))
+	$(BIN)/mypy
+
+format: build
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(if $(CXX_FILES),$(BIN)/clang-format -i $(CXX_FILES))
+
+build: $(VENV)/.installed-dev
+
+bench: build
+	$(BIN)/python -m bench $(ARGS)
+
+clean:
+	rm -rf build dist *.egg-info mi_pruner/_C.abi3.so $(VENV)/.installed-*
+
+# An in-place installation with the extra that follows the dash; the C++ is compiled into mi_pruner/.
+$(VENV)/.installed-%: $(VENV)/.ready $(BUILD_FILES)
+	$(PIP_INSTALL) --no-build-isolation --editable '.[$*]'
+	@touch $@
+
+# Development holds the C++ to no warnings; an installation by others does not (see docs/building.md).
+$(VENV)/.installed-dev: export CMAKE_ARGS += -DCMAKE_COMPILE_WARNING_AS_ERROR=ON
+
+# What the build itself needs has to be there first, since nothing is built in isolation.
+$(VENV)/.ready: constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python >= 3.10 is needed: make PYTHON=python3.x")'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP_INSTALL) torch setuptools cmake ninja
+	@touch $@
