@@ -1,0 +1,1 @@
+"""Benchmarks of mi_pruner: ``python -m bench``; see bench/README.md."""

@@ -1,0 +1,1 @@
+"""What mi_pruner is measured against."""
