@@ -105,12 +105,15 @@ def show_backends() -> None:
 
 
 def _canonical(name: str, value: object, dtype: torch.dtype) -> object:
-    """Features with a contiguous last dimension, scores and priors contiguous in the accumulation dtype."""
+    """Features with a contiguous last dimension, scores and priors contiguous in the accumulation dtype, budget int64."""
     if not isinstance(value, Tensor):
         return value
     if name in _FEATURES:
         return value if value.stride(-1) == 1 else value.contiguous()
-    return (value.to(dtype) if name in _FLOATS else value).contiguous()
+    if name == "budget":
+        return value.to(torch.int64).contiguous()
+    to = {"budget": torch.int64, **dict.fromkeys(_FLOATS, dtype)}.get(name, value.dtype)
+    return value.to(to).contiguous()
 
 
 def _implementation(name: str) -> Callable:

@@ -13,17 +13,19 @@ constexpr int64_t kRowGrain = 48;   // rows of D elements a thread: 8 tiles
 constexpr int64_t kTextGrain = 4;   // rows of N cosines a thread
 constexpr int64_t kScoreGrain = 16; // blocks of kPad tokens a thread
 
-// log pi of the valid tokens, in logarithms throughout: nothing under- or overflows.
+// log pi of the valid tokens. Priors are taken relative to the largest: their sum can't overflow, and one that
+// underflows counts as the smallest normal number.
 template <typename Acc> void normalise_prior(const Acc* prior, Tokens<Acc>& tokens) {
-  if (tokens.valid.empty()) return;
-  const Acc largest = std::numeric_limits<Acc>::max();
+  using Limits = std::numeric_limits<Acc>;
   Acc top = 0, total = 0;
   for (int64_t i : tokens.valid)
-    top = std::max(top, std::min(prior[i], largest));
+    top = std::max(top, std::min(prior[i], Limits::max()));
+  for (int64_t i : tokens.valid) {
+    tokens.log_prior[i] = std::max(std::min(prior[i], Limits::max()) / top, Limits::min());
+    total += tokens.log_prior[i];
+  }
   for (int64_t i : tokens.valid)
-    total += std::min(prior[i], largest) / top;
-  for (int64_t i : tokens.valid)
-    tokens.log_prior[i] = std::log(std::min(prior[i], largest)) - std::log(top) - std::log(total);
+    tokens.log_prior[i] = std::log(tokens.log_prior[i]) - std::log(total);
 }
 
 // cosines[j][i] of text.valid[j] with every visual token.
