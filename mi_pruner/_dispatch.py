@@ -105,7 +105,7 @@ def show_backends() -> None:
 
 
 def _canonical(name: str, value: object, dtype: torch.dtype) -> object:
-    """Features with a contiguous last dimension, scores and priors contiguous in the accumulation dtype, budget int64."""
+    """Features with a contiguous last dimension, contiguous scores and priors in `dtype`, contiguous int64 budget."""
     if not isinstance(value, Tensor):
         return value
     if name in _FEATURES:

@@ -344,7 +344,8 @@ TokensAndPicks prune_varlen_op(Tensor visual, Tensor text, Tensor cu_seqlens_vis
                        {visual_bandwidth, redundancy_of(redundancy), redundancy_weight, min_gain});
   const Outputs out = new_outputs(visual, {total_keep});
   const Tensor tokens = torch::stable::new_empty(visual, {total_keep, visual.size(1)});
-  std::memset(tokens.mutable_data_ptr(), 0, tokens.numel() * bytes(dtype_of(visual))); // slots that no sample owns
+  if (tokens.numel() > 0) // slots that no sample owns
+    std::memset(tokens.mutable_data_ptr(), 0, tokens.numel() * bytes(dtype_of(visual)));
   const auto samples = packed_samples("cu_seqlens_visual", visual, cu_seqlens_visual, max_seqlen_visual);
   MI_PRUNER_BY_ACCUMULATION(visual, prune, samples, visual.size(0), visual_prior, scoring, selecting, out, tokens);
   return {tokens, out.indices, out.gains};

@@ -1,0 +1,37 @@
+"""Fixtures of the whole suite: the backends under test."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+import mi_pruner
+from mi_pruner._dispatch import BACKENDS
+
+_COMMON = {
+    "deadline": None,  # the first call of a size pays for caches
+    "suppress_health_check": [HealthCheck.function_scoped_fixture],  # `device` chooses the backend; it holds no state
+}
+settings.register_profile("ci", max_examples=30, derandomize=True, database=None, **_COMMON)
+settings.register_profile("explore", max_examples=300, **_COMMON)  # HYPOTHESIS_PROFILE=explore pytest ...
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+UNDER_TEST = ("reference", "cpu")  # kernels for a GPU join here
+
+
+@pytest.fixture(params=UNDER_TEST)
+def backend(request):
+    """The name of a backend, which runs every operator called in the test."""
+    missing = BACKENDS[request.param].missing
+    if missing is not None:
+        pytest.skip(f"backend {request.param!r}: {missing}")
+    with mi_pruner.backend(request.param):
+        yield request.param
+
+
+@pytest.fixture
+def device(backend):
+    """Where the tensors of the backend under test live."""
+    return "cuda" if BACKENDS[backend].device == "cuda" else "cpu"

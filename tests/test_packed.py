@@ -1,0 +1,237 @@
+"""The packed operators: the dense results without padding, whatever `cu_*` says; and `keep` as a ratio."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import mi_pruner
+
+from . import inputs
+
+INT32 = st.integers(-(2**31), 2**31 - 1)
+
+
+def pack(samples, shares, slack=0):
+    """The positional arguments of `prune_varlen` and its priors; `slack` is added to the sizes that are only bounds."""
+    lengths = [[s.n for s in samples], [len(s.text) for s in samples], list(shares)]
+    device = samples[0].visual.device
+    arguments = [
+        torch.cat([s.visual for s in samples]),
+        torch.cat([s.text for s in samples]),
+        *(inputs.cu_seqlens(x, device) for x in lengths),
+        *(max(x) + slack for x in lengths),
+        sum(shares) + slack,
+    ]
+    priors = {}
+    if samples[0].visual_prior is not None:
+        priors["visual_prior"] = torch.cat([s.visual_prior for s in samples])
+        priors["text_prior"] = torch.cat([s.text_prior for s in samples])
+    return arguments, priors
+
+
+def scores_and_picks(arguments, priors, **options):
+    visual, text, cu_visual, cu_text, cu_keep, max_visual, max_text, max_keep, total_keep = arguments
+    scores = mi_pruner.mi_scores_varlen(visual, text, cu_visual, cu_text, max_visual, max_text, **priors)
+    prior = priors.get("visual_prior")
+    picks = mi_pruner.greedy_select_varlen(
+        scores, visual, cu_visual, cu_keep, max_visual, max_keep, total_keep, visual_prior=prior, **options
+    )
+    return scores, *picks
+
+
+def ragged(sizes, dtype, device, prior="float"):
+    return [
+        inputs.make_sample("clustered", n, m, 19, dtype, seed, prior, prior).to(device)
+        for seed, (n, m) in enumerate(sizes)
+    ]
+
+
+def dense_one(s, keep, **options):
+    priors = {name: None if prior is None else prior[None] for name, prior in s.priors().items()}
+    scores = mi_pruner.mi_scores(s.visual[None], s.text[None], **priors)
+    picks = mi_pruner.greedy_select(scores, s.visual[None], keep, visual_prior=priors["visual_prior"], **options)
+    pruned = mi_pruner.prune(s.visual[None], s.text[None], keep, **priors, **options)
+    return [x[0] for x in (scores, *picks, *pruned)]
+
+
+def unused(tokens, indices, gains):
+    return bool((tokens == 0).all() and (indices == -1).all() and (gains == -math.inf).all())
+
+
+# ---- packed = dense --------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("prior", [None, "float", "bool"])
+@pytest.mark.parametrize("dtype", inputs.DTYPES, ids=str)
+@pytest.mark.parametrize("slack", [0, 5])
+def test_packed_samples_are_bit_for_bit_the_dense_ones(slack, dtype, prior, device):
+    samples = ragged([(7, 3), (1, 1), (64, 17), (33, 9), (130, 1)], dtype, device, prior)
+    shares = [3, 1, 64, 8, 20]
+    arguments, priors = pack(samples, shares, slack)
+    for redundancy in inputs.REDUNDANCIES:
+        packed = [*scores_and_picks(arguments, priors, redundancy=redundancy)]
+        packed += mi_pruner.prune_varlen(*arguments, **priors, redundancy=redundancy)
+        starts = list(itertools.accumulate([0, *shares]))
+        tokens_at = list(itertools.accumulate([0, *(s.n for s in samples)]))
+        for b, s in enumerate(samples):
+            expected = dense_one(s, shares[b], redundancy=redundancy)
+            assert inputs.same_bits(packed[0][tokens_at[b] : tokens_at[b + 1]], expected[0])
+            for flat, dense in zip(packed[1:], expected[1:], strict=True):
+                assert inputs.same_bits(flat[starts[b] : starts[b + 1]], dense)
+        assert unused(*(x[starts[-1] :] for x in packed[3:]))
+
+
+@given(
+    sizes=st.lists(st.tuples(st.integers(0, 20), st.integers(0, 5), st.integers(0, 24)), min_size=1, max_size=5),
+    dtype=st.sampled_from(inputs.DTYPES),
+    min_gain=st.none() | st.floats(-0.1, 0.1),
+)
+def test_samples_may_be_empty_or_smaller_than_their_share(device, sizes, dtype, min_gain):
+    samples = []
+    for seed, (n, m, _) in enumerate(sizes):
+        s = inputs.make_sample("duplicates", max(n, 1), max(m, 1), 6, dtype, seed, "float", "float").to(device)
+        fields = (s.visual, s.text, *s.priors().values())
+        samples.append(inputs.Sample(*(x[:k] for x, k in zip(fields, (n, m) * 2, strict=True))))
+    shares = [share for *_, share in sizes]
+    arguments, priors = pack(samples, shares)
+    tokens, indices, gains = mi_pruner.prune_varlen(*arguments, **priors, min_gain=min_gain)
+    scores, *_ = scores_and_picks(arguments, priors)
+    start = scored = 0
+    for s, share in zip(samples, shares, strict=True):
+        own = slice(start, start + share)
+        used = 0
+        if s.n and len(s.text):
+            expected = dense_one(s, min(max(share, 1), s.n), min_gain=min_gain)
+            used = min(int((expected[4] >= 0).sum()), share)
+            assert inputs.same_bits(scores[scored : scored + s.n], expected[0])
+            if share:
+                assert inputs.same_bits(tokens[own][:used], expected[3][:used])
+                assert inputs.same_bits(indices[own][:used], expected[4][:used])
+                assert inputs.same_bits(gains[own][:used], expected[5][:used])
+        elif s.n:  # no text: every score is 0, and redundancy alone chooses
+            assert (scores[scored : scored + s.n] == 0).all()
+            used = int((indices[own] >= 0).sum())
+            assert min_gain is not None or used == min(share, int((s.visual_prior > 0).sum()))
+        assert unused(tokens[own][used:], indices[own][used:], gains[own][used:])
+        start += share
+        scored += s.n
+
+
+def test_nothing_at_all(device):
+    for rows in (0, 4):
+        visual, cu = torch.randn(rows, 8, device=device), inputs.cu_seqlens([], device)
+        tokens, indices, gains = mi_pruner.prune_varlen(visual, visual, cu, cu, cu, 0, 0, 0, 0)
+        assert tokens.shape == (0, 8)
+        assert indices.shape == gains.shape == (0,)
+        assert (mi_pruner.mi_scores_varlen(visual, visual, cu, cu, 0, 0) == 0).all()
+
+
+def test_tokens_of_no_sample_score_zero(device):
+    visual = torch.randn(9, 8, device=device)
+    cu = torch.tensor([2, 5, 5, 8], dtype=torch.int32, device=device)
+    scores = mi_pruner.mi_scores_varlen(visual, visual, cu, cu, 9, 9)
+    assert scores[[0, 1, 8]].tolist() == [0.0] * 3
+    assert inputs.same_bits(scores[2:5], mi_pruner.mi_scores(visual[None, 2:5], visual[None, 2:5])[0])
+
+
+def test_a_sample_longer_than_the_bound_is_cut_to_it(device):
+    visual = torch.randn(12, 8, device=device)
+    cu, cu_keep = inputs.cu_seqlens([12], device), inputs.cu_seqlens([6], device)
+    tokens, indices, gains = mi_pruner.prune_varlen(
+        visual, visual[:4], cu, inputs.cu_seqlens([4], device), cu_keep, 7, 3, 5, 6
+    )
+    expected = mi_pruner.prune(visual[None, :7], visual[None, :3], 5)
+    for flat, dense in zip((tokens, indices, gains), expected, strict=True):
+        assert inputs.same_bits(flat[:5], dense[0])
+    assert unused(tokens[5:], indices[5:], gains[5:])
+
+
+# ---- whatever cu_* says ----------------------------------------------------------------------------------------------
+def clamped(cu, total, longest):
+    """(start, stop) of every sample: clamped to [0, total], never decreasing, cut to the longest length."""
+    ends = itertools.accumulate((min(max(x, 0), total) for x in cu), max)
+    return [(a, min(b, a + longest)) for a, b in itertools.pairwise(ends)]
+
+
+def expected_picks(visual, text, share):
+    """What `prune` of one sample has in `share` slots: tokens, indices, gains."""
+    tokens, indices, gains = (
+        visual.new_zeros(share, visual.shape[1]),
+        torch.full((share,), -1, device=visual.device),
+        torch.full((share,), -math.inf, device=visual.device),
+    )
+    used = min(share, len(visual))
+    if used:
+        scores = mi_pruner.mi_scores(visual[None], text[None]) if len(text) else torch.zeros(1, len(visual)).to(visual)
+        picks, sizes = mi_pruner.greedy_select(scores, visual[None], used)
+        indices[:used], order = picks[0].sort()
+        gains[:used] = sizes[0, order]
+        tokens[:used] = visual[indices[:used]]
+    return tokens, indices, gains
+
+
+@given(data=st.data(), samples=st.integers(1, 4), bound=st.integers(0, 25))
+def test_garbage_in_cu_is_clamped_and_reaches_nothing_out_of_range(device, data, samples, bound):
+    near = st.integers(-5, 30) | INT32
+    cus = [data.draw(st.lists(near, min_size=samples + 1, max_size=samples + 1)) for _ in range(3)]
+    as_tensor = [torch.tensor(cu, dtype=torch.int32, device=device) for cu in cus]
+    s = inputs.make_sample("clustered", 20, 11, 8, seed=3).to(device)
+    outputs = mi_pruner.prune_varlen(s.visual, s.text, *as_tensor, bound, bound, bound, 15)
+    spans = [clamped(cu, total, bound) for cu, total in zip(cus, (20, 11, 15), strict=True)]
+    owned = torch.zeros(15, dtype=torch.bool, device=device)
+    for (v, v_end), (t, t_end), (k, k_end) in zip(*spans, strict=True):
+        expected = expected_picks(s.visual[v:v_end], s.text[t:t_end], k_end - k)
+        assert all(inputs.same_bits(flat[k:k_end], one) for flat, one in zip(outputs, expected, strict=True))
+        owned[k:k_end] = True
+    assert unused(*(x[~owned] for x in outputs))
+    assert mi_pruner.mi_scores_varlen(s.visual, s.text, *as_tensor[:2], bound, bound).isfinite().all()
+
+
+@pytest.mark.parametrize("cu_keep", [[-9, 4], [0, 2**31 - 1], [5, 2], [-(2**31), 2**31 - 1], [9, 12], [8, 8]], ids=str)
+def test_garbage_in_cu_keep_alone(cu_keep, device):
+    visual = torch.randn(10, 8, device=device)
+    cu = inputs.cu_seqlens([10], device)
+    share = torch.tensor(cu_keep, dtype=torch.int32, device=device)
+    tokens, indices, gains = mi_pruner.prune_varlen(visual, visual, cu, cu, share, 10, 10, 8, 8)
+    ((start, stop),) = clamped(cu_keep, 8, 8)
+    expected = expected_picks(visual, visual, stop - start)
+    for flat, one in zip((tokens, indices, gains), expected, strict=True):
+        assert inputs.same_bits(flat[start:stop], one)
+    assert unused(*(torch.cat([x[:start], x[stop:]]) for x in (tokens, indices, gains)))
+
+
+# ---- keep as a ratio -------------------------------------------------------------------------------------------------
+def rounded(ratio, tokens):
+    return max(1, math.floor(ratio * tokens + 0.5))
+
+
+@given(ratio=st.floats(1e-6, 1.0), n=st.integers(1, 40), seed=st.integers(0, 99), extra=st.none() | st.integers(-1, 30))
+def test_a_ratio_is_taken_of_each_samples_own_valid_tokens(device, ratio, n, seed, extra):
+    samples = [
+        inputs.make_sample("separated", n, 2, 6, seed=seed + i, visual_prior="float" if i else "bool") for i in range(3)
+    ]
+    for s in samples:
+        s.visual_prior = s.visual_prior.float()
+    samples[1].visual_prior[:] = 1
+    s = inputs.batch(samples).to(device)
+    s.visual[2, 0, 0] = math.nan
+    budget = None if extra is None else torch.tensor([extra] * 3, device=device)
+    valid = (inputs.finite_rows(s.visual) & (s.visual_prior > 0)).sum(1).tolist()
+    tokens, indices, gains = mi_pruner.prune(s.visual, s.text, ratio, visual_prior=s.visual_prior, budget=budget)
+    assert tokens.shape[:2] == indices.shape == gains.shape == (3, rounded(ratio, n))
+    for b, count in enumerate(valid):
+        own = rounded(ratio, count) if extra is None else min(rounded(ratio, count), max(extra, 0))
+        assert (indices[b] >= 0).sum() == min(own, count)
+
+
+def test_an_int_is_a_count_and_a_float_a_ratio(device):
+    s = inputs.make_sample("separated", 8, 2, 4).to(device)
+    for keep, count in ((1, 1), (1.0, 8), (8, 8), (0.5, 4), (0.0625, 1), (0.1875, 2), (1e-9, 1)):
+        for call in (mi_pruner.prune, mi_pruner.greedy_select):
+            first = s.text[None] if call is mi_pruner.prune else torch.zeros(1, 8, device=device)
+            arguments = (s.visual[None], first) if call is mi_pruner.prune else (first, s.visual[None])
+            assert call(*arguments, keep)[-1].shape == (1, count)

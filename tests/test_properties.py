@@ -1,0 +1,238 @@
+"""The guarantees of the selection, on every backend and on generated inputs: counts, ties, bits, nesting, stopping."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import mi_pruner
+
+from . import inputs
+
+redundancies = st.sampled_from(inputs.REDUNDANCIES)
+modes = st.fixed_dictionaries(
+    {
+        "redundancy": redundancies,
+        "redundancy_weight": st.sampled_from([0.0, 0.3, 1.0, 4.0]),
+        "visual_bandwidth": st.sampled_from([0.05, 0.63, 5.0]),
+    }
+)
+
+
+def scores_of(s, **options):
+    return mi_pruner.mi_scores(s.visual[None], s.text[None], **batched(s.priors()), **options)[0]
+
+
+def batched(priors):
+    return {name: None if prior is None else prior[None] for name, prior in priors.items()}
+
+
+def select(s, keep, scores=None, **options):
+    """indices, gains (K,) of one sample."""
+    scores = scores_of(s) if scores is None else scores
+    visual_prior = None if s.visual_prior is None else s.visual_prior[None]
+    indices, gains = mi_pruner.greedy_select(scores[None], s.visual[None], keep, visual_prior=visual_prior, **options)
+    return indices[0], gains[0]
+
+
+def valid_of(s):
+    finite = inputs.finite_rows(s.visual)
+    return finite if s.visual_prior is None else finite & (s.visual_prior > 0)
+
+
+def duplicate_groups(s):
+    """Lists of valid tokens whose rows and priors are bitwise equal."""
+    groups: dict = {}
+    prior = torch.ones(s.n) if s.visual_prior is None else s.visual_prior.float()
+    for i in valid_of(s).nonzero()[:, 0].tolist():
+        groups.setdefault((tuple(s.visual[i].tolist()), prior[i].item()), []).append(i)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+# ---- how many --------------------------------------------------------------------------------------------------------
+@given(s=inputs.samples(), share=st.floats(0, 1), budget=st.integers(-3, 60), options=modes)
+def test_exactly_as_many_distinct_valid_tokens_as_asked_for(device, s, share, budget, options):
+    s = s.to(device)
+    keep = max(1, round(share * s.n))
+    indices, gains = select(s, keep, budget=torch.tensor([budget], device=device), **options)
+    valid = valid_of(s)
+    expected = min(keep, max(budget, 0), int(valid.sum()))
+    assert len(set(indices[:expected].tolist())) == expected
+    assert valid[indices[:expected]].all()
+    assert gains[:expected].isfinite().all()
+    assert (indices[expected:] == -1).all()
+    assert (gains[expected:] == -math.inf).all()
+
+
+@pytest.mark.parametrize("redundancy", inputs.REDUNDANCIES)
+@pytest.mark.parametrize(("n", "distinct"), [(64, 1), (400, 40), (96, 48)], ids=["identical", "40-rows", "half"])
+def test_duplicates_neither_collapse_nor_stop_the_selection(n, distinct, redundancy, device):
+    rows = torch.randn(distinct, 32, generator=torch.Generator().manual_seed(n))
+    visual = rows[torch.arange(n) % distinct][None].to(device)
+    tokens, indices, gains = mi_pruner.prune(visual, visual[:, :3], n // 2, redundancy=redundancy)
+    assert len(set(indices[0].tolist())) == n // 2
+    assert gains.isfinite().all()
+    assert torch.equal(tokens[0], visual[0, indices[0]])
+
+
+@given(s=inputs.samples(min_n=3), at=st.integers(0, 2), value=st.sampled_from([math.nan, math.inf, -math.inf]))
+def test_a_row_that_is_not_finite_is_never_picked(device, s, at, value):
+    s.visual[at, -1] = value
+    indices, _ = select(s.to(device), s.n)
+    assert at not in indices.tolist()
+
+
+# ---- ties ------------------------------------------------------------------------------------------------------------
+@given(s=inputs.samples(kinds=("duplicates", "identical")), options=modes, marginal=st.sampled_from(inputs.MARGINALS))
+def test_equal_rows_get_equal_scores_and_gains_and_go_lowest_index_first(device, s, options, marginal):
+    s = s.to(device)
+    scores = scores_of(s, marginal=marginal)
+    indices, _ = select(s, s.n, scores, **options)
+    order = indices.tolist()
+    for group in duplicate_groups(s):
+        assert all(inputs.same_bits(scores[i], scores[group[0]]) for i in group), group
+        assert [i for i in order if i in group] == group
+
+
+@pytest.mark.parametrize("m", [1, 2, 3, 5, 33])
+@pytest.mark.parametrize("n", [2, 3, 7, 31, 33, 127, 258])
+def test_equal_rows_get_equal_bits_wherever_they_stand(n, m, device):
+    for d in (3, 16, 67):
+        for dtype in inputs.DTYPES:
+            s = inputs.make_sample("separated", n, m, d, dtype, seed=n + d).to(device)
+            s.visual[n // 2] = s.visual[0]
+            s.visual[n - 1] = s.visual[0]
+            twins = sorted({0, n // 2, n - 1})
+            for marginal in inputs.MARGINALS:
+                scores = scores_of(s, marginal=marginal)
+                assert all(inputs.same_bits(scores[i], scores[0]) for i in twins), (n, m, d, dtype)
+            order = select(s, n, scores)[0].tolist()
+            assert [i for i in order if i in twins] == twins
+
+
+@given(seed=st.integers(0, 999), n=st.integers(1, 50), options=modes)
+def test_equal_gains_go_to_the_lowest_index(device, seed, n, options):
+    s = inputs.make_sample("identical", n, 1, 8, seed=seed).to(device)
+    levels = torch.randint(0, 3, (n,), generator=torch.Generator().manual_seed(seed)).float().to(device)
+    indices, _ = select(s, n, levels, **options)
+    expected = levels.sort(descending=True, stable=True).indices  # equal rows: redundancy is the same for all
+    assert torch.equal(indices, expected)
+
+
+# ---- top-k, and scores of the caller ---------------------------------------------------------------------------------
+ODD_SCORES = st.lists(
+    st.one_of(st.floats(-3, 3, width=16), st.sampled_from([math.nan, math.inf, -math.inf, 0.0, -0.0])),
+    min_size=1,
+    max_size=40,
+)
+
+
+@given(values=ODD_SCORES, by_weight=st.booleans(), redundancy=redundancies)
+def test_without_redundancy_the_selection_is_a_stable_top_k(device, values, by_weight, redundancy):
+    s = inputs.make_sample("separated", len(values), 1, 5).to(device)
+    scores = torch.tensor(values, device=device)
+    option = {"redundancy": redundancy, "redundancy_weight": 0.0} if by_weight else {"redundancy": "none"}
+    indices, gains = select(s, s.n, scores, **option)
+    cleaned = scores.where(~scores.isnan(), -math.inf)
+    assert torch.equal(indices, cleaned.sort(descending=True, stable=True).indices)
+    assert torch.equal(gains, cleaned[indices])
+
+
+@given(values=ODD_SCORES, options=modes)
+def test_scores_of_the_caller_may_hold_nan_and_infinities(device, values, options):
+    s = inputs.make_sample("clustered", len(values), 1, 5).to(device)
+    scores = torch.tensor(values, device=device)
+    indices, gains = select(s, s.n, scores, **options)
+    assert sorted(indices.tolist()) == list(range(s.n))
+    assert not gains.isnan().any()
+    rank = scores.where(~scores.isnan(), -math.inf)[indices]  # every +inf before, every −inf after the finite ones
+    assert torch.equal(gains.isinf(), rank.isinf())
+    assert torch.equal(gains[rank.isinf()], rank[rank.isinf()])
+    assert torch.equal(
+        rank.clamp(-9, 9).sign() * rank.isinf(), (rank.sign() * rank.isinf()).sort(descending=True).values
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_scores_of_the_caller_may_be_of_any_floating_dtype(dtype, device):
+    s = inputs.make_sample("separated", 9, 1, 5).to(device)
+    scores = torch.arange(9, device=device).flip(0).to(dtype)
+    indices, gains = select(s, 9, scores, redundancy="none")
+    assert indices.tolist() == list(range(9))
+    assert gains.dtype == torch.float32
+
+
+# ---- nested picks, budget, min_gain ----------------------------------------------------------------------------------
+@given(s=inputs.samples(), options=modes)
+def test_the_picks_for_a_smaller_keep_are_the_first_of_a_larger_one(device, s, options):
+    s = s.to(device)
+    full = select(s, s.n, **options)
+    for keep in {1, s.n // 3 + 1, s.n // 2 + 1, max(1, s.n - 1)} - {s.n + 1}:
+        fewer = select(s, min(keep, s.n), **options)
+        assert all(inputs.same_bits(a, b[:keep]) for a, b in zip(fewer, full, strict=True))
+
+
+@given(
+    s=inputs.samples(), budgets=st.lists(st.integers(-(2**31), 2**31 - 1) | st.integers(-2, 50), min_size=1, max_size=4)
+)
+def test_a_budget_is_clamped_and_cuts_the_picks_short(device, s, budgets):
+    s = s.to(device)
+    full, gains = select(s, s.n)
+    for dtype in (torch.int32, torch.int64):
+        many = inputs.batch([s] * len(budgets))
+        scores = torch.stack([scores_of(s)] * len(budgets))
+        budget = torch.tensor(budgets, dtype=dtype, device=device)
+        indices, cut = mi_pruner.greedy_select(scores, many.visual, s.n, visual_prior=many.visual_prior, budget=budget)
+        for b, limit in enumerate(budgets):
+            limit = min(max(limit, 0), s.n)
+            assert inputs.same_bits(indices[b, :limit], full[:limit])
+            assert inputs.same_bits(cut[b, :limit], gains[:limit])
+            assert (indices[b, limit:] == -1).all()
+            assert (cut[b, limit:] == -math.inf).all()
+
+
+@given(s=inputs.samples(), options=modes, at=st.floats(0, 1), above=st.booleans())
+def test_min_gain_stops_a_sample_for_good(device, s, options, at, above):
+    s = s.to(device)
+    full, gains = select(s, s.n, **options)
+    threshold = gains[int(at * (s.n - 1))].item()
+    if above:
+        threshold = math.nextafter(threshold, math.inf)
+    low = ((gains < threshold) | (full < 0)).nonzero()[:, 0].tolist()
+    stop = low[0] if low else s.n
+    indices, cut = select(s, s.n, min_gain=threshold, **options)
+    assert inputs.same_bits(indices[:stop], full[:stop])
+    assert inputs.same_bits(cut[:stop], gains[:stop])
+    assert (indices[stop:] == -1).all()
+    assert (cut[stop:] == -math.inf).all()
+
+
+def test_min_gain_at_infinity(device):
+    s = inputs.make_sample("separated", 9, 2, 5).to(device)
+    scores = torch.full((9,), -math.inf, device=device)
+    assert (select(s, 9, min_gain=math.inf)[0] == -1).all()
+    assert sorted(select(s, 9, scores, min_gain=-math.inf)[0].tolist()) == list(range(9))  # −inf is not below −inf
+    assert (select(s, 9, scores, min_gain=-1e30)[0] == -1).all()
+
+
+# ---- prune -----------------------------------------------------------------------------------------------------------
+@given(s=inputs.samples(), options=modes, share=st.floats(0, 1))
+def test_prune_is_score_select_sort_and_gather(device, s, options, share):
+    s = s.to(device)
+    keep = max(1, round(share * s.n))
+    picked, gains = select(s, keep, **options)
+    tokens, indices, sorted_gains = mi_pruner.prune(
+        s.visual[None], s.text[None], keep, **batched(s.priors()), **options
+    )
+    used = int((picked >= 0).sum())
+    order = picked[:used].argsort()
+    assert torch.equal(indices[0, :used], picked[order])
+    assert inputs.same_bits(sorted_gains[0, :used], gains[order])
+    assert inputs.same_bits(tokens[0, :used], s.visual[picked[order]])
+    assert (indices[0, used:] == -1).all()
+    assert (sorted_gains[0, used:] == -math.inf).all()
+    assert (tokens[0, used:] == 0).all()
