@@ -12,6 +12,7 @@ from .scenes import SIDE, Scene, make_scene
 from .vocabulary import encode_question
 
 _SEARCHED = 500  # scenes looked through, within a second, for one that fits the questions
+_FIRST = 253  # seed of the scene tried first: a handsome one
 _LIVELY = 4  # digits: the scenes with fewer are dull to look at
 
 
@@ -57,13 +58,13 @@ def chosen_scene(questions: list[str] | None, seed: int | None) -> tuple[Scene, 
     """
     if seed is not None and seed < 0:
         raise InputError(f"--seed: expected 0 or more, got {seed}")
-    seeds = range(_SEARCHED) if seed is None else (seed,)
+    seeds = range(_FIRST, _FIRST + _SEARCHED) if seed is None else (seed,)
     scenes = (make_scene("test", one) for one in seeds)
     if seed is None:
         scenes = (scene for scene in scenes if len(scene.digits) >= _LIVELY)
     asked = questions or []
     fits = (scene for scene in scenes if all(truth(scene, question) != UNKNOWN for question in asked))
-    scene = next(fits, None) or make_scene("test", seed or 0)
+    scene = next(fits, None) or make_scene("test", _FIRST if seed is None else seed)
     return scene, asked or _two_questions(scene)
 
 
