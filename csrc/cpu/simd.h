@@ -51,9 +51,14 @@ template <typename T> inline Vec<T> max(Vec<T> a, Vec<T> b) { return a > b ? a :
 
 // Sum of the lanes, halves first: the same tree for every vector.
 template <typename T> inline T lane_sum(Vec<T> v) {
-  T lanes[kLanes<T>];
-  __builtin_memcpy(lanes, &v, sizeof v);
-  for (int half = kLanes<T> / 2; half > 0; half /= 2)
+  typedef T Half __attribute__((vector_size(kBytes / 2)));
+  Half low, high;
+  __builtin_memcpy(&low, &v, sizeof low);
+  __builtin_memcpy(&high, reinterpret_cast<const char*>(&v) + sizeof low, sizeof high);
+  low += high;
+  T lanes[kLanes<T> / 2];
+  __builtin_memcpy(lanes, &low, sizeof low);
+  for (int half = kLanes<T> / 4; half > 0; half /= 2)
     for (int i = 0; i < half; ++i)
       lanes[i] += lanes[i + half];
   return lanes[0];
