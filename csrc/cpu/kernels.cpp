@@ -72,20 +72,27 @@ constexpr int64_t chunk_length(int64_t dim, int64_t from) { return padded(dim - 
 
 // Norms and products.
 
+// A row's squares, in four vectors of partial sums: the additions of one would wait for each other.
+template <typename Acc> struct Squares {
+  Vec<Acc> total[4] = {};
+
+  void add(const Acc* x, int64_t length) {
+    for (int64_t d = 0; d < length; d += kLanes<Acc>) {
+      const Vec<Acc> v = load(x + d);
+      total[d / kLanes<Acc> % 4] += v * v;
+    }
+  }
+  Acc sum() const { return lane_sum<Acc>((total[0] + total[1]) + (total[2] + total[3])); }
+};
+
 template <typename T, typename Acc> void squared_norms_of(const Rows& rows, int64_t begin, int64_t end, Acc* square) {
   alignas(64) Acc scratch[kChunk];
   for (int64_t i = begin; i < end; ++i) {
     const T* row = static_cast<const T*>(rows.data) + i * rows.stride;
-    Vec<Acc> total[4] = {}; // four at a time: the additions of one would wait for each other
-    for (int64_t from = 0; from < rows.dim; from += kChunk) {
-      const Acc* x = chunk<T, Acc>(row, rows.dim, from, scratch);
-      const int64_t length = chunk_length(rows.dim, from);
-      for (int64_t d = 0; d < length; d += kLanes<Acc>) {
-        const Vec<Acc> v = load(x + d);
-        total[d / kLanes<Acc> % 4] += v * v;
-      }
-    }
-    square[i] = lane_sum<Acc>((total[0] + total[1]) + (total[2] + total[3]));
+    Squares<Acc> squares;
+    for (int64_t from = 0; from < rows.dim; from += kChunk)
+      squares.add(chunk<T, Acc>(row, rows.dim, from, scratch), chunk_length(rows.dim, from));
+    square[i] = squares.sum();
   }
 }
 
@@ -143,10 +150,11 @@ constexpr int64_t kColumnsAtOnce = 64; // of the panel: their sums, 6 x 64 vecto
 
 // Up to kTileRows rows from `first` (the last one stands in for those beyond `end`) with `count` rows of the panel.
 template <typename T, typename Acc>
-void cosines_of_tile(const Rows& rows, int64_t first, int64_t end, const Acc* panel, int64_t panel_rows, int64_t column,
-                     int64_t count, const Acc* scale, Acc* const* out) {
+void products_of_tile(const Rows& rows, int64_t first, int64_t end, const Acc* panel, int64_t panel_rows,
+                      int64_t column, int64_t count, Acc* const* out, Acc* square) {
   alignas(64) Acc scratch[kTileRows][kChunk];
   Vec<Acc> total[kTileRows][kColumnsAtOnce];
+  Squares<Acc> squares[kTileRows];
   for (int r = 0; r < kTileRows; ++r)
     for (int64_t c = 0; c < padded(count); ++c)
       total[r][c] = Vec<Acc>{};
@@ -158,28 +166,37 @@ void cosines_of_tile(const Rows& rows, int64_t first, int64_t end, const Acc* pa
   for (int64_t from = 0; from < rows.dim; from += kChunk) {
     const int64_t length = chunk_length(rows.dim, from);
     const Acc* x[kTileRows];
-    for (int r = 0; r < kTileRows; ++r)
+    for (int r = 0; r < kTileRows; ++r) {
       x[r] = chunk<T, Acc>(row[r], rows.dim, from, scratch[r]);
+      if (square != nullptr) squares[r].add(x[r], length);
+    }
     for (int64_t c = 0; c < count; c += kTileColumns)
       multiply_tile<Acc>(x, panel + (column + c) * length, length, &total[0][c], kColumnsAtOnce);
     panel += panel_rows * length;
   }
-  for (int r = 0; r < kTileRows && first + r < end; ++r)
-    for (int64_t c = 0; c < count; ++c) {
-      const Acc s = scale[first + r];
-      out[column + c][first + r] = s == 0 ? 0 : lane_sum<Acc>(total[r][c]) * s;
-    }
+  for (int r = 0; r < kTileRows && first + r < end; ++r) {
+    for (int64_t c = 0; c < count; ++c)
+      out[column + c][first + r] = lane_sum<Acc>(total[r][c]);
+    if (square != nullptr) square[first + r] = squares[r].sum();
+  }
 }
 
 template <typename T, typename Acc>
-void cosines_of(const Rows& rows, int64_t begin, int64_t end, const Acc* panel, int64_t count, const Acc* scale,
-                Acc* const* out) {
+void products_of(const Rows& rows, int64_t begin, int64_t end, const Acc* panel, int64_t count, Acc* const* out,
+                 Acc* square) {
   const int64_t panel_rows = (count + kTileColumns - 1) / kTileColumns * kTileColumns;
   for (int64_t i = begin; i < end; i += kTileRows)
     for (int64_t column = 0; column < count; column += kColumnsAtOnce) {
       const int64_t columns = count - column < kColumnsAtOnce ? count - column : kColumnsAtOnce;
-      cosines_of_tile<T, Acc>(rows, i, end, panel, panel_rows, column, columns, scale, out);
+      products_of_tile<T, Acc>(rows, i, end, panel, panel_rows, column, columns, out, column == 0 ? square : nullptr);
     }
+}
+
+template <typename Acc> void scale(Acc* values, const Acc* factor, int64_t padded) {
+  for (int64_t i = 0; i < padded; i += kLanes<Acc>) {
+    const Vec<Acc> f = load(factor + i);
+    store(values + i, f == 0 ? Vec<Acc>{} : load(values + i) * f);
+  }
 }
 
 // Densities.
@@ -305,15 +322,15 @@ void pack(const Rows& rows, const int64_t* chosen, int64_t count, const Acc* sca
 }
 
 template <typename Acc>
-void cosines(const Rows& rows, int64_t begin, int64_t end, const Acc* panel, int64_t count, const Acc* scale,
-             Acc* const* out) {
-  MI_PRUNER_BY_DTYPE(rows, (cosines_of<T, Acc>(rows, begin, end, panel, count, scale, out)))
+void products(const Rows& rows, int64_t begin, int64_t end, const Acc* panel, int64_t count, Acc* const* out,
+              Acc* square) {
+  MI_PRUNER_BY_DTYPE(rows, (products_of<T, Acc>(rows, begin, end, panel, count, out, square)))
 }
 
 template <typename Acc>
 constexpr Kernels<Acc> kTable = {
-    squared_norms<Acc>,  pack<Acc>,   cosines<Acc>,      sum<Acc>,  squared_deviations<Acc>,
-    log_normaliser<Acc>, scores<Acc>, redundancies<Acc>, step<Acc>,
+    squared_norms<Acc>,      pack<Acc>,           products<Acc>, scale<Acc>,        sum<Acc>,
+    squared_deviations<Acc>, log_normaliser<Acc>, scores<Acc>,   redundancies<Acc>, step<Acc>,
 };
 
 } // namespace

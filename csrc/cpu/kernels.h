@@ -25,7 +25,7 @@ constexpr int64_t kPad = 16;
 
 constexpr int64_t padded(int64_t count) { return (count + kPad - 1) / kPad * kPad; }
 
-// Elements of a panel: `count` rows as `pack` lays them out for `cosines`.
+// Elements of a panel: `count` rows as `pack` lays them out for `products`.
 constexpr int64_t panel_size(int64_t count, int64_t dim) { return (count + 3) / 4 * 4 * padded(dim); }
 
 // The tokens of largest gain: `index` is -1 where no gain is above -infinity.
@@ -42,9 +42,13 @@ template <typename Acc> struct Kernels {
   // panel <- rows[chosen[j]] * scale[chosen[j]], for 0 <= j < count.
   void (*pack)(const Rows& rows, const int64_t* chosen, int64_t count, const Acc* scale, Acc* panel);
 
-  // out[j][i] = scale[i] * <rows[i], panel[j]>, 0 where scale[i] is 0; begin <= i < end, 0 <= j < count.
-  void (*cosines)(const Rows& rows, int64_t begin, int64_t end, const Acc* panel, int64_t count, const Acc* scale,
-                  Acc* const* out);
+  // out[j][i] = <rows[i], panel[j]>, begin <= i < end, 0 <= j < count; and, where square is not null, squared_norms of
+  // the same rows, which are at hand.
+  void (*products)(const Rows& rows, int64_t begin, int64_t end, const Acc* panel, int64_t count, Acc* const* out,
+                   Acc* square);
+
+  // values[i] <- values[i] * factor[i], 0 where factor[i] is 0 (whatever values[i] is).
+  void (*scale)(Acc* values, const Acc* factor, int64_t padded);
 
   Acc (*sum)(const Acc* values, int64_t padded);
 

@@ -122,8 +122,12 @@ template <typename Acc> const Acc* array(const char* name, const OptionalTensor&
   return tensor->const_data_ptr<Acc>();
 }
 
+template <typename Acc> const Acc* of_sample(const Acc* values, const Sample& sample) {
+  return values == nullptr ? nullptr : values + sample.span.begin;
+}
+
 template <typename Acc> Tokens<Acc> prepare(const Sample& sample, const Acc* prior) {
-  return cpu::prepare<Acc>(sample.rows, prior == nullptr ? nullptr : prior + sample.span.begin);
+  return cpu::prepare<Acc>(sample.rows, of_sample(prior, sample));
 }
 
 // The work.
@@ -153,8 +157,8 @@ void score(const std::vector<Sample>& visual, const OptionalTensor& visual_prior
   Acc* out = scores.mutable_data_ptr<Acc>();
   std::fill_n(out, scores.numel(), Acc(0));
   for_each_sample(visual.size(), [&](size_t b) {
-    const Tokens<Acc> tokens = prepare(visual[b], prior), text = prepare(scoring.text[b], text_prior);
-    mi_scores(tokens, text, scoring.options, out + visual[b].span.begin);
+    const Tokens<Acc> text = prepare(scoring.text[b], text_prior);
+    mi_scores(visual[b].rows, of_sample(prior, visual[b]), text, scoring.options, out + visual[b].span.begin);
   });
 }
 
@@ -209,9 +213,10 @@ void prune(const std::vector<Sample>& visual, int64_t visual_tokens, const Optio
   const Acc* text_prior = array<Acc>("text_prior", scoring.text_prior, scoring.text_tokens);
   clear<Acc>(out);
   for_each_sample(visual.size(), [&](size_t b) {
-    const Tokens<Acc> prepared = prepare(visual[b], prior), text = prepare(scoring.text[b], text_prior);
+    const Tokens<Acc> text = prepare(scoring.text[b], text_prior);
     std::vector<Acc> scores(visual[b].rows.count);
-    mi_scores(prepared, text, scoring.options, scores.data());
+    const Tokens<Acc> prepared =
+        mi_scores(visual[b].rows, of_sample(prior, visual[b]), text, scoring.options, scores.data());
     const int64_t count = select_one(prepared, scores.data(), selecting, b, out);
     gather<Acc>(visual[b].rows, selecting.slots[b], count, out, tokens);
   });

@@ -13,7 +13,7 @@ namespace mi_pruner::cpu {
 // A sample's visual or text tokens: which are valid, their norms and their prior.
 template <typename Acc> struct Tokens {
   Rows rows;
-  Buffer<Acc> inverse_norm;   // padded; 0 for zero rows and for absent tokens
+  Buffer<Acc> inverse_norm;   // padded; 0 for zero rows, absent tokens and padding
   Buffer<Acc> log_prior;      // padded; -infinity for absent tokens
   std::vector<int64_t> valid; // indices, ascending
 };
@@ -26,9 +26,11 @@ struct ScoreOptions {
   bool joint;
 };
 
-// scores (visual.rows.count): see docs/maths.md, "Scores".
+// scores (visual.count): see docs/maths.md, "Scores". Returns the visual tokens as `prepare` would: their norms come
+// with the product, so that `visual` is read once.
 template <typename Acc>
-void mi_scores(const Tokens<Acc>& visual, const Tokens<Acc>& text, const ScoreOptions& options, Acc* scores);
+Tokens<Acc> mi_scores(const Rows& visual, const Acc* visual_prior, const Tokens<Acc>& text, const ScoreOptions& options,
+                      Acc* scores);
 
 enum class Redundancy { kMean, kChain, kMax, kNone };
 

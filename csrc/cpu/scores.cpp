@@ -28,18 +28,47 @@ template <typename Acc> void normalise_prior(const Acc* prior, Tokens<Acc>& toke
     tokens.log_prior[i] = std::log(tokens.log_prior[i]) - std::log(total);
 }
 
-// cosines[j][i] of text.valid[j] with every visual token.
+template <typename Acc> Tokens<Acc> unprepared(const Rows& rows) {
+  return {rows, Buffer<Acc>(padded(rows.count)), Buffer<Acc>(padded(rows.count)), {}};
+}
+
+// What follows from the squared norms, so far in tokens.inverse_norm, and from the prior.
+template <typename Acc> void finish(const Acc* prior, Tokens<Acc>& tokens) {
+  const int64_t count = tokens.rows.count, length = padded(count);
+  for (int64_t i = 0; i < count; ++i) {
+    const Acc square = tokens.inverse_norm[i];
+    const bool valid = std::isfinite(square) && (prior == nullptr || prior[i] > 0);
+    tokens.inverse_norm[i] = valid && square >= std::numeric_limits<Acc>::min() ? 1 / std::sqrt(square) : Acc(0);
+    if (valid) tokens.valid.push_back(i);
+  }
+  std::fill(tokens.inverse_norm.get() + count, tokens.inverse_norm.get() + length, Acc(0));
+  std::fill_n(tokens.log_prior.get(), length, -std::numeric_limits<Acc>::infinity());
+  if (prior != nullptr) {
+    normalise_prior(prior, tokens);
+  } else {
+    for (int64_t i : tokens.valid)
+      tokens.log_prior[i] = -std::log(static_cast<Acc>(tokens.valid.size()));
+  }
+}
+
+// cosines[j][i] of text.valid[j] with every visual token; returns these, prepared from the norms of the same pass.
 template <typename Acc>
-void all_cosines(const Tokens<Acc>& visual, const Tokens<Acc>& text, const std::vector<Acc*>& cosines) {
+Tokens<Acc> all_cosines(const Rows& visual, const Acc* prior, const Tokens<Acc>& text,
+                        const std::vector<Acc*>& cosines) {
   const auto& k = kernels<Acc>();
   const int64_t count = static_cast<int64_t>(cosines.size());
+  Tokens<Acc> tokens = unprepared<Acc>(visual);
   Buffer<Acc> panel(panel_size(count, text.rows.dim));
   k.pack(text.rows, text.valid.data(), count, text.inverse_norm.get(), panel.get());
-  parallel_for(visual.rows.count, kRowGrain, [&](int64_t begin, int64_t end) {
-    k.cosines(visual.rows, begin, end, panel.get(), count, visual.inverse_norm.get(), cosines.data());
+  parallel_for(visual.count, kRowGrain, [&](int64_t begin, int64_t end) {
+    k.products(visual, begin, end, panel.get(), count, cosines.data(), tokens.inverse_norm.get());
   });
-  for (Acc* row : cosines)
-    std::fill(row + visual.rows.count, row + padded(visual.rows.count), Acc(0));
+  finish(prior, tokens);
+  parallel_for(count, kTextGrain, [&](int64_t begin, int64_t end) {
+    for (int64_t j = begin; j < end; ++j)
+      k.scale(cosines[j], tokens.inverse_norm.get(), padded(visual.count));
+  });
+  return tokens;
 }
 
 // The bandwidth rule: h^2 = population standard deviation of the cosines over the valid pairs, at least 1e-4.
@@ -65,33 +94,21 @@ template <typename Acc> double squared_bandwidth(const Tokens<Acc>& visual, cons
 } // namespace
 
 template <typename Acc> Tokens<Acc> prepare(const Rows& rows, const Acc* prior) {
-  const int64_t length = padded(rows.count);
-  Tokens<Acc> tokens{rows, Buffer<Acc>(length), Buffer<Acc>(length), {}};
+  Tokens<Acc> tokens = unprepared<Acc>(rows);
   parallel_for(rows.count, kRowGrain, [&](int64_t begin, int64_t end) {
     kernels<Acc>().squared_norms(rows, begin, end, tokens.inverse_norm.get());
   });
-  for (int64_t i = 0; i < rows.count; ++i) {
-    const Acc square = tokens.inverse_norm[i];
-    const bool valid = std::isfinite(square) && (prior == nullptr || prior[i] > 0);
-    tokens.inverse_norm[i] = valid && square >= std::numeric_limits<Acc>::min() ? 1 / std::sqrt(square) : Acc(0);
-    if (valid) tokens.valid.push_back(i);
-  }
-  std::fill_n(tokens.log_prior.get(), length, -std::numeric_limits<Acc>::infinity());
-  if (prior != nullptr) {
-    normalise_prior(prior, tokens);
-  } else {
-    for (int64_t i : tokens.valid)
-      tokens.log_prior[i] = -std::log(static_cast<Acc>(tokens.valid.size()));
-  }
+  finish(prior, tokens);
   return tokens;
 }
 
 template <typename Acc>
-void mi_scores(const Tokens<Acc>& visual, const Tokens<Acc>& text, const ScoreOptions& options, Acc* scores) {
-  std::fill_n(scores, visual.rows.count, Acc(0));
-  if (visual.valid.empty() || text.valid.empty()) return;
+Tokens<Acc> mi_scores(const Rows& visual, const Acc* visual_prior, const Tokens<Acc>& text, const ScoreOptions& options,
+                      Acc* scores) {
+  std::fill_n(scores, visual.count, Acc(0));
+  if (text.valid.empty()) return prepare(visual, visual_prior);
   const auto& k = kernels<Acc>();
-  const int64_t length = padded(visual.rows.count), count = static_cast<int64_t>(text.valid.size());
+  const int64_t length = padded(visual.count), count = static_cast<int64_t>(text.valid.size());
   Buffer<Acc> storage(count * length), padded_scores(length);
   std::vector<Acc*> cosines(count);
   std::vector<Acc> log_z(count), weight(count);
@@ -99,24 +116,26 @@ void mi_scores(const Tokens<Acc>& visual, const Tokens<Acc>& text, const ScoreOp
     cosines[j] = storage.get() + j * length;
     weight[j] = std::exp(text.log_prior[text.valid[j]]);
   }
-  all_cosines(visual, text, cosines);
-  const double h2 = options.bandwidth ? *options.bandwidth * *options.bandwidth : squared_bandwidth(visual, cosines);
+  Tokens<Acc> tokens = all_cosines(visual, visual_prior, text, cosines);
+  if (tokens.valid.empty()) return tokens;
+  const double h2 = options.bandwidth ? *options.bandwidth * *options.bandwidth : squared_bandwidth(tokens, cosines);
   const Acc kappa = static_cast<Acc>(1 / h2);
   parallel_for(count, kTextGrain, [&](int64_t begin, int64_t end) {
     for (int64_t j = begin; j < end; ++j)
-      log_z[j] = k.log_normaliser(cosines[j], visual.log_prior.get(), length, kappa);
+      log_z[j] = k.log_normaliser(cosines[j], tokens.log_prior.get(), length, kappa);
   });
   parallel_for(length / kPad, kScoreGrain, [&](int64_t begin, int64_t end) {
-    k.scores(cosines.data(), log_z.data(), weight.data(), count, visual.log_prior.get(), kappa, options.joint,
+    k.scores(cosines.data(), log_z.data(), weight.data(), count, tokens.log_prior.get(), kappa, options.joint,
              begin * kPad, end * kPad, padded_scores.get());
   });
-  for (int64_t i : visual.valid)
+  for (int64_t i : tokens.valid)
     scores[i] = padded_scores[i];
+  return tokens;
 }
 
 template Tokens<float> prepare(const Rows&, const float*);
 template Tokens<double> prepare(const Rows&, const double*);
-template void mi_scores(const Tokens<float>&, const Tokens<float>&, const ScoreOptions&, float*);
-template void mi_scores(const Tokens<double>&, const Tokens<double>&, const ScoreOptions&, double*);
+template Tokens<float> mi_scores(const Rows&, const float*, const Tokens<float>&, const ScoreOptions&, float*);
+template Tokens<double> mi_scores(const Rows&, const double*, const Tokens<double>&, const ScoreOptions&, double*);
 
 } // namespace mi_pruner::cpu
