@@ -15,6 +15,7 @@ from torch import Tensor
 MARGINALS = ("joint", "prior")
 REDUNDANCIES = ("mean", "chain", "max", "none")
 MIN_BANDWIDTH, MAX_BANDWIDTH = 1e-3, 1e3
+MAX_WEIGHT = 1e6  # of the redundancy: gains of finite scores stay finite in float32
 
 _FEATURE_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -32,7 +33,20 @@ def _describe(tensor: Tensor) -> str:
     return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')} on {tensor.device}"
 
 
+def _check_tensor(name: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        _fail(name, "a tensor", f"{type(value).__module__}.{type(value).__name__}", TypeError)
+    if value.layout != torch.strided:
+        _fail(name, "a dense tensor", f"layout {value.layout}", TypeError)
+
+
+def _check_number(name: str, value: object, optional: bool = False) -> None:
+    if not (optional and value is None) and not isinstance(value, int | float | torch.SymInt | torch.SymFloat):
+        _fail(name, "a number or None" if optional else "a number", repr(value), TypeError)
+
+
 def _check_shape(name: str, tensor: Tensor, shape: tuple, letters: str) -> None:
+    _check_tensor(name, tensor)
     if tensor.dim() != len(shape) or any(have != want for have, want in zip(tensor.shape, shape, strict=True)):
         _fail(name, f"{letters} = {tuple(shape)}", _describe(tensor))
 
@@ -43,6 +57,7 @@ def _check_device(name: str, tensor: Tensor, visual: Tensor) -> None:
 
 
 def _check_features(name: str, tensor: Tensor, letters: str) -> None:
+    _check_tensor(name, tensor)
     if tensor.dim() != letters.count(",") + 1:
         _fail(name, f"{letters} floating point", _describe(tensor))
     if tensor.dtype not in _FEATURE_DTYPES:
@@ -94,14 +109,15 @@ def _check_mode(name: str, value: str, modes: tuple[str, ...]) -> None:
         _fail(name, " or ".join(repr(mode) for mode in modes), repr(value))
 
 
-def _check_bandwidth(name: str, value: float | None) -> None:
+def _check_bandwidth(name: str, value: float | None, optional: bool = False) -> None:
+    _check_number(name, value, optional)
     if value is not None and not MIN_BANDWIDTH <= value <= MAX_BANDWIDTH:
         _fail(name, f"{MIN_BANDWIDTH} <= h <= {MAX_BANDWIDTH}", value)
 
 
 def check_score_options(bandwidth: float | None, marginal: str) -> None:
     """ValueError unless both are in the range that `mi_scores` takes."""
-    _check_bandwidth("bandwidth", bandwidth)
+    _check_bandwidth("bandwidth", bandwidth, optional=True)
     _check_mode("marginal", marginal, MARGINALS)
 
 
@@ -111,8 +127,10 @@ def check_select_options(
     """ValueError unless all are in the range that `greedy_select` takes."""
     _check_bandwidth("visual_bandwidth", visual_bandwidth)
     _check_mode("redundancy", redundancy, REDUNDANCIES)
-    if not 0 <= redundancy_weight < math.inf:
-        _fail("redundancy_weight", "a finite number >= 0", redundancy_weight)
+    _check_number("redundancy_weight", redundancy_weight)
+    if not 0 <= redundancy_weight <= MAX_WEIGHT:
+        _fail("redundancy_weight", f"0 <= weight <= {MAX_WEIGHT:g}", redundancy_weight)
+    _check_number("min_gain", min_gain, optional=True)
     if min_gain is not None and math.isnan(min_gain):
         _fail("min_gain", "a number or None", min_gain)
 

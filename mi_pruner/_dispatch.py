@@ -110,9 +110,7 @@ def _canonical(name: str, value: object, dtype: torch.dtype) -> object:
         return value
     if name in _FEATURES:
         return value if value.stride(-1) == 1 else value.contiguous()
-    if name == "budget":
-        return value.to(torch.int64).contiguous()
-    to = {"budget": torch.int64, **dict.fromkeys(_FLOATS, dtype)}.get(name, value.dtype)
+    to = dtype if name in _FLOATS else torch.int64 if name == "budget" else value.dtype
     return value.to(to).contiguous()
 
 

@@ -48,15 +48,15 @@ def mi_scores(
     With cosines ⟨v̂_i, t̂_j⟩, priors π (visual) and w (text) normalised over the valid tokens,
     ℓ[i,j] = (⟨v̂_i, t̂_j⟩ − 1)/h² − log Σ_i' π_i' exp((⟨v̂_i', t̂_j⟩ − 1)/h²),  r = exp ℓ,  q'_i = Σ_j w_j r[i,j]:
 
-    * "joint":  a_i = π_i (Σ_j w_j r ℓ − q'_i log q'_i); Σ_i a_i is the mutual information, 0 ≤ Σ a ≤ min(H(V), H(T)).
+    * "joint":  a_i = π_i (Σ_j w_j r ℓ − q'_i log q'_i); Σ_i a_i, the mutual information, is ≥ 0.
     * "prior":  a_i = π_i Σ_j w_j r ℓ (MI-Pruner, arXiv 2604.03072, with its uniform prior).
 
     Args:
         visual: (B, N, D) visual tokens, after the multimodal projector.
         text: (B, M, D) embeddings of the instruction's tokens, of the same dtype and device. Without a question: the
             image's own tokens.
-        visual_prior: (B, N) float or bool, p(v_i) up to scale. A token is absent where it is not > 0 or its row is
-            not finite: it enters no sum and scores 0. Default: uniform.
+        visual_prior: (B, N) float or bool, p(v_i) up to scale, read in the dtype of the scores. A token is absent where
+            it is not > 0 or its row is not finite: it enters no sum and scores 0. Default: uniform.
         text_prior: (B, M) float or bool, the same for the text.
         bandwidth: h of the kernel, 1e-3 <= h <= 1e3. None: h² is the standard deviation of the sample's cosines over
             its valid pairs, at least 1e-4.
@@ -106,7 +106,7 @@ def greedy_select(
         visual_prior: (B, N) float or bool, as in `mi_scores`; absent tokens are never picked.
         visual_bandwidth: h of the visual–visual kernel, 1e-3 <= h <= 1e3.
         redundancy: "mean", "chain", "max" or "none".
-        redundancy_weight: λ >= 0.
+        redundancy_weight: λ, 0 <= λ <= 1e6.
         budget: (B,) int32 or int64, at most that many picks for a sample (clamped to [0, K]).
         min_gain: a sample stops for good at the first pick whose gain would be below it.
 

@@ -18,16 +18,20 @@ from torch import Tensor
 from ._checks import accumulation_dtype
 
 
+def _norms(rows: Tensor) -> Tensor:
+    """‖row‖ (...) of rows (..., d) in the accumulation type; not finite where its square is not."""
+    return torch.linalg.vector_norm(rows, dim=-1, dtype=accumulation_dtype(rows.dtype))
+
+
 def unit_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Rows (n, d) on the unit sphere, and which of them are finite (n,).
 
     A zero row (squared norm below the smallest normal number) stays zero; a row that is not finite becomes zero.
     """
-    rows = rows.to(accumulation_dtype(rows.dtype))
-    square = (rows * rows).sum(-1)
-    finite = square.isfinite()
-    positive = finite & (square >= torch.finfo(rows.dtype).tiny)
-    return torch.where(positive[:, None], rows / square.sqrt()[:, None], 0), finite
+    norm = _norms(rows)
+    finite = norm.isfinite()
+    positive = finite & (norm.square() >= torch.finfo(norm.dtype).tiny)
+    return torch.where(positive[:, None], rows.to(norm.dtype) / norm[:, None], 0), finite
 
 
 def normalised_prior(prior: Tensor | None, finite: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -43,9 +47,8 @@ def normalised_prior(prior: Tensor | None, finite: Tensor, dtype: torch.dtype) -
 
 def valid_tokens(visual: Tensor, visual_prior: Tensor | None) -> Tensor:
     """Which tokens (..., n) of visual (..., n, d) are valid: prior > 0, and a finite row of finite squared norm."""
-    dtype = accumulation_dtype(visual.dtype)
-    finite = torch.linalg.vector_norm(visual, dim=-1, dtype=dtype).isfinite()
-    return finite if visual_prior is None else finite & (visual_prior.to(dtype) > 0)
+    norm = _norms(visual)
+    return norm.isfinite() if visual_prior is None else norm.isfinite() & (visual_prior.to(norm.dtype) > 0)
 
 
 def _cosines(a: Tensor, b: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ OPTIONS = (
     {"redundancy": "max", "visual_bandwidth": 1e3, "min_gain": -1e-3},
     {"redundancy": "none", "bandwidth": 1e3},
     {"redundancy_weight": 0.0, "visual_bandwidth": 1e-3},
+    {"redundancy_weight": 1e6, "redundancy": "max"},
 )
 ODD = (math.nan, math.inf, -math.inf, 0.0, 1e30, 1e-30)
 LIMITS = (-(2**31), -1, 0, 3, 40, 2**31 - 1)

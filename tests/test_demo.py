@@ -196,7 +196,9 @@ class TestCommand:
             (["--seed", "-1"], "--seed"),
             (["--image", "absent.png"], "absent.png"),
             (["--image", __file__], "not a picture"),
-            (["--out", "absent/folder/a.png"], "--out"),
+            (["--out", "absent/folder/a.png"], "--out.*no folder"),
+            (["--out", "a.jpg"], r"--out.*\.png"),
+            (["--image", "a.png", "--seed", "3"], "--seed"),
         ],
     )
     def test_bad_input(self, arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]):

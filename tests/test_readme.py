@@ -17,3 +17,7 @@ def test_python_examples_run():
     assert [tuple(x.shape) for x in packed] == [(468, 4096), (468,), (468,)]
     assert (names["indices"] >= 0).all()
     assert torch.isfinite(names["gains"]).all()
+
+
+def test_every_figure_is_filled_in():
+    assert "@@" not in README.read_text(encoding="utf-8")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -104,6 +105,35 @@ def test_float_ratio_checks_its_tensors_before_it_reads_them():
         mi_pruner.prune(torch.zeros(B, N, D), torch.zeros(B, M, D), 0.5, visual_prior=torch.zeros(B, M))
     with pytest.raises(ValueError, match=r"^budget: expected \(B,\) = \(2,\)"):
         mi_pruner.prune(torch.zeros(B, N, D), torch.zeros(B, M, D), 0.5, budget=torch.zeros(3, dtype=torch.int32))
+
+
+@pytest.mark.parametrize("keep", [2, 0.5])
+@pytest.mark.parametrize("name", ["visual", "text", "visual_prior", "budget"])
+def test_what_is_no_tensor_is_named(name, keep):
+    arguments = {"visual": torch.zeros(B, N, D), "text": torch.zeros(B, M, D), name: np.zeros((B, N, D))}
+    with pytest.raises((TypeError, RuntimeError), match=name):  # with a count, the dispatcher's own error
+        mi_pruner.prune(keep=keep, **arguments)
+
+
+def test_a_sparse_tensor_is_refused():
+    with pytest.raises(TypeError, match=r"^visual: expected a dense tensor"):
+        mi_pruner.prune(torch.zeros(B, N, D).to_sparse(), torch.zeros(B, M, D), 2)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"bandwidth": "a"}, "bandwidth: expected a number or None, got 'a'"),
+        ({"visual_bandwidth": None}, "visual_bandwidth: expected a number, got None"),
+        ({"redundancy_weight": "1"}, "redundancy_weight: expected a number, got '1'"),
+        ({"min_gain": [0.0]}, "min_gain: expected a number or None, got [0.0]"),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
+)
+def test_module_refuses_options_that_are_no_numbers(option, message):
+    with pytest.raises(TypeError) as caught:
+        mi_pruner.MIPruner(0.5, **option)
+    assert str(caught.value) == message
 
 
 def test_values_on_the_device_are_never_an_error(device):

@@ -18,24 +18,21 @@ constexpr int64_t kRowGrain = 48; // rows of D elements a thread: 8 tiles
 // computed in, so this changes no bit, whatever the block.
 template <typename Acc> class RedundancyRows {
 public:
-  // At most `capacity` rows are held: what is computed and not picked is dropped when they run out.
-  RedundancyRows(const Tokens<Acc>& visual, const SelectOptions& options, int64_t capacity)
+  // For `keep` picks. At most 2 keep rows (or one block) are held; the worst candidates' make room for better ones.
+  RedundancyRows(const Tokens<Acc>& visual, const SelectOptions& options, int64_t keep)
       : visual_(visual), kappa_(static_cast<Acc>(1 / (options.bandwidth * options.bandwidth))),
-        chain_(options.redundancy == Redundancy::kChain), capacity_(capacity), length_(padded(visual.rows.count)),
-        row_of_(visual.rows.count, nullptr) {}
+        chain_(options.redundancy == Redundancy::kChain), capacity_(std::max(2 * keep, block())),
+        length_(padded(visual.rows.count)), row_of_(visual.rows.count, nullptr) {}
 
-  // The row of `pick`, chain: times pi_pick. `gains` (NaN: not to be picked) rank the candidates for its block, of
-  // which at most `wanted` make sense.
+  // The row of `pick`, chain: times pi_pick. `gains` (NaN: not to be picked) rank the candidates for its block;
+  // `wanted` picks, this one included, still need a row.
   const Acc* row(int64_t pick, const Acc* gains, int64_t wanted) {
     if (row_of_[pick] == nullptr) compute(pick, gains, wanted);
     return row_of_[pick];
   }
 
   // `pick` has been dealt with: its row's memory is free for another.
-  void release(int64_t pick) {
-    free_.push_back(row_of_[pick]);
-    row_of_[pick] = nullptr;
-  }
+  void release(int64_t pick) { free_.push_back(std::exchange(row_of_[pick], nullptr)); }
 
 private:
   // Rows in one product. The features are read once a block, so more rows are faster the farther the features come
@@ -43,10 +40,13 @@ private:
   // defaults) 20 computes 1.03 K rows, 48 1.3 K; at N = 10000, K = 1000 both 1.01 K, and 48 is 1.2 times as fast.
   int64_t block() const { return visual_.rows.count * visual_.rows.dim > (int64_t{1} << 24) ? 48 : 20; }
 
+  // Towards the end fewer are wanted; below this a block costs hardly less, since the features are read all the same.
+  static constexpr int64_t kFewest = 8;
+
   void compute(int64_t pick, const Acc* gains, int64_t wanted) {
-    reserve();
-    const int64_t count = std::min({block(), wanted, static_cast<int64_t>(free_.size())});
+    const int64_t count = wanted == 1 ? 1 : std::min(block(), std::max(wanted, kFewest));
     const std::vector<int64_t> chosen = candidates(pick, gains, count);
+    reserve(static_cast<int64_t>(chosen.size()), gains);
     std::vector<Acc*> rows(chosen.size());
     for (size_t j = 0; j < chosen.size(); ++j) {
       rows[j] = row_of_[chosen[j]] = free_.back();
@@ -55,17 +55,24 @@ private:
     fill(chosen, rows);
   }
 
-  // Memory for at least one row; for a whole block where the capacity allows.
-  void reserve() {
-    if (free_.empty() && held_ == capacity_)
-      for (Acc*& row : row_of_)
-        if (row != nullptr) free_.push_back(std::exchange(row, nullptr));
-    const int64_t missing = std::min(block() - static_cast<int64_t>(free_.size()), capacity_ - held_);
+  // Memory for `count` rows: what is free, what may still be allocated, the rows of the worst candidates.
+  void reserve(int64_t count, const Acc* gains) {
+    const int64_t fresh = std::min(count - static_cast<int64_t>(free_.size()), capacity_ - held_);
+    if (fresh > 0) {
+      Acc* memory = memory_.emplace_back(fresh * length_).get();
+      for (int64_t j = 0; j < fresh; ++j)
+        free_.push_back(memory + j * length_);
+      held_ += fresh;
+    }
+    const int64_t missing = count - static_cast<int64_t>(free_.size());
     if (missing <= 0) return;
-    Acc* memory = memory_.emplace_back(missing * length_).get();
+    std::vector<int64_t> cached;
+    for (int64_t i = 0; i < visual_.rows.count; ++i)
+      if (row_of_[i] != nullptr) cached.push_back(i);
+    std::nth_element(cached.begin(), cached.begin() + (missing - 1), cached.end(),
+                     [gains](int64_t a, int64_t b) { return gains[a] < gains[b]; });
     for (int64_t j = 0; j < missing; ++j)
-      free_.push_back(memory + j * length_);
-    held_ += missing;
+      release(cached[j]);
   }
 
   // `pick` and the tokens of the next largest gains that have no row yet, `count` in all where there are as many.
@@ -153,8 +160,10 @@ int64_t greedy_select(const Tokens<Acc>& visual, const Acc* scores, int64_t keep
     const Acc scale = static_cast<Acc>(mean && k > 0 ? options.weight / static_cast<double>(k) : options.weight);
     const bool join_maximum = maximum && k > 1; // the first row is the maximum so far, also where it is negative
     Best<Acc> best = kernels<Acc>().step(score.get(), rho.get(), row, join_maximum, scale, length, gain.get());
-    if (best.index < 0) // no gain above -infinity: the lowest index that is left
+    if (best.index < 0) { // no gain above -infinity: the lowest index that is left
       best.index = std::find_if(gain.get(), gain.get() + n, [](Acc g) { return !std::isnan(g); }) - gain.get();
+      if (best.index == n) return k; // gains that overflowed: options beyond what _checks.py lets through
+    }
     if (options.min_gain && !(best.gain >= static_cast<Acc>(*options.min_gain))) return k;
     if (k > 0) rows.release(indices[k - 1]);
     indices[k] = best.index;

@@ -253,7 +253,8 @@ void scores(const Acc* const* cosines, const Acc* log_z, const Acc* weight, int6
       d += term * below;
     }
     const Vec<Acc> conditional = exp<Acc>(top + load(log_prior + i)); // pi e^top, at most about 1
-    store(scores + i, conditional * (joint ? d - s * log_of<Acc>(s) : d + s * top));
+    const Vec<Acc> entropy = s > 0 ? s * log_of<Acc>(s) : Vec<Acc>{}; // 0 log 0 = 0
+    store(scores + i, conditional * (joint ? d - entropy : d + s * top));
   }
 }
 

@@ -38,6 +38,14 @@ def _ratio(text: str, expected: str) -> float:
     return ratio
 
 
+def check_out(path: Path) -> None:
+    """Refuses, before any work, a file that no PNG can be written to."""
+    if path.suffix.lower() != ".png":
+        raise InputError(f"--out: expected a file ending in .png, got {path}")
+    if not path.parent.is_dir():
+        raise InputError(f"--out: no folder {path.parent} to write {path.name} to")
+
+
 def read_picture(path: Path) -> np.ndarray:
     """A picture file, centre-cropped to a square and resized to (54, 54, 3) uint8."""
     try:
@@ -45,7 +53,8 @@ def read_picture(path: Path) -> np.ndarray:
             picture = ImageOps.fit(ImageOps.exif_transpose(image).convert("RGB"), (SIDE, SIDE))
     except UnidentifiedImageError as error:
         raise InputError(f"--image: {path} is not a picture that can be read: give a PNG or JPEG file") from error
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # SyntaxError: how Pillow names a broken PNG
+    # What Pillow raises for a broken file depends on its format: SyntaxError for a PNG, ValueError for a PPM.
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"--image: cannot read {path} ({reason}): give a PNG or JPEG file") from error
     return np.array(picture)

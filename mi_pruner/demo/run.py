@@ -15,7 +15,7 @@ from .. import mi_scores, prune
 from .._errors import InputError
 from ..viz import Selection, save_selections
 from .checkpoint import load_model, pixels_of
-from .input import chosen_scene, read_keep, read_picture, truth
+from .input import check_out, chosen_scene, read_keep, read_picture, truth
 from .model import TOKENS, DigitVLM
 from .scenes import GRID, Scene
 from .vocabulary import WORDS, encode_question
@@ -51,7 +51,11 @@ def run_demo(questions: list[str] | None, keep: str, image: Path | None, seed: i
         InputError: for an image, question, keep or output file that cannot be used.
     """
     kept = read_keep(keep, TOKENS)
-    for question in questions or []:
+    check_out(out)
+    if image is not None and seed is not None:
+        raise InputError("--seed: chooses a generated scene, and --image asks for none: give one of them")
+    questions = [" ".join(question.split()) for question in questions or []]
+    for question in questions:
         encode_question(question)  # complains before anything slow happens
     scene: Scene | None = None
     if image is None:
