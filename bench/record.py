@@ -65,11 +65,12 @@ class Row:
 COLUMNS = tuple(field.name for field in fields(Row))
 
 
-def this_run(device: str) -> Run:
+def this_run(device: str, module: str = "bench") -> Run:
+    """What to note of the run of `python -m module` that is going on."""
     return Run(
         date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         commit=_commit(),
-        command=shlex.join(["python", "-m", "bench", *sys.argv[1:]]),
+        command=shlex.join(["python", "-m", module, *sys.argv[1:]]),
         machine=machine(device),
         device=device,
         threads=torch.get_num_threads(),

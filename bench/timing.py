@@ -7,13 +7,13 @@ from tensors to tensors, allocation included.
 
 import ctypes
 import gc
-import math
 import resource
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 Call = Callable[[], object]
@@ -34,15 +34,9 @@ class Timing:
 
 def percentiles(samples: Iterable[float]) -> Timing:
     """Milliseconds of each call -> p20, p50, p80, interpolated."""
-    ordered = sorted(samples)
-
-    def at(share: float) -> float:
-        position = share * (len(ordered) - 1)
-        low = math.floor(position)
-        high = min(low + 1, len(ordered) - 1)
-        return ordered[low] + (position - low) * (ordered[high] - ordered[low])
-
-    return Timing(at(0.2), at(0.5), at(0.8), len(ordered))
+    values = list(samples)
+    p20, p50, p80 = np.percentile(values, (20, 50, 80)).tolist()
+    return Timing(p20, p50, p80, len(values))
 
 
 def measure(

@@ -8,10 +8,8 @@ random tokens: the floor that a pruner has to clear.
 
 import argparse
 import csv
-import shlex
-import sys
 from collections.abc import Callable
-from dataclasses import asdict, astuple, dataclass, fields, replace
+from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
 
 import torch
@@ -152,8 +150,7 @@ def _width(name: str) -> int:
 
 def _write(rows: list[Figures], path: Path, model: dict[str, str]) -> None:
     """The figures with what made them: date, commit, machine, versions, command, and how the model came to be."""
-    run = replace(this_run("cpu"), command=shlex.join(["python", "-m", "bench.quality.evaluate", *sys.argv[1:]]))
-    origin = {**asdict(run), "model": model["command"]}
+    origin = {**asdict(this_run("cpu", "bench.quality.evaluate")), "model": model["command"]}
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, [*(field.name for field in fields(Figures)), *origin])

@@ -9,7 +9,10 @@
 namespace mi_pruner::cpu {
 namespace {
 
-constexpr int64_t kRowGrain = 48; // rows of D elements a thread: 8 tiles
+// By value, largest first, then by index: the order of picks.
+template <typename Acc> auto before(const Acc* values) {
+  return [values](int64_t a, int64_t b) { return values[a] > values[b] || (values[a] == values[b] && a < b); };
+}
 
 // Rows R[., s] of the redundancy, computed for a block of candidates at a time.
 //
@@ -80,11 +83,8 @@ private:
     std::vector<int64_t> chosen;
     for (int64_t i = 0; i < visual_.rows.count; ++i)
       if (i != pick && row_of_[i] == nullptr && !std::isnan(gains[i])) chosen.push_back(i);
-    const auto larger = [gains](int64_t a, int64_t b) {
-      return gains[a] > gains[b] || (gains[a] == gains[b] && a < b);
-    };
     if (static_cast<int64_t>(chosen.size()) > count - 1) {
-      std::nth_element(chosen.begin(), chosen.begin() + (count - 1), chosen.end(), larger);
+      std::nth_element(chosen.begin(), chosen.begin() + (count - 1), chosen.end(), before(gains));
       chosen.resize(count - 1);
     }
     chosen.push_back(pick);
@@ -131,8 +131,7 @@ int64_t top_k(const Tokens<Acc>& visual, const Acc* scores, int64_t keep, const 
               int64_t* indices, Acc* gains) {
   const Buffer<Acc> score = pickable_scores(visual, scores);
   std::vector<int64_t> order = visual.valid;
-  std::partial_sort(order.begin(), order.begin() + keep, order.end(),
-                    [&](int64_t a, int64_t b) { return score[a] > score[b] || (score[a] == score[b] && a < b); });
+  std::partial_sort(order.begin(), order.begin() + keep, order.end(), before(score.get()));
   for (int64_t k = 0; k < keep; ++k) {
     if (options.min_gain && !(score[order[k]] >= static_cast<Acc>(*options.min_gain))) return k;
     indices[k] = order[k];

@@ -25,8 +25,12 @@ constexpr int64_t kPad = 16;
 
 constexpr int64_t padded(int64_t count) { return (count + kPad - 1) / kPad * kPad; }
 
-// Elements of a panel: `count` rows as `pack` lays them out for `products`.
-constexpr int64_t panel_size(int64_t count, int64_t dim) { return (count + 3) / 4 * 4 * padded(dim); }
+// A panel: `count` rows as `pack` lays them out for `products`, and rows of zeros up to whole tiles of columns.
+constexpr int kTileColumns = 4;
+
+constexpr int64_t panel_rows(int64_t count) { return (count + kTileColumns - 1) / kTileColumns * kTileColumns; }
+
+constexpr int64_t panel_size(int64_t count, int64_t dim) { return panel_rows(count) * padded(dim); }
 
 // The tokens of largest gain: `index` is -1 where no gain is above -infinity.
 template <typename Acc> struct Best {

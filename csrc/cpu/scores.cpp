@@ -9,7 +9,6 @@
 namespace mi_pruner::cpu {
 namespace {
 
-constexpr int64_t kRowGrain = 48;   // rows of D elements a thread: 8 tiles
 constexpr int64_t kTextGrain = 4;   // rows of N cosines a thread
 constexpr int64_t kScoreGrain = 16; // blocks of kPad tokens a thread
 

@@ -11,7 +11,6 @@ constexpr int kTileRows = 3; // 3 x 4 accumulators + 3 operands of 16 registers
 constexpr int kBytes = 16;
 constexpr int kTileRows = 3;
 #endif
-constexpr int kTileColumns = 4;
 
 template <typename T> struct Vectors;
 template <> struct Vectors<float> {

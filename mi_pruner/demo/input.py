@@ -60,8 +60,8 @@ def read_picture(path: Path) -> np.ndarray:
     return np.array(picture)
 
 
-def chosen_scene(questions: list[str] | None, seed: int | None) -> tuple[Scene, list[str]]:
-    """A held-out scene and the questions about it; where none were given, two about different digits of the scene.
+def chosen_scene(questions: list[str], seed: int | None) -> tuple[Scene, list[str]]:
+    """A held-out scene and the questions about it; where there are none, two about different digits of the scene.
 
     Without a seed it is the first lively scene in which every question has an answer (or simply the first one).
     """
@@ -71,10 +71,9 @@ def chosen_scene(questions: list[str] | None, seed: int | None) -> tuple[Scene, 
     scenes = (make_scene("test", one) for one in seeds)
     if seed is None:
         scenes = (scene for scene in scenes if len(scene.digits) >= _LIVELY)
-    asked = questions or []
-    fits = (scene for scene in scenes if all(truth(scene, question) != UNKNOWN for question in asked))
+    fits = (scene for scene in scenes if all(truth(scene, question) != UNKNOWN for question in questions))
     scene = next(fits, None) or make_scene("test", _FIRST if seed is None else seed)
-    return scene, asked or _two_questions(scene)
+    return scene, questions or _two_questions(scene)
 
 
 def _two_questions(scene: Scene) -> list[str]:
