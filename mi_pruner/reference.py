@@ -51,10 +51,16 @@ def valid_tokens(visual: Tensor, visual_prior: Tensor | None) -> Tensor:
     return norm.isfinite() if visual_prior is None else norm.isfinite() & (visual_prior.to(norm.dtype) > 0)
 
 
-def _cosines(a: Tensor, b: Tensor) -> Tensor:
-    """⟨a_i, b_j⟩ (n, m) of unit rows; equal rows of `a` get equal bits."""
-    columns = b.shape[0]  # padded to 16: matrix-vector and tiny products sum edge rows in another order
-    return (a @ torch.nn.functional.pad(b, (0, 0, 0, max(0, 16 - columns))).T)[:, :columns]
+def _first_equal(rows: Tensor, prior: Tensor) -> Tensor:
+    """For each token (n,) the first one of equal unit row and normalised prior.
+
+    A matrix product may sum equal rows in different orders, and exp may round differently at the end of a vector: equal
+    tokens get equal bits because all take what was computed for the first of them.
+    """
+    keys = torch.cat([rows, prior[:, None]], dim=1)
+    _, group = keys.unique(dim=0, return_inverse=True)
+    place = torch.arange(len(group), device=group.device)
+    return torch.full_like(group, len(group)).scatter_reduce(0, group, place, "amin")[group]
 
 
 def _log_density(log_kernel: Tensor, log_prior: Tensor) -> Tensor:
@@ -83,7 +89,7 @@ def _sample_scores(
     prior, v_valid = normalised_prior(visual_prior, v_finite, v.dtype)
     weight, t_valid = normalised_prior(text_prior, t_finite, t.dtype)
     pairs = v_valid[:, None] & t_valid
-    cosines = _cosines(v, t)
+    cosines = v @ t.T
     h2 = _squared_bandwidth(cosines, pairs) if bandwidth is None else bandwidth**2
     log_r = _log_density((cosines - 1) / h2, prior.log())
     conditional = torch.where(pairs, torch.exp(log_r + prior.log()[:, None]), 0)  # P[i|j]
@@ -92,14 +98,15 @@ def _sample_scores(
         log_ratio = log_r - log_q
     else:
         log_ratio = log_r
-    return torch.where(pairs, weight * conditional * log_ratio, 0).sum(1)
+    return torch.where(pairs, weight * conditional * log_ratio, 0).sum(1)[_first_equal(v, prior)]
 
 
 def _redundancies(visual: Tensor, prior: Tensor, valid: Tensor, bandwidth: float) -> Tensor:
     """R[i, s] = π_i r_vv[i, s] ℓ_vv[i, s] (n, n), from unit rows."""
     pairs = valid[:, None] & valid
-    log_r = _log_density((_cosines(visual, visual) - 1) / bandwidth**2, prior.log())
-    return torch.where(pairs, torch.exp(log_r + prior.log()[:, None]) * log_r, 0)
+    log_r = _log_density((visual @ visual.T - 1) / bandwidth**2, prior.log())
+    table = torch.where(pairs, torch.exp(log_r + prior.log()[:, None]) * log_r, 0)
+    return table[_first_equal(visual, prior)]
 
 
 def _lowest_argmax(values: Tensor, available: Tensor) -> Tensor:
