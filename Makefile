@@ -24,6 +24,7 @@ demo: $(VENV)/.installed-demo
 
 test: lint
 	$(BIN)/pytest $(ARGS)
+	TRITON_INTERPRET=1 $(BIN)/pytest tests/test_triton.py
 
 lint: build
 	$(BIN)/ruff check .

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
+import importlib.util
+import os
 import types
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
@@ -30,7 +33,7 @@ class Backend:
     device: str  # "any", "cpu" or "cuda"
     what: str
     missing: str | None
-    operators: types.ModuleType | torch._ops._OpNamespace | None
+    operators: types.ModuleType | torch._ops._OpNamespace | _TritonOperators | None
 
     def why_not(self, device_type: str) -> str | None:
         """Why it can't serve tensors of this device type; None where it can."""
@@ -43,12 +46,33 @@ _NATIVE_MISSING = _native.load()
 _LIBRARIES = [_schema.define("mi_pruner"), _schema.define("mi_pruner_cpu")]  # alive as long as the package
 _NOT_YET = "not part of this version yet"
 
+
+class _TritonOperators:
+    """The module `triton_kernels.operators`, imported, and Triton with it, when an operator is first called."""
+
+    def __getattr__(self, name: str) -> Callable:
+        return getattr(importlib.import_module(".triton_kernels.operators", __package__), name)
+
+
+def _load_triton() -> tuple[str | None, str, _TritonOperators | None]:
+    """Why the Triton kernels can't be used (None: they can), the device of their tensors, and their operators."""
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"  # as Triton reads it: kernels run on CPU tensors, slowly
+    device = "cpu" if interpreted else "cuda"
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed (pip install 'mi_pruner[triton]')", device, None
+    if not interpreted and torch.version.cuda is None:
+        return "this PyTorch is built without CUDA", device, None
+    return None, device, _TritonOperators()
+
+
+_TRITON_MISSING, _TRITON_DEVICE, _TRITON_OPERATORS = _load_triton()
+
 BACKENDS = {
     backend.name: backend
     for backend in (  # in order of preference
         Backend("cuda", "cuda", "compiled CUDA kernels", _NOT_YET, None),
-        Backend("triton", "cuda", "Triton kernels", _NOT_YET, None),
         Backend("cpu", "cpu", "compiled, fused, multi-threaded", _NATIVE_MISSING, torch.ops.mi_pruner_cpu),
+        Backend("triton", _TRITON_DEVICE, "Triton kernels", _TRITON_MISSING, _TRITON_OPERATORS),
         Backend("reference", "any", "plain PyTorch", None, reference),
     )
 }

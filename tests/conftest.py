@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
+import torch
 from hypothesis import HealthCheck, settings
 
 import mi_pruner
@@ -18,15 +19,21 @@ settings.register_profile("ci", max_examples=30, derandomize=True, database=None
 settings.register_profile("explore", max_examples=300, **_COMMON)  # HYPOTHESIS_PROFILE=explore pytest ...
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
-UNDER_TEST = ("reference", "cpu")  # kernels for a GPU join here
+# With TRITON_INTERPRET=1 the Triton kernels run on CPU tensors, and are all that is tested.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+GPU = torch.cuda.is_available()
+UNDER_TEST = ("triton",) if INTERPRETED else ("reference", "cpu", "triton") if GPU else ("reference", "cpu")
+
+
+def pytest_report_header():
+    return f"mi_pruner backends under test: {', '.join(UNDER_TEST)}" + ("" if GPU else "; no GPU, so none that needs it")
 
 
 @pytest.fixture(params=UNDER_TEST)
 def backend(request):
     """The name of a backend, which runs every operator called in the test."""
-    missing = BACKENDS[request.param].missing
-    if missing is not None:
-        pytest.skip(f"backend {request.param!r}: {missing}")
+    if BACKENDS[request.param].missing is not None:
+        pytest.skip(f"backend {request.param!r}: {BACKENDS[request.param].missing}")
     with mi_pruner.backend(request.param):
         yield request.param
 

@@ -1,0 +1,82 @@
+"""Device functions that every kernel shares: where a sample's tokens lie, which are valid, their weights in log form.
+
+A token's inverse norm is NaN where its squared norm is not finite, and 0 for a zero row. Priors are optional: a null
+one is uniform. Sums run over chunks of a fixed length, so that no bit depends on the longest sample of a batch.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+LOG_CHUNK = tl.constexpr(512)  # tokens a step of `log_total`: 576 tokens are two steps
+_TINY = tl.constexpr(2.0**-126)  # the smallest normal float32
+_SCALE = tl.constexpr(2.0**64)  # brings denormal priors into the range of the logarithm
+_LOG_SCALE = tl.constexpr(44.3614195558365)  # log 2^64
+
+
+@triton.jit
+def span(cu_ptr, sample, total, longest, SAMPLES: tl.constexpr):
+    """First token and number of tokens of a sample.
+
+    `cu_ptr` null: every sample has `longest`. Else its entries are clamped to [0, total], made non-decreasing, and the
+    length to `longest`. SAMPLES: a power of two above the number of samples.
+    """
+    if cu_ptr is None:
+        start = sample.to(tl.int64) * longest
+        count = longest
+    else:
+        at = tl.arange(0, SAMPLES)
+        ends = tl.load(cu_ptr + at, mask=at <= sample + 1, other=0)
+        ends = tl.minimum(tl.maximum(ends, 0), total)
+        first = tl.max(tl.where(at <= sample, ends, 0), axis=0)
+        start = first.to(tl.int64)
+        count = tl.minimum(tl.max(ends, axis=0) - first, longest)
+    return start, count
+
+
+@triton.jit
+def inverse_norm(square):
+    """1 / norm from squared norms: 0 below the smallest normal number, NaN where not finite."""
+    inverse = tl.where(square >= _TINY, 1 / tl.sqrt(tl.maximum(square, _TINY)), 0.0)
+    return tl.where(square < float("inf"), inverse, float("nan"))
+
+
+@triton.jit
+def log_weight(prior_ptr, at, inverse, mask):
+    """log of the prior, not normalised, at `at`; -inf for tokens that are absent or masked. An infinite prior counts as
+    the largest finite one."""
+    valid = mask & (inverse == inverse)
+    if prior_ptr is None:
+        return tl.where(valid, 0.0, float("-inf"))
+    prior = tl.load(prior_ptr + at, mask=mask, other=0.0)
+    small = prior < 1e-18
+    scaled = tl.where(small, prior * _SCALE, tl.minimum(prior, 3.4028234663852886e38))
+    valid = valid & (scaled > 0)
+    return tl.where(valid, tl.log(tl.where(valid, scaled, 1.0)) - tl.where(small, _LOG_SCALE, 0.0), float("-inf"))
+
+
+@triton.jit
+def add_exp(top, total, new_top, new_total):
+    """(max, sum of exp relative to it) of the union of two sets; -inf and 0 stand for the empty one."""
+    most = tl.maximum(top, new_top)
+    shift = tl.where(most == float("-inf"), 0.0, most)
+    return most, total * tl.exp(top - shift) + new_total * tl.exp(new_top - shift)
+
+
+@triton.jit
+def log_total(prior_ptr, inverse_ptr, start, count):
+    """log of the sum of the priors of a sample's valid tokens (-inf: none), and how many they are."""
+    at = tl.arange(0, LOG_CHUNK)
+    top = float("-inf")
+    total = 0.0
+    valid = 0
+    for first in range(0, count, LOG_CHUNK):
+        mask = first + at < count
+        inverse = tl.load(inverse_ptr + start + first + at, mask=mask, other=float("nan"))
+        weight = log_weight(prior_ptr, start + first + at, inverse, mask)
+        chunk_top = tl.max(weight, axis=0)
+        shift = tl.where(chunk_top == float("-inf"), 0.0, chunk_top)
+        top, total = add_exp(top, total, chunk_top, tl.sum(tl.exp(weight - shift), axis=0))
+        valid += tl.sum((weight > float("-inf")).to(tl.int32), axis=0)
+    return tl.where(valid > 0, top + tl.log(tl.where(valid > 0, total, 1.0)), float("-inf")), valid
