@@ -26,7 +26,7 @@ UNDER_TEST = ("triton",) if INTERPRETED else ("reference", "cpu", "triton") if G
 
 
 def pytest_report_header():
-    return f"mi_pruner backends under test: {', '.join(UNDER_TEST)}" + ("" if GPU else "; no GPU, so none that needs it")
+    return f"mi_pruner backends under test: {', '.join(UNDER_TEST)}{'' if GPU else ' (no GPU: none that needs it)'}"
 
 
 @pytest.fixture(params=UNDER_TEST)
