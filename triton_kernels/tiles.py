@@ -1,4 +1,4 @@
-"""Tile sizes: one table per architecture.
+"""Tile sizes, one table per architecture, and which path a selection takes.
 
 The tile of `similarity_kernel` fixes how moments and normalisers are grouped, so it must depend on nothing but the
 dtype and the architecture.
@@ -21,6 +21,11 @@ class Tile:
     warps: int
     stages: int
 
+
+# The longest sample of a call with up to so many tokens: all cosines (the Gram path, `greedy.py`); more: rows of the best
+# candidates (`rows.py`). Not a matter of dtype, D or architecture: 4096 tokens are 8 a lane of 16 warps, in registers,
+# and 64 MB of cosines a sample. Both paths give the same bits.
+GRAM_TOKENS = 4096
 
 # 128 rows: 64 text columns are read from L2 half as often as 64 rows would. 8 warps: the squares of a step's features
 # stay in registers beside the accumulators (32 + 32 + 16 a thread).
