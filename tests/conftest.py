@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 
 import pytest
-import torch
 from hypothesis import HealthCheck, settings
 
 import mi_pruner
 from mi_pruner._dispatch import BACKENDS
+
+from .inputs import INTERPRETED, UNDER_TEST
 
 _COMMON = {
     "deadline": None,  # the first call of a size pays for caches
@@ -17,16 +18,12 @@ _COMMON = {
 }
 settings.register_profile("ci", max_examples=30, derandomize=True, database=None, **_COMMON)
 settings.register_profile("explore", max_examples=300, **_COMMON)  # HYPOTHESIS_PROFILE=explore pytest ...
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
-
-# With TRITON_INTERPRET=1 the Triton kernels run on CPU tensors, and are all that is tested.
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-GPU = torch.cuda.is_available()
-UNDER_TEST = ("triton",) if INTERPRETED else ("reference", "cpu", "triton") if GPU else ("reference", "cpu")
+settings.register_profile("interpreter", max_examples=4, derandomize=True, database=None, **_COMMON)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "interpreter" if INTERPRETED else "ci"))
 
 
 def pytest_report_header():
-    return f"mi_pruner backends under test: {', '.join(UNDER_TEST)}{'' if GPU else ' (no GPU: none that needs it)'}"
+    return f"mi_pruner backends under test: {', '.join(UNDER_TEST)} (MI_PRUNER_TEST_BACKENDS names others)"
 
 
 @pytest.fixture(params=UNDER_TEST)

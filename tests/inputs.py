@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+# The backends that the suite runs on: with TRITON_INTERPRET=1 Triton's kernels, on CPU tensors.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+UNDER_TEST = os.environ.get("MI_PRUNER_TEST_BACKENDS", "triton" if INTERPRETED else "reference,cpu").split(",")
+FULL = (torch.float32, torch.float64) if {"triton", "cuda"}.isdisjoint(UNDER_TEST) else (torch.float32,)
+DTYPES = (torch.float16, torch.bfloat16, *FULL)
 REDUNDANCIES = ("mean", "chain", "max", "none")
 MARGINALS = ("joint", "prior")
 KINDS = ("separated", "clustered", "duplicates", "identical")
@@ -133,7 +138,7 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
 
 
 @st.composite
-def samples(draw, dtypes=(torch.float32, torch.float16, torch.bfloat16, torch.float64), kinds=KINDS, max_n=48, min_n=1):
+def samples(draw, dtypes=(*FULL, torch.float16, torch.bfloat16), kinds=KINDS, max_n=48, min_n=1):
     """One sample of any size, kind, dtype and prior; at least one token of each side is valid or none has a prior."""
     return make_sample(
         draw(st.sampled_from(kinds)),

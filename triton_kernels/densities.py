@@ -21,7 +21,7 @@ PARTS = tl.constexpr(128)  # tiles' moments combined at a time
 NORMALISER_COLUMNS = 8  # 32 bytes of a row of cosines: one sector of memory
 NORMALISER_ROWS = 256
 NORMALISER_CHUNK = 2048  # 8 steps a program; at most 16 parts of 32768 tokens for `score_kernel` to combine
-_UNROLL = tl.constexpr(8)  # parts loaded at a time: the loads overlap, the sum stays in order
+_UNROLL = tl.constexpr(4)  # parts loaded at a time: the loads overlap, the sum stays in order; 8 would spill
 SCORE_ROWS, SCORE_COLUMNS = 32, 32  # 8 cosines a lane; 64 columns would spill
 
 
@@ -81,7 +81,7 @@ def _text_part(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """max and sum of exp, over rows [first_row, end_row), of log p_i + log K(v_i, t_j); the prior p is not normalised."""
+    """max and sum of exp over rows [first_row, end_row) of log p_i + log K(v_i, t_j); the prior p is not normalised."""
     top = tl.full((COLUMNS,), float("-inf"), tl.float32)
     total = tl.zeros((COLUMNS,), tl.float32)
     for first in range(first_row, end_row, ROWS):

@@ -60,11 +60,7 @@ def added_redundancy(rho, cosines, log_z, log_prior, pick_log_prior, kappa, step
     extra = tl.where(present, tl.exp(tl.where(present, log_r + log_prior, 0.0)) * log_r, 0.0)
     if REDUNDANCY == "chain":
         extra = extra * tl.exp(pick_log_prior)
-    if REDUNDANCY == "max":
-        rho = tl.where(step == 1, extra, tl.maximum(rho, extra))
-    else:
-        rho = rho + extra
-    return rho
+    return tl.where(step == 1, extra, tl.maximum(rho, extra)) if REDUNDANCY == "max" else rho + extra
 
 
 @triton.jit

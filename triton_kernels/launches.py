@@ -1,7 +1,7 @@
 """The launches: each function here sizes one kernel's grid, owns the memory that it leaves, and starts it.
 
-Dense batches are packed ones whose samples lie at equal distances, without `cu_*`. No launch fuses multiply-adds: kernels
-that share arithmetic must give the same bits.
+Dense batches are packed ones whose samples lie at equal distances, without `cu_*`. No launch fuses multiply-adds:
+kernels that share arithmetic must give the same bits.
 """
 
 from __future__ import annotations
@@ -338,7 +338,7 @@ def gram_picks(
 
 
 def row_rounds(tokens: int, picks: int) -> int:
-    """How many blocks of rows are computed before `finish_kernel`: for 1.5 rows a pick and two more, at most for all."""
+    """How many blocks of rows are planned before `finish_kernel`: for 1.5 rows a pick and two more, at most for all."""
     return min(triton.cdiv(3 * picks, 2 * rows.BLOCK) + 2, triton.cdiv(tokens, rows.BLOCK))
 
 
@@ -404,7 +404,7 @@ def row_picks(
         rows.rows_kernel[(samples * found.row_tiles * (rows.BLOCK // found.tile.columns),)](
             *features, how.kappa, state, *block, SAMPLES=samples_constant, BLOCK=rows.BLOCK, **tile_options
         )
-    options["CHUNK"] //= 2  # half the warps
+    options["CHUNK"] //= 4  # half the warps, and registers full of a tile
     rows.finish_kernel[(samples,)](*features, *slots.place, *steps, samples, **options, **tile_options)
     return indices, gains
 
@@ -414,7 +414,7 @@ def gathered(visual: Tokens, indices: Tensor, gains: Tensor, slots: Slots) -> tu
     dim = visual.features.shape[-1]
     tokens = visual.features.new_empty((*indices.shape, dim))
     indices_out, gains_out = torch.empty_like(indices), torch.empty_like(gains)
-    picks = 1 if slots.longest <= 1024 else 16  # many programs for few picks; fewer counts for many
+    picks = 1 if slots.longest <= 1024 else 8  # many programs for few picks; fewer counts for many
     programs = triton.cdiv(slots.longest, picks)
     gather.gather_kernel[(visual.samples * programs,)](
         visual.features,

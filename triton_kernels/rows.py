@@ -3,9 +3,9 @@
 Algorithm: only the cosines with *picked* tokens are needed, and what will be picked is nearly known in advance. A round
 is two launches. `advance_kernel` takes greedy steps until the best token has no row of cosines yet, then lists that
 token and the next best without a row: BLOCK candidates. `rows_kernel` computes their rows on all multiprocessors, and
-their parts of log Z. The host launches as many rounds as candidates that are picked three times in four would need, so
-it never waits for the device; `finish_kernel` takes the steps that are left, if any, and then computes rows itself: slow
-(one multiprocessor), but exact whatever the data. No launch per token, no barrier between programs.
+their parts of log Z. The host launches as many rounds as candidates that are picked two times in three would need, so
+it never waits for the device; `finish_kernel` takes the steps that are left, if any, and computes rows itself: slowly
+(one multiprocessor), but exactly, whatever the data. No launch per token, no barrier between programs.
 Mapping: `start_`, `advance_` and `finish_kernel`: program = sample, all tokens in chunks a step; `rows_kernel`: program
 = tile of ROWS tokens × COLUMNS candidates.
 Cost: a step reads 4 and writes 1 floats a token: 20 N bytes through one multiprocessor. A round reads `visual` once:
@@ -28,7 +28,7 @@ from .tokens import log_total, log_weight, span
 
 # 128: a round's steps outweigh its fixed cost, and `visual` is read once for two tiles of columns.
 BLOCK = 128
-STEP_CHUNK = 4096  # 8 tokens a lane of 16 warps
+STEP_CHUNK = 4096  # 8 tokens a lane of 16 warps; a quarter of it, in `finish_kernel`, is a multiple of GROUP
 GROUP = tl.constexpr(256)  # tokens that a candidate's successor is looked for among
 # A sample's state: picks made, picks allowed, candidates that wait for rows, blocks of rows computed.
 _STEP, _LIMIT, _WAITING, _BLOCKS = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
@@ -137,7 +137,7 @@ def _advance(
     STOPS: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
-    """Takes steps until the picks are complete or the best token has no row: (step, limit, whether a row is missing)."""
+    """Takes steps until the picks are complete or the best token has no row: step, limit, whether a row is missing."""
     missing = 0
     pick = -1
     row_at = row_ptr

@@ -22,7 +22,7 @@ class Tile:
     stages: int
 
 
-# The longest sample of a call with up to so many tokens: all cosines (the Gram path, `greedy.py`); more: rows of the best
+# Up to so many tokens in the longest sample of a call: all cosines (the Gram path, `greedy.py`); more: rows of the best
 # candidates (`rows.py`). Not a matter of dtype, D or architecture: 4096 tokens are 8 a lane of 16 warps, in registers,
 # and 64 MB of cosines a sample. Both paths give the same bits.
 GRAM_TOKENS = 4096
