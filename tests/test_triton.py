@@ -15,6 +15,8 @@ from .test_backends import batch_of, check_scores, check_selection
 from .test_invariances import check_batch_invariance
 
 pytest.importorskip("triton", reason="triton is not installed")
+if not (inputs.INTERPRETED or torch.cuda.is_available()):
+    pytest.skip("no GPU; `make test` runs these on CPU tensors with TRITON_INTERPRET=1", allow_module_level=True)
 
 from mi_pruner.triton_kernels import launches, rows, tiles
 
@@ -25,13 +27,8 @@ SHAPES = ((1, 1, 1, 1), (2, 5, 3, 7), (2, 140, 70, 33))  # B, N, M, D: the last 
 @pytest.fixture
 def device():
     """Runs the test on the Triton kernels; where their tensors live."""
-    triton = BACKENDS["triton"]
-    if triton.missing is not None:
-        pytest.skip(f"{triton.missing}; TRITON_INTERPRET=1 runs the kernels on the CPU")
-    if triton.device == "cuda" and not torch.cuda.is_available():
-        pytest.skip("no GPU; TRITON_INTERPRET=1 runs the kernels on the CPU")
     with mi_pruner.backend("triton"):
-        yield triton.device
+        yield BACKENDS["triton"].device
 
 
 @pytest.mark.parametrize("marginal", inputs.MARGINALS)
