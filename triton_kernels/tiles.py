@@ -30,8 +30,8 @@ GRAM_TOKENS = 4096
 # 128 rows: 64 text columns are read from L2 half as often as 64 rows would. 8 warps: the squares of a step's features
 # stay in registers beside the accumulators (32 + 32 + 16 a thread).
 _HALF = {
-    80: Tile(128, 64, 64, 8, 3),  # 3 × 24 KB: two programs in the 164 KB of an A100
-    90: Tile(128, 64, 64, 8, 4),  # 4 × 24 KB: two programs in 228 KB; 64 rows of A a warp group, as wgmma wants
+    80: Tile(128, 64, 64, 8, 3),  # 48 KB of loads in flight, 176 registers: one program a multiprocessor
+    90: Tile(128, 64, 64, 8, 4),  # 72 KB, 128 registers: two programs; 64 rows of A a warp group, as wgmma wants
     100: Tile(128, 64, 64, 8, 4),  # as sm_90; the accumulator is in tensor memory
 }
 # fp32 is three TF32 products: twice the bytes, so half the depth; wider rows would spill.
