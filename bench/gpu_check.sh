@@ -60,8 +60,7 @@ sanitize() {
     done
   done
   for job in "${jobs[@]}"; do
-    wait "${job%%:*}" || failed=1
-    echo "${job#*:}: exit $?"
+    wait "${job%%:*}" && echo "${job#*:}: clean" || { failed=1 && echo "${job#*:}: FAILED"; }
   done
   tail -n 3 "$OUT"/sanitize-*.log
   return $failed
