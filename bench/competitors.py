@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from .shapes import Case, Inputs, inputs
 
 Pruner = Callable[[Inputs, int], tuple[Tensor, Tensor]]  # inputs, K -> tokens (B, K, D), indices (B, K) ascending
 Selector = Callable[[Tensor, Tensor, Tensor, int], Tensor]
+Masked = Callable[[Inputs, Tensor, int], Tensor]  # with valid (B, N) bool -> indices (B, K)
 Packed = Callable[[list[Inputs], list[int]], Callable[[], object]]
 
 OURS = "ours"  # the families
@@ -40,6 +42,7 @@ class Competitor:
     prune: Pruner
     work: Work
     packed: Packed | None = None  # one call for samples of different sizes; None: one call for each
+    masked: Masked | None = None  # with padding; None: the method has no notion of it
     full_passes: bool = False  # K passes over (N, N)
     compiles: bool = False  # for each shape
     capturable: bool = True  # by a CUDA graph
@@ -49,6 +52,10 @@ def _ours(name: str) -> Competitor:
     def prune(given: Inputs, keep: int) -> tuple[Tensor, Tensor]:
         with mi_pruner.backend(name):
             return mi_pruner.prune(given.visual, given.text, keep)[:2]
+
+    def masked(given: Inputs, valid: Tensor, keep: int) -> Tensor:
+        with mi_pruner.backend(name):
+            return mi_pruner.prune(given.visual, given.text, keep, visual_prior=valid)[1]
 
     def packed(samples: list[Inputs], keeps: list[int]) -> Callable[[], object]:
         arguments = _pack(samples, keeps)
@@ -61,7 +68,7 @@ def _ours(name: str) -> Competitor:
 
     reads = name == "reference"  # cu_seqlens, on the host
     work = Work(text=True, rows="keep")
-    return Competitor(f"ours-{name}", f"mi_pruner ({name})", OURS, prune, work, packed, capturable=not reads)
+    return Competitor(f"ours-{name}", f"mi_pruner ({name})", OURS, prune, work, packed, masked, capturable=not reads)
 
 
 def _pack(samples: list[Inputs], keeps: list[int]) -> tuple:
@@ -81,15 +88,23 @@ def _same(name: str, label: str, prune: Callable[..., tuple[Tensor, Tensor, Tens
     def call(given: Inputs, keep: int) -> tuple[Tensor, Tensor]:
         return prune(given.visual, given.text, keep)[:2]
 
-    return Competitor(name, label, SAME, call, Work(text=True, rows="keep"), compiles=compiles)
+    def masked(given: Inputs, valid: Tensor, keep: int) -> Tensor:
+        return prune(given.visual, given.text, keep, visual_prior=valid)[1]
+
+    work = Work(text=True, rows="keep")
+    return Competitor(name, label, SAME, call, work, masked=masked, compiles=compiles)
 
 
-def _other(name: str, label: str, select: Selector, work: Work, family: str = OTHER, full=False) -> Competitor:
+def _mmtok_masked(given: Inputs, valid: Tensor, keep: int) -> Tensor:
+    return mmtok.select(given.visual, given.text, None, keep, valid)
+
+
+def _other(name: str, label: str, select: Selector, work: Work, family: str = OTHER, **more: Any) -> Competitor:
     def prune(given: Inputs, keep: int) -> tuple[Tensor, Tensor]:
         indices = select(given.visual, given.text, given.saliency, keep).sort(dim=1).values
         return given.visual.gather(1, indices[:, :, None].expand(-1, -1, given.visual.shape[2])), indices
 
-    return Competitor(name, label, family, prune, work, full_passes=full)
+    return Competitor(name, label, family, prune, work, **more)
 
 
 COMPETITORS: dict[str, Competitor] = {
@@ -101,8 +116,8 @@ COMPETITORS: dict[str, Competitor] = {
         _same("plain-compiled", "plain, torch.compile", plain.prune_compiled, compiles=True),
         _other("cdpruner", "CDPruner", cdpruner.select, Work(text=True, rows="keep")),
         _other("divprune", "DivPrune", divprune.select, Work(text=False, rows="all")),
-        _other("mmtok", "MMTok", mmtok.select, Work(text=True, rows="all"), full=True),
-        _other("scope", "SCOPE", scope.select, Work(text=False, rows="all"), full=True),
+        _other("mmtok", "MMTok", mmtok.select, Work(True, "all"), full_passes=True, masked=_mmtok_masked),
+        _other("scope", "SCOPE", scope.select, Work(False, "all"), full_passes=True),
         _other("trimtokenator", "TrimTokenator", trimtokenator.select, Work(text=True, rows="keep")),
         _other("mmr", "MMR", mmr.select, Work(text=True, rows="keep")),
         _other("dart", "DART", dart.select, Work(text=False, rows="pivots")),
