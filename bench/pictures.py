@@ -69,7 +69,7 @@ def _sweep(rows: Newest, name: str, device: str) -> Any:
     for case in shapes.SETS[cases]:
         for competitor in COMPETITORS:
             row = rows.get((case.name, competitor))
-            if row is not None:
+            if row is not None and competitor != "ours-reference":  # it is written to be read
                 curves.setdefault(competitor, []).append((getattr(case, attribute), row.p50_ms))
     if max((len(points) for points in curves.values()), default=0) < 2:
         return None
@@ -77,7 +77,7 @@ def _sweep(rows: Newest, name: str, device: str) -> Any:
     for number, (competitor, points) in enumerate(curves.items()):
         family = COMPETITORS[competitor].family
         look = {"color": COLOURS[family], "marker": MARKERS[number % len(MARKERS)], "markersize": 4.5}
-        width = 3.0 if family == OURS and competitor != "ours-reference" else 1.2
+        width = 3.0 if family == OURS else 1.2
         axes.plot(*zip(*points, strict=True), linewidth=width, zorder=3 if family == OURS else 2, **look)
     axes.set(xscale="log", yscale="log", xlabel=label, ylabel="median latency of a call, ms")
     axes.set_title(f"Selection time against {label} on a {DEVICES[device]}   ({constant})", loc="left", fontsize=11)
@@ -152,7 +152,8 @@ def _floor(rows: Newest, device: str) -> Any:
     axes.set_yticks(range(len(names)), [COMPETITORS[name].label for name in reversed(names)])
     sizes = ", ".join(f"{shapes.CASES[case].tokens:,} → {shapes.CASES[case].keep:,}" for case in cases)
     axes.set(xlabel="floor ÷ median latency, %", xlim=(0, 100))
-    axes.set_title(f"How near to what the {DEVICES[device]} can do at best   (from dark to light: {sizes})", loc="left", fontsize=11)
+    what = f"How near to what the {DEVICES[device]} can do at best   (from dark to light: {sizes})"
+    axes.set_title(what, loc="left", fontsize=11)
     axes.grid(True, axis="x", color="#e5e5e5", linewidth=0.8)
     axes.set_axisbelow(True)
     return figure
@@ -160,6 +161,8 @@ def _floor(rows: Newest, device: str) -> Any:
 
 def _prefill(rows: Newest, prefills: list[Prefill], device: str) -> Any:
     """The selection of ours and of rivals beside the prefill time saved, for each language model."""
+    from matplotlib.ticker import FuncFormatter
+
     measured = {p.case: p for p in prefills if p.device == device}
     bars = []
     for case, model in MODELS.items():
@@ -168,7 +171,9 @@ def _prefill(rows: Newest, prefills: list[Prefill], device: str) -> Any:
             figures = measured.get(case)
             rate = best.matmul_gflop_per_s
             saved = (model.seconds(best.tokens + PROMPT, rate) - model.seconds(best.keep + PROMPT, rate)) * 1e3
-            bars.append((case, f"{model.name}\n{best.tokens:,} → {best.keep:,}", saved if figures is None else figures.dense_ms - figures.pruned_ms))
+            if figures is not None:
+                saved = figures.dense_ms - figures.pruned_ms
+            bars.append((case, f"{model.name}\n{best.tokens:,} → {best.keep:,}", saved))
     if not bars:
         return None
     figure, axes = _figure(8.5, 1.5 * len(bars) + 1)
@@ -177,7 +182,9 @@ def _prefill(rows: Newest, prefills: list[Prefill], device: str) -> Any:
     axes.set_yticks(range(len(bars)), [label for _, label, _ in reversed(bars)])
     how = "measured" if measured else "by the cost model"
     axes.set(xscale="log", xlabel="ms")
-    axes.set_title(f"What selection costs beside the prefill time that it saves ({how}), on a {DEVICES[device]}", loc="left", fontsize=11)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    what = f"What selection costs beside the prefill time that it saves ({how}), on a {DEVICES[device]}"
+    axes.set_title(what, loc="left", fontsize=11)
     left, right = axes.get_xlim()
     axes.set_xlim(left, right * 8)  # room for the words
     return figure

@@ -1,7 +1,7 @@
 """Draws the pictures, and fills the tables of docs/benchmarks.md and README.md, from what is kept in bench/results.
 
-A file holds blocks between `<!-- bench:NAME -->` and `<!-- /bench:NAME -->`; what stands between them is replaced, so no
-number there is typed by hand. A block without figures says so.
+A file holds blocks between `<!-- bench:NAME -->` and `<!-- /bench:NAME -->`; what stands between them is replaced, so
+no number there is typed by hand. A block without figures says so.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def main(options: argparse.Namespace) -> int:
     kept = read(options.results)
     try:
         drawn = pictures.draw(kept.rows, kept.prefills, root / PICTURES)
-        blocks = tables.blocks(kept)
+        blocks = tables.blocks(kept, drawn)
         for name in DOCUMENTS:
             path = root / name
             path.write_text(fill(path.read_text(encoding="utf-8"), blocks), encoding="utf-8")

@@ -68,14 +68,12 @@ def path_in(folder: Path, device: str) -> Path:
 
 
 def versions() -> str:
-    """Of what decides speed."""
-    found = [f"python {platform.python_version()}", f"mi_pruner {mi_pruner.__version__}"]
-    for name in ("triton", "numpy"):
-        try:
-            found.append(f"{name} {importlib.metadata.version(name)}")
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return ", ".join(found)
+    """Of what decides speed, besides torch."""
+    try:
+        triton = importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:
+        triton = "none"
+    return f"python {platform.python_version()}, mi_pruner {mi_pruner.__version__}, triton {triton}"
 
 
 def columns(of: type) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from . import record
 from .competitors import BASELINE, COMPETITORS
-from .floor import Rates, bytes_moved, flops, floor_ms
+from .floor import Rates, bytes_moved, floor_ms, flops
 from .record import rounded
 from .shapes import Case
 from .timing import Timing

@@ -15,6 +15,9 @@ from .competitors import COMPETITORS
 from .record import rounded
 from .rows import Entry, Row, rows
 
+# B N^2 up to which calls are also captured: beyond, kernels are long, and each graph's own memory would not fit beside
+# that of the others.
+GRAPH_ELEMENTS = 1 << 29
 BUDGET = 8.0  # seconds of measuring for a case
 
 
@@ -46,10 +49,10 @@ def main(options: argparse.Namespace) -> int:
             print(f"left out: {name}: {competitors.why_not(name, device)}")
     for name in _cases(options, device):
         case = _on(device, shapes.CASES[name])
-        who = {n: None if options.competitors else competitors.too_long(n, case, name in shapes.CORE, device) for n in named}
-        measured = _measure(run, case, [n for n, why in who.items() if why is None], options.budget)
+        left_out = {} if options.competitors else _too_long(named, case, device)
+        measured = _measure(run, case, [n for n in named if n not in left_out], options.budget)
         record.append(path, Row, measured)
-        _print_table(case, measured, {n: why for n, why in who.items() if why is not None})
+        _print_table(case, measured, left_out)
     print(f"\nappended to {path}")
     return 0
 
@@ -71,6 +74,12 @@ def _cases(options: argparse.Namespace, device: str) -> list[str]:
     if options.cases or options.quick:
         return options.cases or list(shapes.QUICK)
     return shapes.usual(device, options.sets or shapes.SETS)
+
+
+def _too_long(names: list[str], case: shapes.Case, device: str) -> dict[str, str]:
+    """Who sits the case out, and why."""
+    reasons = {name: competitors.too_long(name, case, case.name in shapes.CORE, device) for name in names}
+    return {name: reason for name, reason in reasons.items() if reason is not None}
 
 
 def _on(device: str, case: shapes.Case) -> shapes.Case:
@@ -98,7 +107,8 @@ def _measure(run: record.Run, case: shapes.Case, names: list[str], budget: float
         launches: dict[str, int] = {}
         if run.device == "cuda":
             launches = {name: cuda.launches(call) for name, call in calls.items()}
-            entries |= _graphs(calls)
+            if sum(tokens**2 for tokens, _ in case.samples) <= GRAPH_ELEMENTS:
+                entries |= _graphs(calls)
         timings = timing.measure(entries, run.device, budget, on_turn=lambda share: advance(int(100 * share)))
     return rows(run, case, rates, timings, peaks, launches)
 
@@ -129,9 +139,12 @@ def _progress(label: str, total: int) -> Iterator[Callable[[int], object]]:
 
 
 def _print_table(case: shapes.Case, measured: list[Row], left_out: dict[str, str]) -> None:
-    shape = f"{case.batch} samples of {sorted(case.sizes)}" if case.sizes else f"({case.batch}, {case.tokens}, {case.width})"
+    shape = f"({case.batch}, {case.tokens}, {case.width})"
+    if case.sizes:
+        shape = f"{case.batch} samples of {sorted(case.sizes)}"
     print(f"\n{case.name}: keep {case.keep} of {shape}, {case.text} text tokens, {measured[0].dtype}")
-    print(f"{'':24}{'p20':>10}{'p50':>10}{'p80 ms':>10}{'n':>6}{'speedup':>10}{'of floor':>10}{'extra MB':>10}{'launches':>10}")
+    head = f"{'':24}{'p20':>10}{'p50':>10}{'p80 ms':>10}{'n':>6}"
+    print(f"{head}{'speedup':>10}{'of floor':>10}{'extra MB':>10}{'launches':>10}")
     for row in measured:
         name = row.competitor + (f" ({row.mode})" if row.mode != "eager" else "")
         speedup = "" if row.speedup is None else f"{row.speedup:.2f}x"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import robustness, shapes
@@ -17,12 +18,20 @@ NONE = "*Not measured yet.*"
 MODELS_SHOWN = ("llava-1.5/64", "qwen3-vl-8b/256", "qwen2.5-vl-7b/324", "llava-next/320", "qwen2.5-vl-7b-large/500")
 OTHERS_SHOWN = ("text-16", "text-64", "text-256", "llava-1.5/64x8", "packed-8")
 HEADLINE_RIVALS = ("plain", "plain-symmetric", "plain-compiled", "cdpruner", "mmtok", "divprune")
+PICTURES = {  # name -> what a reader who does not see it is told
+    "tokens": "Selection time against the number of visual tokens, all competitors",
+    "keep": "Selection time against the number of kept tokens, all competitors",
+    "batch": "Selection time against the batch, all competitors",
+    "floor": "Share of the floor: how near each method comes to what the machine can do at best",
+    "prefill": "Time of the selection beside the prefill time that it saves, for each language model",
+}
 Newest = dict[tuple[str, str], Row]
 
 
-def blocks(kept: Kept) -> dict[str, str]:
-    """Name of a block -> its Markdown."""
-    filled = {}
+def blocks(kept: Kept, drawn: Iterable[Path]) -> dict[str, str]:
+    """Name of a block -> its Markdown; `drawn`: the pictures that there are."""
+    filled = {f"picture-{device}-{name}": NONE for device in ("cpu", "cuda") for name in PICTURES}
+    filled |= {path.stem.replace("bench", "picture", 1): _picture(path) for path in drawn}
     for device in ("cpu", "cuda"):
         rows = fastest_mode(kept.rows.get(device, ()))
         filled |= {
@@ -38,6 +47,10 @@ def blocks(kept: Kept) -> dict[str, str]:
     filled["prefill-measured"] = measured_prefill(kept)
     filled["headline"] = headline(fastest_mode(kept.rows.get("cpu", ())))
     return filled
+
+
+def _picture(path: Path) -> str:
+    return f"![{PICTURES[path.stem.split('-')[-1]]}](images/{path.name})"
 
 
 def fastest_mode(rows: Iterable[Row]) -> Newest:
@@ -76,9 +89,8 @@ def run(rows: list[Row]) -> str:
     row = rows[-1]
     commands = ", ".join(f"`{command}`" for command in sorted({r.command for r in kept}))
     commits = ", ".join(sorted({r.commit for r in kept}))
-    note = "" if not any("--quick" in r.command or "--budget" in r.command for r in kept) else (
-        " **A short run, to show the form of the tables: not the figures to quote.**"
-    )
+    short = any("--quick" in r.command or "--budget" in r.command for r in kept)
+    note = " **A short run, to show the form of the tables: not the figures to quote.**" if short else ""
     return (
         f"{row.machine}, {row.threads} CPU threads, torch {row.torch}, {row.versions}; {row.dtype}; commit {commits}, "
         f"{row.date[:10]}, by {commands}.{note} Measured in the same run: copy {row.copy_gb_per_s:.0f} GB/s (read + "
@@ -252,5 +264,5 @@ def headline(rows: Newest) -> str:
             memory = f"{best.peak_extra_mb:,.0f} / {base.peak_extra_mb:,.0f} MB"
         cells = [_cell(rows, case, name) for name in rivals]
         lines.append([f"{best.tokens:,} → {best.keep:,}", f"**{ms(best.p50_ms)}**", *cells, memory])
-    head = ("tokens → kept; ms", "mi_pruner", *(COMPETITORS[name].label for name in rivals), "extra memory: ours / plain")
+    head = ("tokens → kept; ms", "mi_pruner", *(COMPETITORS[name].label for name in rivals), "memory: ours / plain")
     return table(head, lines) + "\n\n" + run([row for row in rows.values() if row.case in shown])

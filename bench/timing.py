@@ -48,8 +48,8 @@ def measure(
 ) -> dict[Key, Timing]:
     """Times the calls for about `budget` seconds, each at least `MIN_SAMPLES` (`SLOW_SAMPLES`) times.
 
-    Each is to have an equal share of the time, and whoever is least far on the way to it is next, never twice in a row:
-    so the calls of all are spread evenly over the whole run.
+    Each is to have an equal share of the time, or `MAX_SAMPLES`, and whoever is least far on the way there is next: so
+    the calls of all are spread evenly over the whole run.
 
     Args:
         calls: competitor -> a call without arguments.
@@ -62,15 +62,13 @@ def measure(
     samples: dict[Key, list[float]] = {key: [] for key in calls}
     used = dict.fromkeys(calls, 0.0)
     progress = dict.fromkeys(calls, 0.0)
-    last: Key | None = None
-    while waiting := [key for key in calls if progress[key] < 1]:
-        key = min((k for k in waiting if k != last or len(waiting) == 1), key=progress.__getitem__)
+    while min(progress.values()) < 1:
+        key = min(calls, key=progress.__getitem__)
         start = time.perf_counter()
         samples[key].append(clock(calls[key]))
         used[key] += time.perf_counter() - start
         share = max(used[key] * len(calls) / budget, len(samples[key]) / MAX_SAMPLES)
         progress[key] = min(len(samples[key]) / wanted[key], share)
-        last = key
         if on_turn is not None:
             on_turn(min(1.0, *progress.values()))
     return {key: percentiles(values) for key, values in samples.items()}

@@ -17,7 +17,7 @@ TEXT_PIVOTS = 4
 
 
 def select(visual: Tensor, text: Tensor, saliency: Tensor | None, keep: int) -> Tensor:
-    """See the package. The visual pivots are kept on top of the others, as published: K + 4 tokens where 8 divides K."""
+    """See the package. The visual pivots are kept on top of the others, as published: K + 4 where 8 divides K."""
     return torch.stack([_select_one(v, t, keep) for v, t in zip(visual, text, strict=True)])
 
 

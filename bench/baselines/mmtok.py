@@ -1,8 +1,8 @@
 """MMTok (arXiv 2508.18264): the subset of visual tokens that best covers the text and all visual tokens.
 
 Coverage C stacks softmax similarities over the visual tokens: rows of the text tokens (temperature 0.01, weight 1 / M)
-and of the visual tokens (temperature 0.2, weight alpha / N). Greedy maximum of sum_rows max_{s in S} C[row, s], which is
-monotone and submodular. Each step passes over the whole (M + N, N) matrix, one sample at a time, as published.
+and of the visual tokens (temperature 0.2, weight alpha / N). Greedy maximum of sum_rows max_{s in S} C[row, s], which
+is monotone and submodular. Each step passes over the whole (M + N, N) matrix, one sample at a time, as published.
 """
 
 import torch
