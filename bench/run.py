@@ -18,7 +18,7 @@ from .rows import Entry, Row, rows
 # B N^2 up to which calls are also captured: beyond, kernels are long, and each graph's own memory would not fit beside
 # that of the others.
 GRAPH_ELEMENTS = 1 << 29
-BUDGET = 8.0  # seconds of measuring for a case
+BUDGET = 6.0  # seconds of measuring for a case
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -47,10 +47,12 @@ def main(options: argparse.Namespace) -> int:
     for name in COMPETITORS:
         if not options.competitors and name not in named:
             print(f"left out: {name}: {competitors.why_not(name, device)}")
-    for name in _cases(options, device):
+    names = _cases(options, device)
+    for number, name in enumerate(names, start=1):
         case = _on(device, shapes.CASES[name])
         left_out = {} if options.competitors else _too_long(named, case, device)
-        measured = _measure(run, case, [n for n in named if n not in left_out], options.budget)
+        taking_part = [n for n in named if n not in left_out]
+        measured = _measure(run, case, taking_part, options.budget, f"{number}/{len(names)} {name}")
         record.append(path, Row, measured)
         _print_table(case, measured, left_out)
     print(f"\nappended to {path}")
@@ -92,16 +94,16 @@ def _rates(device: str, dtype: torch.dtype) -> floor.Rates:
     return floor.measure(device, dtype)
 
 
-def _measure(run: record.Run, case: shapes.Case, names: list[str], budget: float) -> list[Row]:
+def _measure(run: record.Run, case: shapes.Case, names: list[str], budget: float, label: str) -> list[Row]:
     torch.compiler.reset()  # the compilations of earlier cases count against a limit
     rates = _rates(run.device, case.dtype)
     peaks: dict[str, float] = {}
     if case.name in shapes.CORE:
-        with _progress(f"{case.name}: memory", len(names)) as advance:
+        with _progress(f"{label}: memory", len(names)) as advance:
             for name in names:
                 peaks[name] = rounded(competitors.peak_extra_mb(case, name, run.device))
                 advance(len(peaks))
-    with _progress(f"{case.name}: time", 100) as advance:
+    with _progress(f"{label}: time", 100) as advance:
         calls = competitors.calls(case, names, run.device)
         entries: dict[Entry, timing.Call] = {Entry(name): call for name, call in calls.items()}
         launches: dict[str, int] = {}
