@@ -93,7 +93,12 @@ def _ticks(axes: Axes, values: list[float]) -> None:
 
     axes.set_xticks(values, [f"{value:,.0f}" for value in values])
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    axes.yaxis.set_major_formatter(FuncFormatter(_plain))
+
+
+def _plain(value: float, place: object = None) -> str:
+    """0.1, 10, 1,000,000."""
+    return f"{value:,.0f}" if value >= 1 else f"{value:g}"
 
 
 def _end_labels(axes: Axes, curves: dict[str, list[tuple[float, float]]]) -> None:
@@ -164,7 +169,7 @@ def _prefill(rows: Newest, prefills: list[Prefill], device: str) -> Any:
     from matplotlib.ticker import FuncFormatter
 
     measured = {p.case: p for p in prefills if p.device == device}
-    bars = []
+    groups = []
     for case, model in MODELS.items():
         best = ours(rows, case)
         if best is not None:
@@ -173,16 +178,18 @@ def _prefill(rows: Newest, prefills: list[Prefill], device: str) -> Any:
             saved = (model.seconds(best.tokens + PROMPT, rate) - model.seconds(best.keep + PROMPT, rate)) * 1e3
             if figures is not None:
                 saved = figures.dense_ms - figures.pruned_ms
-            bars.append((case, f"{model.name}\n{best.tokens:,} → {best.keep:,}", saved))
-    if not bars:
+            groups.append((case, f"{model.name}\n{best.tokens:,} → {best.keep:,}", saved))
+    if not groups:
         return None
-    figure, axes = _figure(8.5, 1.5 * len(bars) + 1)
-    for place, (case, _, saved) in enumerate(reversed(bars)):
-        _prefill_bars(axes, rows, case, saved, place)
-    axes.set_yticks(range(len(bars)), [label for _, label, _ in reversed(bars)])
+    figure, axes = _figure(8.5, 1.4 * len(groups) + 1)
+    for place, (case, _, saved) in enumerate(reversed(groups)):
+        _prefill_points(axes, rows, case, saved, place)
+    axes.set_yticks(range(len(groups)), [label for _, label, _ in reversed(groups)])
     how = "measured" if measured else "by the cost model"
     axes.set(xscale="log", xlabel="ms")
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    axes.xaxis.set_major_formatter(FuncFormatter(_plain))
+    axes.grid(True, axis="x", color="#e5e5e5", linewidth=0.8)
+    axes.set_axisbelow(True)
     what = f"What selection costs beside the prefill time that it saves ({how}), on a {DEVICES[device]}"
     axes.set_title(what, loc="left", fontsize=11)
     left, right = axes.get_xlim()
@@ -190,14 +197,14 @@ def _prefill(rows: Newest, prefills: list[Prefill], device: str) -> Any:
     return figure
 
 
-def _prefill_bars(axes: Axes, rows: Newest, case: str, saved: float, place: int) -> None:
+def _prefill_points(axes: Axes, rows: Newest, case: str, saved: float, place: int) -> None:
     best = ours(rows, case)
     names = [best.competitor] if best is not None else []
     names += [name for name in PREFILL_RIVALS if (case, name) in rows]
-    axes.barh(place + 0.36, saved, height=0.13, color="#bbbbbb")
-    axes.text(saved * 1.1, place + 0.36, f"prefill saved: {ms(saved)} ms", va="center", fontsize=8)
+    axes.plot(saved, place + 0.36, marker="D", color="#555555")
+    axes.text(saved * 1.25, place + 0.36, f"prefill saved: {saved / 1e3:,.3g} s", va="center", fontsize=8)
     for number, name in enumerate(names):
         y, value = place + 0.21 - 0.15 * number, rows[case, name].p50_ms
-        axes.barh(y, value, height=0.13, color=COLOURS[COMPETITORS[name].family])
+        axes.plot(value, y, marker="o", color=COLOURS[COMPETITORS[name].family])
         words = f"{COMPETITORS[name].label}: {ms(value)} ms, {percent(value / saved)}"
-        axes.text(value * 1.1, y, words, va="center", fontsize=8)
+        axes.text(value * 1.25, y, words, va="center", fontsize=8)

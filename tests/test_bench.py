@@ -364,7 +364,7 @@ def test_the_blocks_of_the_documents_are_those_that_are_filled():
     for name in plot.DOCUMENTS:
         text = (record.ROOT / name).read_text(encoding="utf-8")
         assert plot.fill(text, blocks) != text
-    with pytest.raises(ValueError, match="block nothing: expected one of run-cpu"):
+    with pytest.raises(ValueError, match="block nothing: expected one of picture-cpu-tokens"):
         plot.fill("<!-- bench:nothing --><!-- /bench:nothing -->", blocks)
 
 
