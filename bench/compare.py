@@ -27,7 +27,8 @@ def main(options: argparse.Namespace) -> int:
     """Prints what both files have, line by line; 1 if something got worse, 2 if they can't be compared."""
     try:
         kind: type = Count if record.holds(options.old, Count) else Row
-        old, new = record.read(options.old, kind), record.read(options.new, kind)
+        old: list = record.read(options.old, kind)
+        new: list = record.read(options.new, kind)
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2

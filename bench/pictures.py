@@ -39,7 +39,12 @@ def draw(rows: dict[str, list[Row]], prefills: list[Prefill], folder: Path) -> l
     import matplotlib
 
     matplotlib.use("svg")
-    style = {"svg.hashsalt": "mi_pruner", "font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
+    style: dict[Any, Any] = {
+        "svg.hashsalt": "mi_pruner",
+        "font.size": 10,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+    }
     matplotlib.rcParams.update(style)  # the salt: the same figures give the same file
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
@@ -76,7 +81,7 @@ def _sweep(rows: Newest, name: str, device: str) -> Any:
     figure, axes = _figure(8.5, 5.5)
     for number, (competitor, points) in enumerate(curves.items()):
         family = COMPETITORS[competitor].family
-        look = {"color": COLOURS[family], "marker": MARKERS[number % len(MARKERS)], "markersize": 4.5}
+        look: dict[str, Any] = {"color": COLOURS[family], "marker": MARKERS[number % len(MARKERS)], "markersize": 4.5}
         width = 3.0 if family == OURS else 1.2
         axes.plot(*zip(*points, strict=True), linewidth=width, zorder=3 if family == OURS else 2, **look)
     axes.set(xscale="log", yscale="log", xlabel=label, ylabel="median latency of a call, ms")
@@ -152,7 +157,11 @@ def _floor(rows: Newest, device: str) -> Any:
         for number, case in enumerate(cases):
             row = rows.get((case, name))
             if row is not None:
-                look = {"color": COLOURS[COMPETITORS[name].family], "alpha": 1 - 0.3 * number, "height": 0.26}
+                look: dict[str, Any] = {
+                    "color": COLOURS[COMPETITORS[name].family],
+                    "alpha": 1 - 0.3 * number,
+                    "height": 0.26,
+                }
                 axes.barh(place + 0.27 * (1 - number), 100 * row.share_of_floor, **look)
     axes.set_yticks(range(len(names)), [COMPETITORS[name].label for name in reversed(names)])
     sizes = ", ".join(f"{shapes.CASES[case].tokens:,} → {shapes.CASES[case].keep:,}" for case in cases)

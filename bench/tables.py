@@ -89,7 +89,7 @@ def run(rows: list[Row]) -> str:
     row = rows[-1]
     commands = ", ".join(f"`{command}`" for command in sorted({r.command for r in kept}))
     commits = ", ".join(sorted({r.commit for r in kept}))
-    short = any("--quick" in r.command or "--budget" in r.command for r in kept)
+    short = any("--quick" in r.command for r in kept)
     note = " **A short run, to show the form of the tables: not the figures to quote.**" if short else ""
     return (
         f"{row.machine}, {row.threads} CPU threads, torch {row.torch}, {row.versions}; {row.dtype}; commit {commits}, "

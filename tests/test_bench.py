@@ -333,7 +333,7 @@ def test_compare_needs_something_in_common(tmp_path, capsys):
 def test_pictures_and_tables_from_a_run(tiny_run, tmp_path, capsys):
     sets = ["--sets", "sweep-tokens", "sweep-keep", "sweep-batch"]
     assert tiny_run(*sets, "--competitors", "ours-cpu", "plain", "cdpruner") == 0
-    assert tiny_run("--cases", *shapes.CORE, "--competitors", "ours-cpu", "plain", "cosine") == 0
+    assert tiny_run("--quick", "--cases", *shapes.CORE, "--competitors", "ours-cpu", "plain", "cosine") == 0
     (tmp_path / "docs").mkdir()
     names = [f"{block}-cpu" for block in ("run", "models", "others", "ahead", "core", "prefill")]
     names += ["run-cuda", "robustness", "instructions", "prefill-measured"]
@@ -345,7 +345,7 @@ def test_pictures_and_tables_from_a_run(tiny_run, tmp_path, capsys):
     filled = (tmp_path / "docs" / "benchmarks.md").read_text()
     assert "old" not in filled
     assert "**mi_pruner (cpu)**" in filled
-    assert "A short run" in filled, "--budget was given"
+    assert "A short run" in filled, "--quick was given"
     assert "EFFICIENCY" in filled
     assert filled.count("*Not measured yet.*") == 5, "others, the GPU, robustness, instructions, the real stack"
     readme = (tmp_path / "README.md").read_text()
