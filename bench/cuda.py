@@ -4,7 +4,7 @@ Written without a GPU at hand: the clock is tested with stand-ins for events (te
 """
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -16,11 +16,11 @@ class Event(Protocol):
 
     def record(self) -> None: ...
     def synchronize(self) -> None: ...
-    def elapsed_time(self, end: "Event", /) -> float: ...
+    def elapsed_time(self, end: Any, /) -> float: ...
 
 
 def _timing_event() -> Event:
-    return torch.cuda.Event(enable_timing=True)  # type: ignore[return-value]  it compares with its own kind only
+    return torch.cuda.Event(enable_timing=True)
 
 
 def event_clock(

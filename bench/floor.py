@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from . import timing
+from .baselines import dart
 from .shapes import Case
 
 COPY_BYTES = {"cpu": 1 << 28, "cuda": 1 << 31}  # beyond every cache
@@ -35,14 +36,11 @@ class Work:
     features: bool = True  # reads the features of every token
 
 
-PIVOTS = 8
-
-
 def flops(case: Case, work: Work) -> int:
     """Multiply-adds count 2; of all rows, which are symmetric, one half."""
     total = 0.0
     for tokens, keep in case.samples:
-        rows = {"none": 0, "pivots": PIVOTS, "keep": keep, "all": tokens / 2}[work.rows]
+        rows = {"none": 0, "pivots": dart.VISUAL_PIVOTS + dart.TEXT_PIVOTS, "keep": keep, "all": tokens / 2}[work.rows]
         total += 2 * tokens * case.width * (rows + (case.text if work.text else 0))
     return round(total)
 

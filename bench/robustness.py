@@ -46,12 +46,6 @@ class Verdict:
     nan_free: str  # no operator gave a NaN meanwhile
     command: str
 
-    @property
-    def passed(self) -> bool:
-        """Whether everything is as it should be."""
-        exact = (self.identical, self.forty, self.halves) == (KEEP, KEEP, KEEP_OF_HALVES)
-        return exact and (self.batch, self.padding, self.nan_free) == ("yes", "yes", "yes")
-
 
 class NaNWatch(TorchDispatchMode):
     """Notes whether an operator's result holds a NaN. Views, and memory that is not written yet, don't count."""
