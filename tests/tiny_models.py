@@ -113,10 +113,17 @@ def config(family: str) -> Any:
             **_TOKENS,
         ),
         "internvl": lambda: t.InternVLConfig(
-            vision_config={**_VISION, "image_size": [TILE, TILE], "patch_size": [4, 4]}, text_config=qwen2, image_token_id=IMAGE, **tied
+            vision_config={**_VISION, "image_size": [TILE, TILE], "patch_size": [4, 4]},
+            text_config=qwen2,
+            image_token_id=IMAGE,
+            **tied,
         ),
         "gemma3": lambda: t.Gemma3Config(
-            text_config={"model_type": "gemma3_text", **_TEXT, "layer_types": ["sliding_attention"] * 2 + ["full_attention"]},
+            text_config={
+                "model_type": "gemma3_text",
+                **_TEXT,
+                "layer_types": ["sliding_attention"] * 2 + ["full_attention"],
+            },
             vision_config={**siglip, "vision_use_head": False},
             mm_tokens_per_image=9,
             image_token_index=IMAGE,
@@ -135,7 +142,10 @@ def config(family: str) -> Any:
 
 @cache
 def model(family: str) -> Any:
-    """The model of a family with sharp random weights, the same in every run."""
+    """The model of a family with sharp random weights, the same in every run.
+
+    In float64: what is compared in the tests then differs by mistakes, not by a processor's rounding.
+    """
     torch.manual_seed(0)
     built = transformers.AutoModelForImageTextToText.from_config(config(family)).eval()
     generator = torch.Generator().manual_seed(1)
@@ -146,8 +156,10 @@ def model(family: str) -> Any:
             weight.data.add_(0.3 * torch.randn(weight.shape, generator=generator))
     embeddings = built.get_input_embeddings().weight
     embeddings.data.normal_(0, 1, generator=generator)
-    built.generation_config.update(pad_token_id=PAD, eos_token_id=None, bos_token_id=BOS)
-    return built
+    built.generation_config.update(
+        pad_token_id=PAD, bos_token_id=BOS, eos_token_id=None, suppress_tokens=[IMAGE, VIDEO, START, END]
+    )
+    return built.double()
 
 
 @dataclass
@@ -239,6 +251,8 @@ def _pixels(family: str, images: list[int], generator: torch.Generator) -> dict[
 
 
 def _videos(family: str, count: int, generator: torch.Generator) -> dict[str, Tensor]:
+    if family == "llava_onevision":
+        return {"pixel_values_videos": torch.randn(count, 2, 3, TILE, TILE, generator=generator)}
     grids = torch.tensor([[(2, 6, 8), (3, 4, 6)][number % 2] for number in range(count)])
     pixels = torch.randn(int(grids.prod(1).sum()), 3 * 2 * 4 * 4, generator=generator)
     return {"pixel_values_videos": pixels, "video_grid_thw": grids}
