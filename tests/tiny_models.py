@@ -70,7 +70,7 @@ def config(family: str) -> Any:
     t = transformers
     llama, qwen2 = {"model_type": "llama", **_TEXT}, {"model_type": "qwen2", **_TEXT}
     clip, siglip = {"model_type": "clip_vision_model", **_VISION}, {"model_type": "siglip_vision_model", **_VISION}
-    tied = {"tie_word_embeddings": False}
+    untied = {"tie_word_embeddings": False}  # a tied model repeats its last token
     builders = {
         "llava": lambda: t.LlavaConfig(vision_config=clip, text_config=llama, image_token_index=IMAGE),
         "llava_next": lambda: t.LlavaNextConfig(
@@ -116,7 +116,7 @@ def config(family: str) -> Any:
             vision_config={**_VISION, "image_size": [TILE, TILE], "patch_size": [4, 4]},
             text_config=qwen2,
             image_token_id=IMAGE,
-            **tied,
+            **untied,
         ),
         "gemma3": lambda: t.Gemma3Config(
             text_config={
@@ -129,12 +129,13 @@ def config(family: str) -> Any:
             image_token_index=IMAGE,
             boi_token_index=START,
             eoi_token_index=END,
+            **untied,
         ),
         "smolvlm": lambda: t.SmolVLMConfig(
-            vision_config=_VISION, text_config=llama, image_token_id=IMAGE, scale_factor=2, **tied
+            vision_config=_VISION, text_config=llama, image_token_id=IMAGE, scale_factor=2, **untied
         ),
         "idefics3": lambda: t.Idefics3Config(
-            vision_config=_VISION, text_config=llama, image_token_id=IMAGE, scale_factor=2, **tied
+            vision_config=_VISION, text_config=llama, image_token_id=IMAGE, scale_factor=2, **untied
         ),
     }
     return builders[family]()
@@ -242,7 +243,7 @@ def _pixels(family: str, images: list[int], generator: torch.Generator) -> dict[
         pixels = torch.zeros(len(images), max(per_sample), 3, TILE, TILE)
         for sample, used in enumerate(per_sample):
             pixels[sample, :used] = noise(used, 3, TILE, TILE)
-        return {"pixel_values": pixels, "pixel_attention_mask": torch.ones(pixels.shape[:2] + (TILE, TILE)).bool()}
+        return {"pixel_values": pixels, "pixel_attention_mask": torch.ones(*pixels.shape[:2], TILE, TILE).bool()}
     sizes = torch.tensor(_sizes(count))
     inputs = {"pixel_values": noise(count, 5, 3, TILE, TILE), "image_sizes": sizes}
     if family == "llava_onevision":
