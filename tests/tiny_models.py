@@ -65,31 +65,33 @@ _PINPOINTS = [[TILE, 2 * TILE], [2 * TILE, TILE], [2 * TILE, 2 * TILE]]
 _TOKENS = {"image_token_id": IMAGE, "video_token_id": VIDEO, "vision_start_token_id": START, "vision_end_token_id": END}
 
 
-def config(family: str) -> Any:
-    """The tiny configuration of a family."""
+def config(family: str, vocabulary: int = VOCABULARY, image: int = IMAGE, video: int = VIDEO) -> Any:
+    """The tiny configuration of a family; image, video: the ids of the placeholders."""
     t = transformers
-    llama, qwen2 = {"model_type": "llama", **_TEXT}, {"model_type": "qwen2", **_TEXT}
+    text = {**_TEXT, "vocab_size": vocabulary}
+    ids = {**_TOKENS, "image_token_id": image, "video_token_id": video}
+    llama, qwen2 = {"model_type": "llama", **text}, {"model_type": "qwen2", **text}
     clip, siglip = {"model_type": "clip_vision_model", **_VISION}, {"model_type": "siglip_vision_model", **_VISION}
     untied = {"tie_word_embeddings": False}  # a tied model repeats its last token
     builders = {
-        "llava": lambda: t.LlavaConfig(vision_config=clip, text_config=llama, image_token_index=IMAGE),
+        "llava": lambda: t.LlavaConfig(vision_config=clip, text_config=llama, image_token_index=image),
         "llava_next": lambda: t.LlavaNextConfig(
-            vision_config=clip, text_config=llama, image_token_index=IMAGE, image_grid_pinpoints=_PINPOINTS
+            vision_config=clip, text_config=llama, image_token_index=image, image_grid_pinpoints=_PINPOINTS
         ),
         "llava_onevision": lambda: t.LlavaOnevisionConfig(
             vision_config={**siglip, "vision_use_head": False},
             text_config=qwen2,
-            image_token_index=IMAGE,
-            video_token_index=VIDEO,
+            image_token_index=image,
+            video_token_index=video,
             image_grid_pinpoints=_PINPOINTS,
         ),
         "qwen2_vl": lambda: t.Qwen2VLConfig(
-            text_config={**_TEXT, "rope_parameters": _MROPE},
+            text_config={**text, "rope_parameters": _MROPE},
             vision_config={**_QWEN_VISION, "embed_dim": 32, "hidden_size": WIDTH},
-            **_TOKENS,
+            **ids,
         ),
         "qwen2_5_vl": lambda: t.Qwen2_5_VLConfig(
-            text_config={**_TEXT, "rope_parameters": _MROPE},
+            text_config={**text, "rope_parameters": _MROPE},
             vision_config={
                 **_QWEN_VISION,
                 "hidden_size": 32,
@@ -98,10 +100,10 @@ def config(family: str) -> Any:
                 "window_size": 16,
                 "fullatt_block_indexes": [1],
             },
-            **_TOKENS,
+            **ids,
         ),
         "qwen3_vl": lambda: t.Qwen3VLConfig(
-            text_config={**_TEXT, "rope_parameters": {**_MROPE, "mrope_interleaved": True}},
+            text_config={**text, "rope_parameters": {**_MROPE, "mrope_interleaved": True}},
             vision_config={
                 **_QWEN_VISION,
                 "hidden_size": 32,
@@ -110,32 +112,32 @@ def config(family: str) -> Any:
                 "num_position_embeddings": 64,
                 "deepstack_visual_indexes": [0, 1],
             },
-            **_TOKENS,
+            **ids,
         ),
         "internvl": lambda: t.InternVLConfig(
             vision_config={**_VISION, "image_size": [TILE, TILE], "patch_size": [4, 4]},
             text_config=qwen2,
-            image_token_id=IMAGE,
+            image_token_id=image,
             **untied,
         ),
         "gemma3": lambda: t.Gemma3Config(
             text_config={
                 "model_type": "gemma3_text",
-                **_TEXT,
+                **text,
                 "layer_types": ["sliding_attention"] * 2 + ["full_attention"],
             },
             vision_config={**siglip, "vision_use_head": False},
             mm_tokens_per_image=9,
-            image_token_index=IMAGE,
+            image_token_index=image,
             boi_token_index=START,
             eoi_token_index=END,
             **untied,
         ),
         "smolvlm": lambda: t.SmolVLMConfig(
-            vision_config=_VISION, text_config=llama, image_token_id=IMAGE, scale_factor=2, **untied
+            vision_config=_VISION, text_config=llama, image_token_id=image, scale_factor=2, **untied
         ),
         "idefics3": lambda: t.Idefics3Config(
-            vision_config=_VISION, text_config=llama, image_token_id=IMAGE, scale_factor=2, **untied
+            vision_config=_VISION, text_config=llama, image_token_id=image, scale_factor=2, **untied
         ),
     }
     return builders[family]()
@@ -143,12 +145,17 @@ def config(family: str) -> Any:
 
 @cache
 def model(family: str) -> Any:
-    """The model of a family with sharp random weights, the same in every run.
+    """The model of a family, the same in every run."""
+    return build(config(family))
+
+
+def build(configuration: Any) -> Any:
+    """A model with sharp random weights.
 
     In float64: what is compared in the tests then differs by mistakes, not by a processor's rounding.
     """
     torch.manual_seed(0)
-    built = transformers.AutoModelForImageTextToText.from_config(config(family)).eval()
+    built = transformers.AutoModelForImageTextToText.from_config(configuration).eval()
     generator = torch.Generator().manual_seed(1)
     for name, weight in built.named_parameters():
         if weight.dim() >= 2:
