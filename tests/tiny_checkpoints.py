@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from . import tiny_models
 
@@ -25,9 +25,11 @@ def tokenizer() -> Any:
     """A byte-level BPE tokenizer, trained on a few words."""
     trained = Tokenizer(models.BPE())
     trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trained.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trained.train_from_iterator(
-        _CORPUS, trainers.BpeTrainer(vocab_size=400, special_tokens=_SPECIAL, initial_alphabet=alphabet)
+        _CORPUS,
+        trainers.BpeTrainer(vocab_size=400, special_tokens=_SPECIAL, initial_alphabet=alphabet, show_progress=False),
     )
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=trained,

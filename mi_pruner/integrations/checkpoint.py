@@ -39,7 +39,7 @@ def load_checkpoint(name: str, device: str | None = None) -> Checkpoint:
     import transformers
 
     try:
-        model = transformers.AutoModelForImageTextToText.from_pretrained(name, dtype="auto")
+        model: Any = transformers.AutoModelForImageTextToText.from_pretrained(name, dtype="auto")
         check_model(model)
         processor = transformers.AutoProcessor.from_pretrained(name)
         model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))

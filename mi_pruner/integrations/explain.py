@@ -96,13 +96,14 @@ def _draw(
     newlines[image.rows] = True
     newlines &= ~chosen  # kept without having been selected: structural
     views = image_views(checkpoint.model, inputs, checkpoint.processor, image.tokens, newlines.numpy(), size)
+    ends = f", {int(newlines.sum())} of them line ends" if newlines.any() else ""
     figure = views_figure(
         views,
         image.scores.float().numpy(),
         image.rows.tolist(),
         image.order.tolist(),
         title=question,
-        subtitle=f"{checkpoint.model.config.model_type}: {len(image.rows)} of {image.tokens} visual tokens kept",
+        subtitle=f"{checkpoint.model.config.model_type}: {len(image.rows)} of {image.tokens} visual tokens kept{ends}",
     )
     try:
         figure.savefig(out, format="png")

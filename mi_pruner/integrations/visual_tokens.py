@@ -69,7 +69,7 @@ class VisualTokens:
             parts = _part_lengths(output.pooler_output)
             mine = kept[start : start + sum(parts)]
             counts = [int(part.sum()) for part in mine.cpu().split(parts)]
-            fields = {"pooler_output": list(_flat(output.pooler_output)[mine].split(counts))}
+            fields: dict[str, Any] = {"pooler_output": list(_flat(output.pooler_output)[mine].split(counts))}
             if isinstance(output.pooler_output, Tensor):
                 fields["pooler_output"] = self._block(torch.cat(fields["pooler_output"]), modality, kept)
             if getattr(output, "deepstack_features", None) is not None:
