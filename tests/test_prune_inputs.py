@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -425,6 +427,16 @@ def test_half_precision():
     assert pruned["mm_encoder_outputs"]["image"].pooler_output[0].dtype == torch.bfloat16
     with torch.no_grad():
         assert half(**pruned).logits.isfinite().all()
+
+
+def test_nothing_is_imported_before_it_is_used():
+    program = """
+import sys, mi_pruner.integrations.transformers, mi_pruner.integrations.next_turn, mi_pruner.integrations.serving
+print(sorted({"transformers", "matplotlib", "PIL", "numpy"} & set(sys.modules) - before))
+"""
+    before = "import sys, torch\nbefore = set(sys.modules)\n"  # torch may bring numpy
+    done = subprocess.run([sys.executable, "-c", before + program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 class TestText:

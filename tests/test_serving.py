@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -129,3 +132,13 @@ class TestCacheKeys:
         key = cache_key("a", MIPruner(keep=0.25), torch.tensor([1, 2]))
         assert key == cache_key("a", MIPruner(keep=0.25).eval(), [1, 2])
         assert key == "dbdc831f9c6d4f92d820d219602755742fda6d487739239acdcc8b2b6b4d5e4d"
+
+
+def test_example_on_the_page_runs():
+    page = (Path(__file__).parents[1] / "docs" / "serving.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    names: dict = {}
+    exec(compile(block, "docs/serving.md", "exec"), names)
+    assert len(names["features"]) == 6
+    assert names["positions"].shape == (3, 6)
+    assert names["following"] == 13

@@ -9,6 +9,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 
 from .. import MIPruner
 from .._errors import InputError
@@ -41,7 +42,11 @@ def explain(name: str, image: Path, question: str, keep: str, device: str | None
         raise InputError(f"{name}: {error}") from error
     print(f"{question}\n")
     _report(checkpoint, encoded, pruned, pruner)
-    _draw(checkpoint, inputs, pruned.images[0], (picture.height, picture.width), question, out)
+    figure = _figure(checkpoint, inputs, pruned.images[0], (picture.height, picture.width), question)
+    try:
+        figure.savefig(out, format="png")
+    except OSError as error:
+        raise InputError(f"cannot write {out}: {error.strerror}; pass another file with --out") from error
     print(f"\npicture: {out.resolve()}")
 
 
@@ -87,25 +92,24 @@ def _timed(parts: list[Callable[[], Any]], device: torch.device) -> list[float]:
     return [median(of_part) for of_part in times]
 
 
-def _draw(
-    checkpoint: Checkpoint, inputs: dict[str, Any], image: KeptImage, size: tuple[int, int], question: str, out: Path
-) -> None:
-    chosen = torch.zeros(image.tokens, dtype=torch.bool)
-    chosen[image.order] = True
-    newlines = torch.zeros(image.tokens, dtype=torch.bool)
-    newlines[image.rows] = True
-    newlines &= ~chosen  # kept without having been selected: structural
-    views = image_views(checkpoint.model, inputs, checkpoint.processor, image.tokens, newlines.numpy(), size)
-    ends = f", {int(newlines.sum())} of them line ends" if newlines.any() else ""
-    figure = views_figure(
+def _figure(
+    checkpoint: Checkpoint, inputs: dict[str, Any], image: KeptImage, size: tuple[int, int], question: str
+) -> Figure:
+    """The views of the picture; size: (H, W) of the original."""
+    model = checkpoint.model
+    structural = torch.zeros(image.tokens, dtype=torch.bool)
+    structural[image.rows] = True  # kept without having been selected
+    structural[image.order] = False
+    try:
+        views = image_views(model, inputs, checkpoint.processor, image.tokens, structural.numpy(), size)
+    except ValueError as error:
+        raise InputError(f"no picture of this model's patches can be drawn: {error}") from error
+    ends = f", {int(structural.sum())} of them line ends" if structural.any() else ""
+    return views_figure(
         views,
         image.scores.float().numpy(),
         image.rows.tolist(),
         image.order.tolist(),
         title=question,
-        subtitle=f"{checkpoint.model.config.model_type}: {len(image.rows)} of {image.tokens} visual tokens kept{ends}",
+        subtitle=f"{model.config.model_type}: {len(image.rows)} of {image.tokens} visual tokens kept{ends}",
     )
-    try:
-        figure.savefig(out, format="png")
-    except OSError as error:
-        raise InputError(f"cannot write {out}: {error.strerror}; pass another file with --out") from error
