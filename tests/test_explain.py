@@ -199,3 +199,10 @@ class TestCommand:
         assert main(["explain", *(part for pair in given.items() for part in pair)]) == 2
         (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("mi_pruner")]
         assert says in line
+
+    def test_old_transformers(self, tmp_path, monkeypatch, capsys):
+        monkeypatch.setattr("transformers.__version__", "4.57.6")
+        picture = tmp_path / "a.png"
+        Image.new("RGB", (50, 40)).save(picture)
+        assert main(["explain", "--model", "x", "--image", str(picture), "--text", "what"]) == 2
+        assert "transformers >= 5.18 is needed" in capsys.readouterr().err

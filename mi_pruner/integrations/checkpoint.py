@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from .._errors import InputError
-from .transformers import check_model
+from .transformers import check_model, check_version
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ def load_checkpoint(name: str, device: str | None = None) -> Checkpoint:
     import transformers
 
     try:
+        check_version()
         model: Any = transformers.AutoModelForImageTextToText.from_pretrained(name, dtype="auto")
         check_model(model)
         processor = transformers.AutoProcessor.from_pretrained(name)

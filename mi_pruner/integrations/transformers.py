@@ -129,8 +129,8 @@ def encode_inputs(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
     return {**{name: inputs[name] for name in inputs if name not in _PIXELS.values()}, **_encoded(model, inputs)}
 
 
-def check_model(model: Any) -> None:
-    """ImportError if transformers is too old, ValueError if the model is of no supported family."""
+def check_version() -> None:
+    """ImportError if transformers is too old."""
     import transformers
 
     version = tuple(int(part) for part in transformers.__version__.split(".")[:2])
@@ -139,6 +139,11 @@ def check_model(model: Any) -> None:
             f"transformers >= 5.18 is needed to feed pruned visual tokens, found {transformers.__version__}: "
             "pip install 'mi_pruner[transformers]'"
         )
+
+
+def check_model(model: Any) -> None:
+    """ImportError if transformers is too old, ValueError if the model is of no supported family."""
+    check_version()
     family = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
     if family not in SUPPORTED:
         raise ValueError(f"model: expected one of {', '.join(SUPPORTED)}, got {family!r}")
