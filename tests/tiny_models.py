@@ -204,6 +204,9 @@ def batch(family: str, images: list[int], *, video: bool = False, seed: int = 0)
     if family == "internvl":
         parts = [sum(parts[sum(tiles[:n]) : sum(tiles[: n + 1])]) for n in range(len(tiles))]
         structural = [0] * len(parts)
+    if family in ("smolvlm", "idefics3"):  # a sample's images are one
+        parts = [9 * sum(tiles[sum(images[:n]) : sum(images[: n + 1])]) for n in range(len(images))]
+        structural = [0] * len(parts)
     occupied = [n for n, part in enumerate(parts) if part]
     return Batch(inputs, [parts[n] for n in occupied], [structural[n] for n in occupied])
 

@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Families whose encoder returns the tiles of an image one by one, though the prompt shows them as one run.
+# Families that see an image as tiles. InternVL's encoder returns them one by one, and the prompt shows them as one run;
+# in a prompt of the others every tile is a run of its own, and where an image ends can't be told: a sample is one.
 TILES_IN_ONE_RUN = ("internvl",)
+TILES_OF_A_SAMPLE = ("smolvlm", "idefics3")
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,8 @@ class VisualTokens:
             parts = _part_lengths(output.pooler_output)
             if model.config.model_type in TILES_IN_ONE_RUN:
                 parts = list(_merge_runs(parts, place.tolist()))
+            elif model.config.model_type in TILES_OF_A_SAMPLE:
+                parts = place[:, 0].unique_consecutive(return_counts=True)[1].tolist()
             features.append(flat)
             places.append(place)
             lengths += parts
