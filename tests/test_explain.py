@@ -155,8 +155,7 @@ class TestProcessors:
         question = processor.tokenizer("what is the woman wearing?", add_special_tokens=False)["input_ids"]
         first = start - question.index(words[0])
         mask[0, first : first + len(question)] = True
-        mask[0, first + len(question) + 1] = True  # the line's end after <end>: the template's, before the answer
-        assert processor.tokenizer.decode(inputs["input_ids"][0][mask[0]]) == "what is the woman wearing?\n"
+        assert processor.tokenizer.decode(inputs["input_ids"][0][mask[0]]) == "what is the woman wearing?"
         by_mask = prune_inputs(checkpoint.model, inputs, MIPruner(keep=0.5), text_mask=mask)
         assert image.order.tolist() == by_mask.images[0].order.tolist()
         generated = checkpoint.model.generate(**pruned, max_new_tokens=3, do_sample=False)

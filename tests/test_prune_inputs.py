@@ -17,7 +17,7 @@ pytest.importorskip("transformers")
 
 from mi_pruner import MIPruner
 from mi_pruner.functional import count_from_ratio
-from mi_pruner.integrations.instruction import instruction_mask
+from mi_pruner.integrations.instruction import ending_ids, instruction_mask
 from mi_pruner.integrations.next_turn import next_turn
 from mi_pruner.integrations.prompt_columns import original_positions
 from mi_pruner.integrations.transformers import PrunedInputs, encode_inputs, prune_inputs
@@ -447,6 +447,23 @@ class TestText:
         visual = ids == 95
         mask = instruction_mask(ids, ids != 0, visual, {0, 1, 5, 95, 98}, [29, 30, 31])
         assert [ids[row][mask[row]].tolist() for row in (0, 1)] == [[20, 21, 22], [20, 31, 21, 22, 33]]
+
+    @pytest.mark.parametrize(
+        ("template", "ending"),
+        [
+            ("{% for m in messages %}USER: {{ m['content'] }} {% endfor %}ASSISTANT:", " ASSISTANT:"),
+            ("{% for m in messages %}<u>{{ m['content'] }}<e>\n{% endfor %}<a>bot", "<e>\n<a>bot"),
+            ("no words", ""),
+            (None, ""),
+        ],
+    )
+    def test_ending_is_what_the_template_puts_after_the_words(self, template, ending):
+        from .tiny_checkpoints import tokenizer
+
+        words = tokenizer()
+        words.chat_template = template
+        assert words.decode(ending_ids(words)) == ending
+        assert ending_ids(None) == []
 
     def test_no_instruction(self):
         made = batch("llava", [1, 1])

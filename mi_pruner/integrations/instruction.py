@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+_WORDS = "⟦the user's words⟧"  # what no template holds itself
+
 
 def instruction_mask(
     input_ids: Tensor, attended: Tensor, visual: Tensor, ignored: set[int], ending: list[int]
@@ -16,7 +18,7 @@ def instruction_mask(
     Args:
         input_ids: (B, L) int64; attended, visual: (B, L) bool, True where a token is attended, is visual.
         ignored: ids of special tokens.
-        ending: ids that close every prompt, such as those that open the answer; what a row has of them is left out.
+        ending: ids that close every prompt; as many of the last of them as a row ends in are left out.
 
     Returns:
         (B, L) bool.
@@ -48,20 +50,17 @@ def special_ids(model: Any, processor: Any | None) -> set[int]:
     return ids
 
 
-def generation_prompt_ids(processor: Any | None) -> list[int]:
-    """Ids of what the chat template puts before the answer ("ASSISTANT:"); none without processor or template."""
+def ending_ids(processor: Any | None) -> list[int]:
+    """Ids of what the chat template puts after the user's words: closing marks, and what opens the answer
+    ("ASSISTANT:"); none without processor or template."""
     if processor is None or not getattr(processor, "chat_template", None):
         return []
     tokenizer = _tokenizer(processor)
-    content: Any = "x" if tokenizer is processor else [{"type": "text", "text": "x"}]
+    content: Any = _WORDS if tokenizer is processor else [{"type": "text", "text": _WORDS}]
     conversation = [{"role": "user", "content": content}]
-    closed, opened = (
-        processor.apply_chat_template(conversation, add_generation_prompt=opening, tokenize=False)
-        for opening in (False, True)
-    )
-    if not opened.startswith(closed):
-        return []
-    return tokenizer(opened[len(closed) :], add_special_tokens=False)["input_ids"]
+    prompt = processor.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)
+    _, found, ending = prompt.rpartition(_WORDS)
+    return tokenizer(ending, add_special_tokens=False)["input_ids"] if found else []
 
 
 def _tokenizer(processor: Any) -> Any:

@@ -111,7 +111,7 @@ def select_images(images: PackedImages, keep: int | float, per: str, select: Sel
     """
     available = images.movable_lengths()
     if per == "image":
-        picks = select(images, [_count(keep, tokens) for tokens in available])
+        picks = select(images, [count_to_keep(keep, tokens) for tokens in available])
     else:
         totals = _sample_totals(keep, available, images.samples)
         counts = [min(tokens, totals[sample]) for tokens, sample in zip(available, images.samples, strict=True)]
@@ -125,7 +125,8 @@ def select_images(images: PackedImages, keep: int | float, per: str, select: Sel
     return kept, picks
 
 
-def _count(keep: int | float, tokens: int) -> int:
+def count_to_keep(keep: int | float, tokens: int) -> int:
+    """How many of `tokens` movable tokens a ratio or a count keeps: never more than there are."""
     return min(tokens, count_from_ratio(keep, tokens) if isinstance(keep, float) else keep)
 
 
@@ -141,7 +142,7 @@ def _sample_totals(keep: int | float, available: list[int], samples: list[int]) 
     """Sample -> how many tokens its images keep together."""
     totals = {}
     for sample, images in _members(samples).items():
-        totals[sample] = _count(keep, sum(available[image] for image in images))
+        totals[sample] = count_to_keep(keep, sum(available[image] for image in images))
         if totals[sample] < len(images):
             raise ValueError(
                 f"keep: expected at least one token for each of the {len(images)} images of sample {sample}, got "

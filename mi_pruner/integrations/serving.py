@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 
 from .. import _checks
-from ..functional import count_from_ratio
 from ..pruner import MIPruner
-from .packed_selection import PackedImages, by_information
+from .packed_selection import PackedImages, by_information, count_to_keep
 
 _KEY_VERSION = 1  # part of every cache key: to be raised when a selection changes for the same options
 
@@ -33,9 +32,7 @@ def kept_count(tokens: int, keep: int | float, structural: int = 0) -> int:
     _checks.check_keep(keep)
     if not 0 <= structural <= tokens:
         raise ValueError(f"structural: expected 0 <= structural <= tokens = {tokens}, got {structural}")
-    movable = tokens - structural
-    wanted = count_from_ratio(keep, movable) if isinstance(keep, float) else keep
-    return structural + min(movable, wanted)
+    return structural + count_to_keep(keep, tokens - structural)
 
 
 def grid_tokens(grid_thw: Sequence[int], merge_size: int) -> int:

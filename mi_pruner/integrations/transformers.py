@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..pruner import MIPruner
-from .instruction import generation_prompt_ids, instruction_mask, special_ids
+from .instruction import ending_ids, instruction_mask, special_ids
 from .packed_selection import PackedImages, Picks, Selector, by_information, select_images
 from .prompt_columns import keep_columns
 from .visual_tokens import VisualTokens
@@ -92,8 +92,9 @@ def prune_inputs(
             `encode_inputs` made of it.
         pruner: `pruner.keep` is the number or the ratio of tokens to keep of each image. Structural rows of the
             features (`image_newline`) are always kept and not counted.
-        processor: the model's processor or tokenizer. It tells which tokens are special, and which open the answer:
-            those are left out of the instruction. Without it only the special tokens in the model's configuration are.
+        processor: the model's processor or tokenizer. It tells which tokens are special, and what the chat template
+            puts after the user's words ("ASSISTANT:"): both are left out of the instruction. Without it only the
+            special tokens in the model's configuration are.
         text: "instruction": score against the tokens after the sample's last visual token. "image": against the
             image's own tokens, so that the selection does not depend on the question.
         text_mask: (B, L) bool, the tokens to score against, for prompts where the question comes before the image.
@@ -126,7 +127,8 @@ def encode_inputs(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
     `prune_inputs` takes them, as often as needed: several budgets or questions for one run of the encoder.
     """
     check_model(model)
-    return {**{name: inputs[name] for name in inputs if name not in _PIXELS.values()}, **_encoded(model, inputs)}
+    others = {name: inputs[name] for name in inputs if name not in _PIXELS.values()}
+    return {**others, "mm_encoder_outputs": _encoded(model, inputs)}
 
 
 def check_version() -> None:
@@ -166,7 +168,7 @@ def rewrite_inputs(
     """`prune_inputs` with any selector."""
     check_model(model)
     _check_inputs(inputs, text, text_mask, per)
-    outputs = _encoded(model, inputs)["mm_encoder_outputs"]
+    outputs = _encoded(model, inputs)
     ids = inputs["input_ids"]
     attended = inputs["attention_mask"].bool() if "attention_mask" in inputs else torch.ones_like(ids, dtype=torch.bool)
     visual = VisualTokens.of(model, ids, attended, outputs)
@@ -207,13 +209,13 @@ def _check_inputs(inputs: Mapping[str, Any], text: str, text_mask: Tensor | None
 
 
 def _encoded(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """`mm_encoder_outputs`: those in `inputs`, or the encoder's for the pixels there."""
+    """The vision encoder's outputs by modality: those in `inputs`, or made from the pixels there."""
     given = inputs.get("mm_encoder_outputs")
     pixels = [name for name in _PIXELS.values() if inputs.get(name) is not None]
     if given and pixels:
         raise ValueError(f"inputs: expected pixels or mm_encoder_outputs, got both: leave out {', '.join(pixels)}")
     if given:
-        return {"mm_encoder_outputs": given}
+        return dict(given)
     outputs = {}
     for modality, name in _PIXELS.items():
         if name in pixels:
@@ -227,7 +229,7 @@ def _encoded(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(
             f"inputs: expected {' or '.join(_PIXELS.values())}, got {', '.join(inputs)}: no image to prune"
         )
-    return {"mm_encoder_outputs": outputs}
+    return outputs
 
 
 def _texts(
@@ -248,7 +250,7 @@ def _texts(
     places = torch.zeros_like(attended)
     places[visual.places[:, 0], visual.places[:, 1]] = True
     if text_mask is None:
-        mask = instruction_mask(ids, attended, places, special_ids(model, processor), generation_prompt_ids(processor))
+        mask = instruction_mask(ids, attended, places, special_ids(model, processor), ending_ids(processor))
     else:
         mask = text_mask.to(ids.device) & attended & ~places
     counts = mask.sum(1).tolist()
