@@ -229,6 +229,16 @@ class TestGeneration:
             torch.testing.assert_close(score[0], scores[sample], atol=TOLERANCE, rtol=0)
 
     @pytest.mark.parametrize("family", FAMILIES)
+    def test_sampling_is_that_of_the_unpruned_model(self, family):
+        made = batch(family, [1, 1])
+        options = {"max_new_tokens": NEW_TOKENS, "do_sample": True, "num_return_sequences": 2}
+        sampled = []
+        for inputs in (made.inputs, prune_inputs(model(family), made.inputs, MIPruner(keep=1.0))):
+            torch.manual_seed(4)
+            sampled.append(model(family).generate(**inputs, **options)[:, inputs["input_ids"].shape[1] :])
+        assert torch.equal(*sampled)
+
+    @pytest.mark.parametrize("family", FAMILIES)
     def test_without_cache_is_refused_or_right(self, family):
         pruned = prune_inputs(model(family), batch(family, [1]).inputs, MIPruner(keep=0.25))
         assert pruned["use_cache"] is True

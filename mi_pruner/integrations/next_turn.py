@@ -18,7 +18,8 @@ def next_turn(
     Args:
         model: the model that answered.
         pruned: the inputs of the turn before, from `prune_inputs` or from here.
-        generated: what `model.generate(**pruned, return_dict_in_generate=True)` returned.
+        generated: what `model.generate(**pruned, return_dict_in_generate=True)` returned, one answer for each sample (no
+            beam search: its cache holds all beams).
         input_ids: (B, T) int64, the tokens that follow the answers: the next question and what opens its answer.
         attention_mask: (B, T), where the questions are of different lengths (left-padded).
 
