@@ -15,6 +15,8 @@ _EXTRAS = {  # module -> the extra that brings it
     "matplotlib": "demo",
     "safetensors": "demo",
     "sklearn": "demo",
+    "transformers": "transformers",
+    "torchvision": "transformers",
 }
 
 
@@ -49,6 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="mi_pruner", description="Prunes the visual tokens of multimodal language models.")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_demo(commands)
+    _add_explain(commands)
     return parser
 
 
@@ -81,3 +84,30 @@ def _run_demo(options: argparse.Namespace) -> None:
     from .demo.run import run_demo
 
     run_demo(options.text, options.keep, options.image, options.seed, options.out)
+
+
+def _add_explain(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    explain = commands.add_parser(
+        "explain",
+        help="which visual tokens of a picture a transformers model keeps for a question",
+        description="Draws which visual tokens of a picture are kept for a question, and times the prefill.",
+    )
+    explain.add_argument("--model", required=True, metavar="ID_OR_PATH", help="a checkpoint that transformers loads")
+    explain.add_argument("--image", required=True, type=Path, metavar="FILE", help="the picture")
+    explain.add_argument("--text", required=True, metavar="QUESTION", help="the question")
+    explain.add_argument(
+        "--keep",
+        default="0.25",
+        help="what to keep of the visual tokens: a ratio such as 0.25 or a count such as 144 (default: %(default)s)",
+    )
+    explain.add_argument("--device", help="where the model runs (default: cuda where there is one, else cpu)")
+    explain.add_argument(
+        "--out", type=Path, metavar="FILE", default=Path("mi_pruner_explain.png"), help="the PNG (default: %(default)s)"
+    )
+    explain.set_defaults(run=_run_explain)
+
+
+def _run_explain(options: argparse.Namespace) -> None:
+    from .integrations.explain import explain
+
+    explain(options.model, options.image, options.text, options.keep, options.device, options.out)

@@ -1,7 +1,8 @@
-"""Pictures of a selection: the kept patches over the image and the scores as a heat map.
+"""Pictures of a selection: the kept patches over the image, the scores as a heat map, the order of selection.
 
 A picture is (H, W, 3) uint8, cut into a grid of (rows, cols) patches that are numbered row by row, as visual tokens
-are. Needs matplotlib (`pip install 'mi_pruner[demo]'`); no global state of it is touched.
+are. A model that sees an image in parts (tiles, frames) gives a `View` of each part. Needs matplotlib
+(`pip install 'mi_pruner[demo]'`); no global state of it is touched.
 """
 
 from collections.abc import Sequence
@@ -18,10 +19,12 @@ Grid = tuple[int, int]
 
 _INK, _QUIET, _PAPER = "#1b1f24", "#5f6b7a", "#ffffff"
 _OUTLINE = "#ffd33d"
+_NO_TOKEN = "#8a929c"
 _DIM = 0.3  # brightness left to a patch that was dropped
 _PANEL, _GAP, _MARGIN = 2.9, 0.12, 0.2  # inches
 _HEADER, _FOOTER = 0.82, 0.3  # inches above and below the panels of a row, for titles and notes
 _DPI = 130
+_BRIGHTEST = 99.5  # percentile of the scores shown brightest: a single large one would leave the rest black
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,24 @@ class Selection:
     scores: np.ndarray
     kept: Sequence[int]
     grid: Grid
+
+
+@dataclass(frozen=True)
+class View:
+    """What a model saw of an image, or of one part of it, and which token stands for each patch.
+
+    name: of the part ("the whole image", "tiles", "frame 3"); picture: (H, W, 3) uint8; tokens: (rows, cols) int, the
+    number of the patch's token among all of the image's tokens, −1 where the patch has none.
+    """
+
+    name: str
+    picture: np.ndarray
+    tokens: np.ndarray
+
+    @property
+    def grid(self) -> Grid:
+        rows, cols = self.tokens.shape
+        return rows, cols
 
 
 def kept_mask(kept: Sequence[int], grid: Grid) -> np.ndarray:
@@ -63,9 +84,17 @@ def draw_picture(axes: Axes, picture: np.ndarray) -> None:
     _bare(axes)
 
 
-def draw_scores(axes: Axes, scores: np.ndarray, grid: Grid) -> None:
-    """Heat map of the (rows * cols,) scores: dark is low, bright is high."""
-    axes.imshow(scores.reshape(grid), cmap="inferno", interpolation="nearest")
+def draw_scores(
+    axes: Axes, scores: np.ndarray, grid: Grid, limits: tuple[float, float] | None = None, aspect: float = 1.0
+) -> None:
+    """Heat map of the (rows * cols,) scores: dark is low, bright is high, grey where a score is NaN.
+
+    limits: the scores shown darkest and brightest (default: the lowest and the highest); aspect: height of a patch
+    over its width.
+    """
+    low, high = limits or (None, None)
+    axes.set_facecolor(_NO_TOKEN)
+    axes.imshow(scores.reshape(grid), cmap="inferno", interpolation="nearest", vmin=low, vmax=high, aspect=aspect)
     _bare(axes)
 
 
@@ -76,6 +105,21 @@ def draw_kept(axes: Axes, picture: np.ndarray, kept: Sequence[int], grid: Grid) 
     step = np.array([width / grid[1], height / grid[0]])
     lines = [np.array(edge) * step - 0.5 for edge in _outline(kept_mask(kept, grid))]  # pixel centres are integers
     axes.add_collection(LineCollection(lines, colors=_OUTLINE, linewidths=1.8, capstyle="projecting", clip_on=False))
+    _bare(axes)
+
+
+def draw_order(axes: Axes, picture: np.ndarray, ranks: np.ndarray) -> None:
+    """The picture in dark grey with each kept patch coloured by when it was selected: bright first, dark last.
+
+    ranks: (rows, cols) float, 0 for the first selected to 1 for the last, NaN where a patch was not selected.
+    """
+    height, width, _ = picture.shape
+    axes.imshow(dim_dropped(picture, [], (1, 1)), interpolation="nearest")
+    extent = (-0.5, width - 0.5, height - 0.5, -0.5)
+    axes.imshow(
+        ranks, cmap="plasma_r", interpolation="nearest", vmin=0, vmax=1, extent=extent, aspect="auto", alpha=0.9
+    )
+    axes.set_aspect("equal")
     _bare(axes)
 
 
@@ -133,3 +177,72 @@ def save_selections(selections: Sequence[Selection], path: Path) -> None:
         OSError: if the file cannot be written.
     """
     selections_figure(selections).savefig(path, format="png")
+
+
+def views_figure(
+    views: Sequence[View], scores: np.ndarray, kept: Sequence[int], order: Sequence[int], title: str, subtitle: str
+) -> Figure:
+    """A row for each view of an image: picture, score map, kept patches, order of selection.
+
+    Args:
+        views: of one image, which share its tokens.
+        scores: (N,) float, of all tokens of the image, in nats.
+        kept, order: numbers of the tokens kept, and of those selected in order of selection.
+
+    Raises:
+        ValueError: without views.
+    """
+    if not views:
+        raise ValueError("views: expected at least one, got none")
+    heights = [_PANEL * min(max(view.picture.shape[0] / view.picture.shape[1], 0.3), 1.6) for view in views]
+    width = 2 * _MARGIN + 4 * _PANEL + 3 * _GAP
+    height = _HEADER + sum(heights) + len(views) * (_FOOTER + _GAP) + _MARGIN
+    figure = Figure(figsize=(width, height), dpi=_DPI, facecolor=_PAPER)
+    FigureCanvasAgg(figure)
+    figure.text(_MARGIN / width, 1 - 0.18 / height, title, size=14, weight="bold", color=_INK, va="top")
+    figure.text(_MARGIN / width, 1 - 0.48 / height, subtitle, size=11, color=_INK, va="top")
+    shown = np.concatenate([view.tokens[view.tokens >= 0] for view in views])
+    limits = (float(scores[shown].min()), float(np.percentile(scores[shown], _BRIGHTEST)))
+    ranks = np.full(len(scores), np.nan)
+    ranks[list(order)] = np.linspace(0, 1, len(order))
+    top = height - _HEADER
+    for view, panel_height in zip(views, heights, strict=True):
+        places = [
+            (
+                (_MARGIN + column * (_PANEL + _GAP)) / width,
+                (top - panel_height) / height,
+                _PANEL / width,
+                panel_height / height,
+            )
+            for column in range(4)
+        ]
+        _draw_view([figure.add_axes(place) for place in places], view, scores, set(kept), ranks, limits)
+        top -= panel_height + _FOOTER + _GAP
+    return figure
+
+
+def _draw_view(
+    panels: Sequence[Axes],
+    view: View,
+    scores: np.ndarray,
+    kept: set[int],
+    ranks: np.ndarray,
+    limits: tuple[float, float],
+) -> None:
+    tokens = view.tokens.ravel()
+    has_token = tokens >= 0
+    height, width, _ = view.picture.shape
+    aspect = (height / view.grid[0]) / (width / view.grid[1])
+    cells = [cell for cell, token in enumerate(tokens.tolist()) if token in kept]
+    draw_picture(panels[0], view.picture)
+    draw_scores(panels[1], np.where(has_token, scores[tokens], np.nan), view.grid, limits, aspect)
+    draw_kept(panels[2], view.picture, cells, view.grid)
+    draw_order(panels[3], view.picture, np.where(has_token, ranks[tokens], np.nan).reshape(view.grid))
+    notes = (
+        f"{view.name}: {int(has_token.sum())} tokens",
+        "mutual information with the question",
+        f"kept: {len(cells)} tokens",
+        "order of selection: bright first, dark last",
+    )
+    for panel, note in zip(panels, notes, strict=True):
+        panel.set_xlabel(note, size=9.5, color=_QUIET, labelpad=5)

@@ -1,12 +1,12 @@
-"""What the user of the demo gave, made fit for the model: how many tokens, which picture, which scene."""
+"""What the user of the demo gave, made fit for the model: which picture, which scene."""
 
-import math
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ImageOps
 
 from .._errors import InputError
+from ..command_input import open_picture
 from .questions import questions_about
 from .scenes import SIDE, Scene, make_scene
 from .vocabulary import encode_question
@@ -16,48 +16,9 @@ _FIRST = 253  # seed of the scene tried first: a handsome one
 _LIVELY = 4  # digits: the scenes with fewer are dull to look at
 
 
-def read_keep(text: str, tokens: int) -> int | float:
-    """`--keep` as `mi_pruner.prune` takes it: "20" a count of 1 .. tokens, "0.25" and "1.0" a ratio in (0, 1]."""
-    expected = f"--keep: expected a ratio in (0, 1] such as 0.25, or a count of 1 to {tokens}, got {text!r}"
-    try:
-        count = int(text)
-    except ValueError:
-        return _ratio(text, expected)
-    if not 1 <= count <= tokens:
-        raise InputError(expected)
-    return count
-
-
-def _ratio(text: str, expected: str) -> float:
-    try:
-        ratio = float(text)
-    except ValueError:
-        ratio = math.nan
-    if not 0 < ratio <= 1:
-        raise InputError(expected)
-    return ratio
-
-
-def check_out(path: Path) -> None:
-    """Refuses, before any work, a file that no PNG can be written to."""
-    if path.suffix.lower() != ".png":
-        raise InputError(f"--out: expected a file ending in .png, got {path}")
-    if not path.parent.is_dir():
-        raise InputError(f"--out: no folder {path.parent} to write {path.name} to")
-
-
 def read_picture(path: Path) -> np.ndarray:
     """A picture file, centre-cropped to a square and resized to (54, 54, 3) uint8."""
-    try:
-        with Image.open(path) as image:
-            picture = ImageOps.fit(ImageOps.exif_transpose(image).convert("RGB"), (SIDE, SIDE))
-    except UnidentifiedImageError as error:
-        raise InputError(f"--image: {path} is not a picture that can be read: give a PNG or JPEG file") from error
-    # What Pillow raises for a broken file depends on its format: SyntaxError for a PNG, ValueError for a PPM.
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"--image: cannot read {path} ({reason}): give a PNG or JPEG file") from error
-    return np.array(picture)
+    return np.array(ImageOps.fit(open_picture(path), (SIDE, SIDE)))
 
 
 def chosen_scene(questions: list[str], seed: int | None) -> tuple[Scene, list[str]]:

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from .. import mi_scores, prune
 from .._errors import InputError
+from ..command_input import check_out, read_keep
 from ..viz import Selection, save_selections
 from .checkpoint import load_model, pixels_of
-from .input import check_out, chosen_scene, read_keep, read_picture, truth
+from .input import chosen_scene, read_picture, truth
 from .model import TOKENS, DigitVLM
 from .scenes import GRID, Scene
 from .vocabulary import WORDS, encode_question

@@ -1,0 +1,1 @@
+"""mi_pruner inside other libraries; each module imports its library only when it is used."""

@@ -1,0 +1,172 @@
+"""Selection of the tokens of many images in one packed operator call, each image with the text of its own sample."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..functional import count_from_ratio, greedy_select_varlen, mi_scores_varlen
+from ..pruner import MIPruner
+
+
+@dataclass(frozen=True)
+class PackedImages:
+    """The visual tokens of U images, one image after another, with a text for each image.
+
+    Attributes:
+        visual: (ΣN, D) features after the projector.
+        text: (ΣM, D) of the same dtype and device.
+        visual_lengths, text_lengths: U ints each, summing to ΣN and ΣM.
+        movable: (ΣN,) bool: False on structural rows, which take no part in the selection. None: all are movable.
+        samples: U ints: the sample that each image belongs to.
+    """
+
+    visual: Tensor
+    text: Tensor
+    visual_lengths: list[int]
+    text_lengths: list[int]
+    movable: Tensor | None
+    samples: list[int]
+
+    def movable_lengths(self) -> list[int]:
+        """How many tokens of each image may be dropped."""
+        if self.movable is None:
+            return self.visual_lengths
+        return [int(part.sum()) for part in self.movable.cpu().split(self.visual_lengths)]
+
+
+@dataclass(frozen=True)
+class Picks:
+    """What was selected of U images, packed by `lengths`.
+
+    Attributes:
+        indices: (ΣK,) int64 in order of selection, counted from the image's own first token; −1: slot not used.
+        gains: (ΣK,) in nats, in the same order; −inf: slot not used.
+        lengths: U ints, summing to ΣK.
+        scores: (ΣN,) of all tokens, in nats.
+    """
+
+    indices: Tensor
+    gains: Tensor
+    lengths: list[int]
+    scores: Tensor
+
+
+# (images, tokens to pick of each) -> picks
+Selector = Callable[[PackedImages, list[int]], Picks]
+
+
+def cumulative(lengths: list[int], device: torch.device) -> Tensor:
+    """(U + 1,) int32 starts of packed parts, as the packed operators take them."""
+    return torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32, device=device)
+
+
+def by_information(pruner: MIPruner) -> Selector:
+    """mi_pruner's selection with the options of `pruner`: `mi_scores_varlen`, then `greedy_select_varlen`."""
+
+    def select(images: PackedImages, counts: list[int]) -> Picks:
+        device = images.visual.device
+        cu_visual = cumulative(images.visual_lengths, device)
+        longest = max(images.visual_lengths)
+        scores = mi_scores_varlen(
+            images.visual,
+            images.text,
+            cu_visual,
+            cumulative(images.text_lengths, device),
+            longest,
+            max(images.text_lengths),
+            visual_prior=images.movable,
+            bandwidth=pruner.bandwidth,
+            marginal=pruner.marginal,
+        )
+        indices, gains = greedy_select_varlen(
+            scores,
+            images.visual,
+            cu_visual,
+            cumulative(counts, device),
+            longest,
+            max(counts),
+            sum(counts),
+            visual_prior=images.movable,
+            visual_bandwidth=pruner.visual_bandwidth,
+            redundancy=pruner.redundancy,
+            redundancy_weight=pruner.redundancy_weight,
+            min_gain=pruner.min_gain,
+        )
+        return Picks(indices, gains, counts, scores)
+
+    return select
+
+
+def select_images(images: PackedImages, keep: int | float, per: str, select: Selector) -> tuple[Tensor, Picks]:
+    """Which tokens stay (ΣN,) bool, structural rows among them, and the picks.
+
+    keep: a ratio or a count of movable tokens, of each image (per="image") or of all images of a sample together
+    (per="sample": shared among them by gain, at least one token each).
+    """
+    available = images.movable_lengths()
+    if per == "image":
+        picks = select(images, [count_to_keep(keep, tokens) for tokens in available])
+    else:
+        totals = _sample_totals(keep, available, images.samples)
+        counts = [min(tokens, totals[sample]) for tokens, sample in zip(available, images.samples, strict=True)]
+        picks = _share(select(images, counts), images.samples, totals)
+    kept = torch.zeros(len(images.visual), dtype=torch.bool, device=images.visual.device)
+    if images.movable is not None:
+        kept |= ~images.movable
+    starts = cumulative(images.visual_lengths, kept.device)[:-1].long()
+    starts = starts.repeat_interleave(torch.tensor(picks.lengths, device=kept.device))
+    kept[(starts + picks.indices)[picks.indices >= 0]] = True
+    return kept, picks
+
+
+def count_to_keep(keep: int | float, tokens: int) -> int:
+    """How many of `tokens` movable tokens a ratio or a count keeps: never more than there are."""
+    return min(tokens, count_from_ratio(keep, tokens) if isinstance(keep, float) else keep)
+
+
+def _members(samples: list[int]) -> dict[int, list[int]]:
+    """Sample -> its images."""
+    members: dict[int, list[int]] = {}
+    for image, sample in enumerate(samples):
+        members.setdefault(sample, []).append(image)
+    return members
+
+
+def _sample_totals(keep: int | float, available: list[int], samples: list[int]) -> dict[int, int]:
+    """Sample -> how many tokens its images keep together."""
+    totals = {}
+    for sample, images in _members(samples).items():
+        totals[sample] = count_to_keep(keep, sum(available[image] for image in images))
+        if totals[sample] < len(images):
+            raise ValueError(
+                f"keep: expected at least one token for each of the {len(images)} images of sample {sample}, got "
+                f"{totals[sample]}"
+            )
+    return totals
+
+
+def _share(picks: Picks, samples: list[int], totals: dict[int, int]) -> Picks:
+    """Of each sample's picks the `totals[sample]` of largest gain, in prefixes: an image's picks stay nested.
+
+    Always taking the image whose next pick gains most is taking in the order of the running minimum of each image's
+    gains. The first pick of each image comes before all others.
+    """
+    keys = [part.cummin(0).values for part in picks.gains.split(picks.lengths)]
+    for key in keys:
+        key[:1] = math.inf
+    lengths = list(picks.lengths)
+    for sample, images in _members(samples).items():
+        owner = torch.tensor(images).repeat_interleave(torch.tensor([lengths[image] for image in images]))
+        order = torch.cat([keys[image] for image in images]).argsort(descending=True, stable=True).cpu()
+        taken = owner[order[: totals[sample]]].bincount(minlength=len(samples))
+        for image in images:
+            lengths[image] = int(taken[image])
+    indices = [part[:length] for part, length in zip(picks.indices.split(picks.lengths), lengths, strict=True)]
+    gains = [part[:length] for part, length in zip(picks.gains.split(picks.lengths), lengths, strict=True)]
+    return Picks(torch.cat(indices), torch.cat(gains), lengths, picks.scores)

@@ -1,0 +1,96 @@
+"""The evaluation of a checkpoint on a folder of pictures and questions: a tiny random model, a tiny folder."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("transformers")
+pytest.importorskip("skimage")
+pytest.importorskip("tqdm")
+
+from PIL import Image
+from skimage import data
+
+from bench.quality.checkpoint import main, plain
+from bench.quality.selectors import BASELINES, by_baseline, by_chance, selectors
+from mi_pruner.integrations.packed_selection import PackedImages
+from mi_pruner.integrations.transformers import rewrite_inputs
+
+from . import tiny_checkpoints
+from .tiny_models import batch, model
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    return tiny_checkpoints.save("llava", tmp_path_factory.mktemp("checkpoint"))
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    Image.fromarray(data.coffee()).save(tmp_path / "coffee.png")
+    Image.fromarray(data.chelsea()).save(tmp_path / "cat.jpg")
+    questions = [
+        {"image": "coffee.png", "question": "what is in the cup?", "answer": "coffee"},
+        {"image": "cat.jpg", "question": "what is it?", "answer": ["a cat", "cat"]},
+    ]
+    (tmp_path / "questions.json").write_text(json.dumps(questions))
+    return tmp_path
+
+
+def test_writes_the_table(checkpoint, folder, capsys):
+    out = folder / "out" / "table.csv"
+    arguments = ["--model", str(checkpoint), "--data", str(folder), "--out", str(out), "--new-tokens", "3"]
+    assert main([*arguments, "--keep", "0.25", "20"]) == 0
+    with out.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    named = [(row["selector"], row["keep"], float(row["visual_tokens"])) for row in rows]
+    assert named == [
+        ("dense", "1.0", 36),
+        *[(name, keep, count) for keep, count in (("0.25", 9), ("20", 20)) for name in selectors(20, 0)],
+    ]
+    assert rows[0]["same_as_dense"] == "1.0000"
+    assert {row["model"] for row in rows} == {str(checkpoint)}
+    assert float(rows[0]["prompt_tokens"]) - float(rows[1]["prompt_tokens"]) == 27
+    assert "same_as_dense" in capsys.readouterr().out
+
+
+def test_answers_are_compared_without_case_punctuation_and_articles():
+    assert plain("The  Cat.") == plain("a cat") == "cat"
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, "cannot read"),
+        ("{", "expected"),
+        ('[{"image": "coffee.png"}]', "KeyError: 'question'"),
+        ("[]", "no questions"),
+        ('[{"image": "absent.png", "question": "what", "answer": "x"}]', "no picture"),
+    ],
+)
+def test_bad_folders_are_one_line(content, says, checkpoint, folder, capsys):
+    if content is None:
+        (folder / "questions.json").unlink()
+    else:
+        (folder / "questions.json").write_text(content)
+    assert main(["--model", str(checkpoint), "--data", str(folder)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert says in line
+
+
+def test_baselines_keep_as_many_and_spare_structural_rows():
+    made = batch("llava_next", [1, 1])
+    for select in (by_chance(3), *map(by_baseline, BASELINES.values())):
+        pruned = rewrite_inputs(model("llava_next"), made.inputs, 7, select)
+        assert [len(image.rows) for image in pruned.images] == [7 + ends for ends in made.structural]
+
+
+def test_cosine_takes_what_is_most_like_the_question():
+    visual = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [5.0, 0.1]])
+    images = PackedImages(visual, torch.tensor([[2.0, 0.0]]), [4], [1], None, [0])
+    assert set(by_baseline(BASELINES["cosine"])(images, [2]).indices.tolist()) == {0, 3}
