@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 
 import pytest
@@ -10,6 +11,8 @@ from hypothesis import HealthCheck, settings
 
 import mi_pruner
 from mi_pruner._dispatch import BACKENDS
+
+from .cuda_host import build as cuda_host
 
 _COMMON = {
     "deadline": None,  # the first call of a size pays for caches
@@ -21,8 +24,19 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 # With TRITON_INTERPRET=1 the Triton kernels run on CPU tensors, and are all that is tested.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+# With MI_PRUNER_CUDA_HOST=1 the CUDA kernels, compiled as C++ and a fiber a thread, run on CPU tensors instead.
+CUDA_ON_HOST = os.environ.get("MI_PRUNER_CUDA_HOST") == "1"
 GPU = torch.cuda.is_available()
-UNDER_TEST = ("triton",) if INTERPRETED else ("reference", "cpu", "triton") if GPU else ("reference", "cpu")
+if CUDA_ON_HOST:
+    library = cuda_host.build(cuda_host.ROOT / "build/cuda_host", "-O2")
+    BACKENDS["cuda"] = dataclasses.replace(
+        BACKENDS["cuda"], device="cpu", missing=None, operators=cuda_host.operators(library), probe=lambda: None
+    )
+    UNDER_TEST: tuple[str, ...] = ("cuda",)
+elif INTERPRETED:
+    UNDER_TEST = ("triton",)
+else:
+    UNDER_TEST = ("reference", "cpu", "cuda", "triton") if GPU else ("reference", "cpu")
 
 
 def pytest_report_header():
@@ -32,8 +46,9 @@ def pytest_report_header():
 @pytest.fixture(params=UNDER_TEST)
 def backend(request):
     """The name of a backend, which runs every operator called in the test."""
-    if BACKENDS[request.param].missing is not None:
-        pytest.skip(f"backend {request.param!r}: {BACKENDS[request.param].missing}")
+    missing = BACKENDS[request.param].unavailable()
+    if missing is not None:
+        pytest.skip(f"backend {request.param!r}: {missing}")
     with mi_pruner.backend(request.param):
         yield request.param
 

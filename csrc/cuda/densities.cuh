@@ -57,14 +57,14 @@ template <typename Op> __device__ float column_reduce(float x, DensityShared& sh
   return x;
 }
 
-// log sum_i p_i K(v_i, t_j) over the sample's rows, p not normalised, for this thread's column j.
-__device__ inline float text_log_z(const Tokens& visual, const Similarities& found, const Span& rows, int64_t column,
-                                   bool inside, float kappa, DensityShared& shared) {
+// log sum_i pi_i K(v_i, t_j) over the sample's rows, for this thread's column j.
+__device__ inline float text_log_z(const Tokens& visual, const Similarities& found, const Span& rows, float visual_total,
+                                   int64_t column, bool inside, float kappa, DensityShared& shared) {
   const auto exponent = [&](int64_t i) {
     const int64_t token = rows.begin + i;
-    const float weight = log_weight(visual.prior, token, found.visual_inverse[token]);
+    const float weight = log_weight(visual.prior, token, found.visual_norm[token]);
     if (!inside || weight == -MI_PRUNER_INFINITY) return -MI_PRUNER_INFINITY;
-    return fmaf(found.cosines[token * found.cosine_stride + column] - 1, kappa, weight);
+    return log_kernel(found.cosines[token * found.cosine_stride + column], kappa) + (weight - visual_total);
   };
   const int64_t lane = threadIdx.x / kNormaliserColumns;
   float top = -MI_PRUNER_INFINITY, total = 0;
@@ -85,15 +85,15 @@ __device__ inline void normalise_text(const Tokens& visual, const Tokens& text, 
   if (kappa <= 0) kappa = kappa_by_rule(found, sample, rows.count, columns.count, shared.scratch);
   if (program == 0 && threadIdx.x == 0) densities.kappa[sample] = kappa;
   if (program * kNormaliserColumns >= columns.count) return;
-  const float text_total = log_total(text.prior, found.text_inverse, columns, shared.scratch);
+  const float text_total = log_total(text.prior, found.text_norm, columns, shared.scratch);
   const int64_t column = program * kNormaliserColumns + threadIdx.x % kNormaliserColumns;
   const bool inside = column < columns.count;
   const int64_t token = columns.begin + (inside ? column : 0);
-  const float weight = inside ? log_weight(text.prior, token, found.text_inverse[token]) : -MI_PRUNER_INFINITY;
+  const float weight = inside ? log_weight(text.prior, token, found.text_norm[token]) : -MI_PRUNER_INFINITY;
   const bool valid = weight > -MI_PRUNER_INFINITY;
-  const float log_z = text_log_z(visual, found, rows, column, valid, kappa, shared);
+  const float log_z = text_log_z(visual, found, rows, visual_total, column, valid, kappa, shared);
   if (inside && threadIdx.x < kNormaliserColumns) {
-    densities.text_log_z[token] = valid ? log_z - visual_total : 0.0f;
+    densities.text_log_z[token] = valid ? log_z : 0.0f;
     densities.text_weight[token] = valid ? expf(weight - text_total) : 0.0f;
   }
 }
@@ -107,7 +107,7 @@ __device__ inline void normalise_visual(const Tokens& visual, const Similarities
     if (found.visual_tiles > 0)
       log_z = log_of_parts(found.parts + token * found.visual_tiles, (rows.count + kTileColumns - 1) / kTileColumns);
     if (threadIdx.x % 32 > 0) continue;
-    const float weight = log_weight(visual.prior, token, found.visual_inverse[token]);
+    const float weight = log_weight(visual.prior, token, found.visual_norm[token]);
     densities.log_prior[token] = weight > -MI_PRUNER_INFINITY ? weight - visual_total : weight;
     densities.visual_log_z[token] = log_z - visual_total;
   }
@@ -126,7 +126,7 @@ __global__ void __launch_bounds__(kDensityThreads)
   const Span rows = span_of(visual.layout, sample);
   const bool of_text = program < text_programs;
   if (rows.count == 0 || (!of_text && (program - text_programs) * kPriorRows >= rows.count)) return;
-  const float total = log_total(visual.prior, found.visual_inverse, rows, shared.scratch);
+  const float total = log_total(visual.prior, found.visual_norm, rows, shared.scratch);
   if (program == text_programs && threadIdx.x == 0) densities.log_total[sample] = total;
   if (of_text)
     normalise_text(visual, text, found, kappa, densities, sample, program, rows, total, shared);
@@ -137,7 +137,7 @@ __global__ void __launch_bounds__(kDensityThreads)
 // A visual token's score from its row of cosines, by a warp.
 __device__ inline float score_of(const float* cosines, const float* log_z, const float* weight, int64_t count,
                                  float kappa, float log_prior, bool joint) {
-  const auto log_r = [&](int64_t j) { return fmaf(cosines[j] - 1, kappa, -log_z[j]); };
+  const auto log_r = [&](int64_t j) { return log_kernel(cosines[j], kappa) - log_z[j]; };
   float top = -MI_PRUNER_INFINITY, mass = 0, moment = 0;
   for (int64_t j = threadIdx.x % 32; j < count; j += 32)
     if (weight[j] > 0) top = fmaxf(top, log_r(j));

@@ -32,7 +32,7 @@ __device__ inline float pickable(float score) { return isnan(score) ? -MI_PRUNER
 
 // R[i, s] = pi_i exp(l) l with l = (cosine - 1) / h^2 - log Z_s, of a valid token i.
 __device__ inline float redundancy_of(float cosine, float log_z, float log_prior, float kappa) {
-  const float log_r = fmaf(cosine - 1, kappa, -log_z);
+  const float log_r = log_kernel(cosine, kappa) - log_z;
   return expf(log_r + log_prior) * log_r;
 }
 

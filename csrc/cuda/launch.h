@@ -48,8 +48,8 @@ struct LogSum {
 
 // What the similarities leave for the kernels after them; N, M: total tokens.
 struct Similarities {
-  float* visual_inverse; // (N)
-  float* text_inverse;   // (M)
+  float* visual_norm; // (N)
+  float* text_norm;   // (M)
   float* cosines;        // (N, cosine_stride): visual token by the text tokens of its sample
   int64_t cosine_stride;
   float* moments;     // (samples, row_tiles, text_tiles, 3)

@@ -183,8 +183,8 @@ struct Run {
     found.text_tiles = std::max<int64_t>(tiles(text.layout.longest, kTileColumns), gram ? 0 : 1);
     found.cosine_stride = tiles(text.layout.longest, 4) * 4;
     found.gram_stride = gram ? tiles(visual.layout.longest, 4) * 4 : 0;
-    workspace.add(found.visual_inverse, n);
-    workspace.add(found.text_inverse, m);
+    workspace.add(found.visual_norm, n);
+    workspace.add(found.text_norm, m);
     workspace.add(found.cosines, n * found.cosine_stride);
     workspace.add(found.moments, 3 * visual.layout.samples * found.row_tiles * found.text_tiles);
     workspace.add(found.gram, n * found.gram_stride);

@@ -89,8 +89,8 @@ __global__ void __launch_bounds__(kTileThreads, 2)
     LogSum part{};
     if (!at.text) part = normaliser_part(tile, shared.column_weight, half, kappa);
     if (row >= rows.count) continue;
-    row_weight[half] = log_weight(visual.prior, token, tile.row_inverse[half]);
-    if (at.tile == 0 && threadIdx.x % 4 == 0) found.visual_inverse[token] = tile.row_inverse[half];
+    row_weight[half] = log_weight(visual.prior, token, tile.row_norm[half]);
+    if (at.tile == 0 && threadIdx.x % 4 == 0) found.visual_norm[token] = tile.row_norm[half];
     if (!at.text && threadIdx.x % 4 == 0)
       found.parts[token * found.visual_tiles + at.first_column / kTileColumns] = part;
     store_row(tile, half, at.text ? found.cosines + token * found.cosine_stride : found.gram + token * found.gram_stride,
@@ -98,7 +98,7 @@ __global__ void __launch_bounds__(kTileThreads, 2)
   }
   if (!at.text) return;
   if (at.row_tile == 0 && threadIdx.x < kTileColumns && threadIdx.x < left)
-    found.text_inverse[columns.begin + at.first_column + threadIdx.x] = shared.column_inverse[threadIdx.x];
+    found.text_norm[columns.begin + at.first_column + threadIdx.x] = shared.column_norm[threadIdx.x];
   const int64_t place = (at.sample * found.row_tiles + at.row_tile) * found.text_tiles + at.tile;
   store_moments(tile, row_weight, shared, found.moments + 3 * place);
 }

@@ -2,7 +2,7 @@
 //
 // Algorithm: features arrive 128 bytes of a token at a time (64 halves or 32 floats), in a ring of three stages filled by
 // cp.async, and are multiplied by warps of 16 x 64: halves on the tensor cores, floats by fused multiply-adds. Squared
-// norms are summed beside the product from the same registers, and the cosine is the product times both inverse norms:
+// norms are summed beside the product from the same registers, and the cosine is the product over both norms:
 // no normalised feature is ever written.
 // Sums: a stage's products are summed from zero and then added to the total in float32. The tensor cores cut off where
 // float32 rounds: over a long D that would make cosines of like tokens too small by up to D/16 units; so it is at most 4.
@@ -23,7 +23,7 @@ constexpr int kPieces = kStageRow / 16;
 
 struct TileShared {
   alignas(128) unsigned char stages[kStages][(kTileRows + kTileColumns) * kStageRow];
-  float column_inverse[kTileColumns];
+  float column_norm[kTileColumns];
   float column_weight[kTileColumns]; // log weights of the columns, for the users of a tile
   float scratch[kMostWarps];
 };
@@ -32,7 +32,7 @@ struct TileShared {
 // the columns 8 n + 2 (lane % 4) and its right neighbour.
 struct TileFragment {
   float cosine[kTileColumns / 8][4];
-  float row_inverse[2];
+  float row_norm[2];
 };
 
 __device__ inline int fragment_row(int half) { return threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4 + 8 * half; }
@@ -139,8 +139,8 @@ template <typename T> struct TileSums {
   }
 };
 
-__device__ inline float dot(const float4& a, const float4& b, float sum) {
-  return fmaf(a.w, b.w, fmaf(a.z, b.z, fmaf(a.y, b.y, fmaf(a.x, b.x, sum))));
+__device__ inline float dot(const float4& a, const float4& b) {
+  return fmaf(a.w, b.w, a.z * b.z) + fmaf(a.y, b.y, a.x * b.x);
 }
 
 template <> __device__ inline void TileSums<float>::add(unsigned char* stage, int used) {
@@ -150,9 +150,9 @@ template <> __device__ inline void TileSums<float>::add(unsigned char* stage, in
 #pragma unroll
   for (int piece = lane % 4; piece < kPieces; piece += 4) { // lanes share a row's pieces among them
     const float4 first = at(row, piece), second = at(row + 8, piece), column = at(kTileRows + 8 * warp + lane / 4, piece);
-    squares[0] = dot(first, first, squares[0]);
-    squares[1] = dot(second, second, squares[1]);
-    squares[2] = dot(column, column, squares[2]);
+    squares[0] += dot(first, first);
+    squares[1] += dot(second, second);
+    squares[2] += dot(column, column);
   }
 #pragma unroll
   for (int n = 0; n < kTileColumns / 8; ++n) {
@@ -163,7 +163,7 @@ template <> __device__ inline void TileSums<float>::add(unsigned char* stage, in
     for (int piece = 0; piece < kPieces; ++piece) {
       const float4 a[2] = {at(row, piece), at(row + 8, piece)}, b[2] = {at(column, piece), at(column + 1, piece)};
       for (int e = 0; e < 4; ++e)
-        part[e] = dot(a[e / 2], b[e % 2], part[e]);
+        part[e] += dot(a[e / 2], b[e % 2]); // pieces from zero: fewer roundings of the long sum
     }
     for (int e = 0; e < 4; ++e)
       product[n][e] += part[e];
@@ -171,7 +171,7 @@ template <> __device__ inline void TileSums<float>::add(unsigned char* stage, in
   add_stage_squares(squares);
 }
 
-// The tile of the tokens that `source` names; leaves the columns' inverse norms in shared memory, for all threads.
+// The tile of the tokens that `source` names; leaves the columns' norms in shared memory, for all threads.
 template <typename T>
 __device__ void cosine_tile(const TileSource<T>& source, int64_t dim, int used, TileShared& shared,
                             TileFragment& tile) {
@@ -193,15 +193,16 @@ __device__ void cosine_tile(const TileSource<T>& source, int64_t dim, int used, 
   wait_for_copies<0>();
   __syncthreads(); // the stages are free for the next tile
   for (int half = 0; half < 2; ++half)
-    tile.row_inverse[half] = inverse_norm(quad_reduce<Sum>(sums.row_square[half]));
+    tile.row_norm[half] = norm_of(quad_reduce<Sum>(sums.row_square[half]));
   const float square = quad_reduce<Sum>(sums.column_square);
-  if (threadIdx.x % 4 == 0) shared.column_inverse[threadIdx.x / 4] = inverse_norm(square); // 8 warp + lane / 4
+  if (threadIdx.x % 4 == 0) shared.column_norm[threadIdx.x / 4] = norm_of(square); // 8 warp + lane / 4
   __syncthreads();
 #pragma unroll
   for (int n = 0; n < kTileColumns / 8; ++n)
-    for (int e = 0; e < 4; ++e)
-      tile.cosine[n][e] =
-          sums.product[n][e] * tile.row_inverse[e / 2] * shared.column_inverse[fragment_column(n) + e % 2];
+    for (int e = 0; e < 4; ++e) { // divided once: two reciprocals would double the rounding
+      const float norms = tile.row_norm[e / 2] * shared.column_norm[fragment_column(n) + e % 2];
+      tile.cosine[n][e] = norms > 0 ? sums.product[n][e] / norms : 0.0f; // 0, too, for tokens that are not finite
+    }
 }
 
 // The log weights of a tile's columns, tokens `first` and following of a sample of `count`, to shared memory.
@@ -210,7 +211,7 @@ __device__ inline void store_column_weights(const float* prior, int64_t begin, i
   if (threadIdx.x < kTileColumns) {
     const int64_t column = first + threadIdx.x;
     shared.column_weight[threadIdx.x] =
-        column < count ? log_weight(prior, begin + column, shared.column_inverse[threadIdx.x]) : -MI_PRUNER_INFINITY;
+        column < count ? log_weight(prior, begin + column, shared.column_norm[threadIdx.x]) : -MI_PRUNER_INFINITY;
   }
   __syncthreads();
 }
@@ -221,7 +222,7 @@ __device__ inline LogSum normaliser_part(const TileFragment& tile, const float* 
   LogSum part{-MI_PRUNER_INFINITY, 0};
   const auto exponent = [&](int n, int e) {
     const float weight = column_weight[fragment_column(n) + e];
-    return weight == -MI_PRUNER_INFINITY ? weight : fmaf(tile.cosine[n][2 * half + e] - 1, kappa, weight);
+    return weight == -MI_PRUNER_INFINITY ? weight : log_kernel(tile.cosine[n][2 * half + e], kappa) + weight;
   };
 #pragma unroll
   for (int k = 0; k < kTileColumns / 4; ++k)

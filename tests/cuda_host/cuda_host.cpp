@@ -352,9 +352,12 @@ void multiply_lanes(MatrixLane* const* lanes, float (*widened)(uint16_t)) {
       b[2 * t + i % 2 + i / 2 * 8][g] = widened(static_cast<uint16_t>(lanes[lane]->b[i / 2] >> (i % 2 * 16)));
   }
   for (int lane = 0; lane < 32; ++lane)
-    for (int i = 0; i < 4; ++i) // c0 to c3
+    for (int i = 0; i < 4; ++i) { // c0 to c3
+      double sum = lanes[lane]->c[i];
       for (int k = 0; k < 16; ++k)
-        lanes[lane]->c[i] += a[lane / 4 + i / 2 * 8][k] * b[k][lane % 4 * 2 + i % 2];
+        sum += static_cast<double>(a[lane / 4 + i / 2 * 8][k]) * b[k][lane % 4 * 2 + i % 2];
+      lanes[lane]->c[i] = static_cast<float>(sum);
+    }
 }
 
 } // namespace mi_pruner::cuda

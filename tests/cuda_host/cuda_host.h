@@ -164,7 +164,7 @@ inline float widen(Half x) {
 
 void load_matrices(uint32_t (&to)[4], const void* shared_row, const host::Where where = host::Where::current());
 
-// c += a b in float32, each element's products added in their order; layouts as in the PTX manual.
+// c += a b, rounded to float32 once, as tensor cores nearly do; layouts as in the PTX manual.
 struct MatrixLane {
   float* c;
   const uint32_t* a;
