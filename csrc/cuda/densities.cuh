@@ -1,10 +1,10 @@
 // From cosines to scores: normalisers over the visual tokens, then both marginals and the sum over the text.
 //
 // `normaliser_kernel`: a block for 8 text tokens of a sample first combines the parts of the bandwidth rule in order,
-// then runs over the sample's rows twice (largest exponent, sum): log Z of the text. Further blocks of the launch, for 32
-// visual tokens each, leave the normalised prior and combine the parts of the visual-visual normalisers.
-// `score_kernel`: a warp for a visual token runs over the text twice, for the largest l and for the sums relative to it.
-// Bytes: the cosines four times, from L2 where they fit. Flops: two exponentials a cosine. Bound by L2 latency.
+// then runs over the sample's rows twice (largest exponent, sum): log Z of the text. Further blocks of the launch, for
+// 32 visual tokens each, leave the normalised prior and combine the parts of the visual-visual normalisers.
+// `score_kernel`: a warp for a visual token runs over the text twice, for the largest l and for the sums relative to
+// it. Bytes: the cosines four times, from L2 where they fit. Flops: two exponentials a cosine. Bound by L2 latency.
 // Determinism: a thread's share of a sum depends on the sample's own counts alone; fixed trees across threads.
 #pragma once
 
@@ -13,9 +13,9 @@
 namespace mi_pruner::cuda {
 
 constexpr int kDensityThreads = 256;
-constexpr int kNormaliserColumns = 8;                                      // 32 bytes of a row: a sector of memory
-constexpr int kNormaliserLanes = kDensityThreads / kNormaliserColumns;     // rows at a time
-constexpr int kPriorRows = 32;                                             // 4 a warp: 18 blocks for 576 tokens
+constexpr int kNormaliserColumns = 8;                                  // 32 bytes of a row: a sector of memory
+constexpr int kNormaliserLanes = kDensityThreads / kNormaliserColumns; // rows at a time
+constexpr int kPriorRows = 32;                                         // 4 a warp: 18 blocks for 576 tokens
 constexpr int kScoreRows = kDensityThreads / 32;
 
 struct DensityShared {
@@ -26,18 +26,18 @@ struct DensityShared {
 // 1/h^2 by the rule, from the moments of the sample's own tiles.
 __device__ inline float kappa_by_rule(const Similarities& found, int64_t sample, int64_t rows, int64_t columns,
                                       float* scratch) {
-  const int64_t across = (columns + kTileColumns - 1) / kTileColumns;
-  const int64_t tiles = (rows + kTileRows - 1) / kTileRows * across;
+  const unsigned across = static_cast<unsigned>((columns + kTileColumns - 1) / kTileColumns);
+  const unsigned tiles = static_cast<unsigned>((rows + kTileRows - 1) / kTileRows) * across; // as many as blocks before
   const float* moments = found.moments + 3 * sample * found.row_tiles * found.text_tiles;
-  const auto at = [&](int64_t k) { return moments + 3 * (k / across * found.text_tiles + k % across); };
+  const auto at = [&](unsigned k) { return moments + 3 * (k / across * found.text_tiles + k % across); };
   float number = 0, sum = 0, squares = 0;
-  for (int64_t k = threadIdx.x; k < tiles; k += blockDim.x) {
+  for (unsigned k = threadIdx.x; k < tiles; k += blockDim.x) {
     number += at(k)[0];
     sum += at(k)[0] * at(k)[1];
   }
   number = fmaxf(block_reduce<Sum>(number, scratch), 1);
   const float mean = block_reduce<Sum>(sum, scratch) / number;
-  for (int64_t k = threadIdx.x; k < tiles; k += blockDim.x) {
+  for (unsigned k = threadIdx.x; k < tiles; k += blockDim.x) {
     const float off = at(k)[1] - mean;
     squares += at(k)[2] + at(k)[0] * off * off;
   }
@@ -58,8 +58,9 @@ template <typename Op> __device__ float column_reduce(float x, DensityShared& sh
 }
 
 // log sum_i pi_i K(v_i, t_j) over the sample's rows, for this thread's column j.
-__device__ inline float text_log_z(const Tokens& visual, const Similarities& found, const Span& rows, float visual_total,
-                                   int64_t column, bool inside, float kappa, DensityShared& shared) {
+__device__ inline float text_log_z(const Tokens& visual, const Similarities& found, const Span& rows,
+                                   float visual_total, int64_t column, bool inside, float kappa,
+                                   DensityShared& shared) {
   const auto exponent = [&](int64_t i) {
     const int64_t token = rows.begin + i;
     const float weight = log_weight(visual.prior, token, found.visual_norm[token]);
@@ -116,16 +117,16 @@ __device__ inline void normalise_visual(const Tokens& visual, const Similarities
 __global__ void __launch_bounds__(kDensityThreads)
     normaliser_kernel(const Tokens visual, const Tokens text, const Similarities found, const float kappa,
                       const Densities densities, unsigned* const arrivals, const int64_t arrivals_count,
-                      const int64_t text_programs, const int64_t visual_programs) {
+                      const unsigned text_programs, const unsigned visual_programs) {
   MI_PRUNER_SHARED(DensityShared, shared);
-  const int64_t program = blockIdx.x % (text_programs + visual_programs),
-                sample = blockIdx.x / (text_programs + visual_programs);
+  const unsigned program = blockIdx.x % (text_programs + visual_programs),
+                 sample = blockIdx.x / (text_programs + visual_programs);
   if (blockIdx.x == 0)
     for (int64_t k = threadIdx.x; k < arrivals_count; k += blockDim.x)
       arrivals[k] = 0;
   const Span rows = span_of(visual.layout, sample);
   const bool of_text = program < text_programs;
-  if (rows.count == 0 || (!of_text && (program - text_programs) * kPriorRows >= rows.count)) return;
+  if (rows.count == 0 || (!of_text && int64_t{program - text_programs} * kPriorRows >= rows.count)) return;
   const float total = log_total(visual.prior, found.visual_norm, rows, shared.scratch);
   if (program == text_programs && threadIdx.x == 0) densities.log_total[sample] = total;
   if (of_text)
@@ -146,7 +147,7 @@ __device__ inline float score_of(const float* cosines, const float* log_z, const
   for (int64_t j = threadIdx.x % 32; j < count; j += 32) {
     if (!(weight[j] > 0)) continue;
     const float below = log_r(j) - top, density = weight[j] * expf(below);
-    mass += density;                      // sum w r / exp(top)
+    mass += density;                       // sum w r / exp(top)
     moment = fmaf(density, below, moment); // sum w r (l - top) / exp(top)
   }
   mass = warp_reduce<Sum>(mass);
@@ -157,12 +158,12 @@ __device__ inline float score_of(const float* cosines, const float* log_z, const
 
 __global__ void __launch_bounds__(kDensityThreads)
     score_kernel(const Layout visual, const Layout text, const Similarities found, const Densities densities,
-                 const bool joint, float* const scores, const int64_t programs) {
-  const int64_t program = blockIdx.x % programs, sample = blockIdx.x / programs;
+                 const bool joint, float* const scores, const unsigned programs) {
+  const unsigned program = blockIdx.x % programs, sample = blockIdx.x / programs;
   const Span rows = span_of(visual, sample), columns = span_of(text, sample);
-  rows.for_each_unowned(program * blockDim.x + threadIdx.x, programs * blockDim.x,
+  rows.for_each_unowned(int64_t{program} * blockDim.x + threadIdx.x, int64_t{programs} * blockDim.x,
                         [&](int64_t token) { scores[token] = 0; });
-  const int64_t row = program * kScoreRows + threadIdx.x / 32, token = rows.begin + row;
+  const int64_t row = int64_t{program} * kScoreRows + threadIdx.x / 32, token = rows.begin + row;
   if (row >= rows.count) return;
   const float log_prior = densities.log_prior[token];
   float score = 0;

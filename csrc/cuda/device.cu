@@ -26,8 +26,8 @@ extern "C" __attribute__((visibility("default"))) const char* mi_pruner_cuda_unu
   cudaError_t error = cudaDriverGetVersion(&driver);
   if (error == cudaSuccess && driver == 0) return "no NVIDIA driver";
   if (error == cudaSuccess && driver / 1000 < CUDART_VERSION / 1000) {
-    std::snprintf(why, sizeof why, "built with CUDA %d, but the driver supports CUDA up to %d.%d", CUDART_VERSION / 1000,
-                  driver / 1000, driver % 1000 / 10);
+    std::snprintf(why, sizeof why, "built with CUDA %d, but the driver supports CUDA up to %d.%d",
+                  CUDART_VERSION / 1000, driver / 1000, driver % 1000 / 10);
     return why;
   }
   if (error == cudaSuccess) error = cudaGetDeviceCount(&devices);

@@ -36,8 +36,8 @@ __device__ inline void copy_token(const Tokens& visual, int64_t sample, const Sp
 __global__ void __launch_bounds__(kGatherThreads)
     gather_kernel(const Tokens visual, const int64_t dim, const int64_t element, const Picks picks,
                   unsigned char* const tokens, int64_t* const sorted_indices, float* const sorted_gains,
-                  const int64_t programs) {
-  const int64_t program = blockIdx.x % programs, sample = blockIdx.x / programs;
+                  const unsigned programs) {
+  const unsigned program = blockIdx.x % programs, sample = blockIdx.x / programs;
   const Span span = span_of(visual.layout, sample), slots = span_of(picks.slots, sample);
   const auto write = [&](int64_t slot, int64_t index, float gain) {
     if (threadIdx.x == 0) {

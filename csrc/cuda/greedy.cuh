@@ -99,8 +99,8 @@ __global__ void __launch_bounds__(kGreedyThreads)
     tokens.remove(pick);
     const int64_t token = span.begin + pick;
     tokens.join(gram + pick * found.gram_stride, __ldg(densities.visual_log_z + token),
-                selection.redundancy == Redundancy::kChain ? expf(__ldg(densities.log_prior + token)) : 0.0f,
-                selection, step);
+                selection.redundancy == Redundancy::kChain ? expf(__ldg(densities.log_prior + token)) : 0.0f, selection,
+                step);
   }
   clear_slots(picks, slots, step, threadIdx.x, blockDim.x);
 }

@@ -50,12 +50,12 @@ struct LogSum {
 struct Similarities {
   float* visual_norm; // (N)
   float* text_norm;   // (M)
-  float* cosines;        // (N, cosine_stride): visual token by the text tokens of its sample
+  float* cosines;     // (N, cosine_stride): visual token by the text tokens of its sample
   int64_t cosine_stride;
-  float* moments;     // (samples, row_tiles, text_tiles, 3)
-  float* gram;        // (N, gram_stride): visual token by the visual tokens of its sample
+  float* moments; // (samples, row_tiles, text_tiles, 3)
+  float* gram;    // (N, gram_stride): visual token by the visual tokens of its sample
   int64_t gram_stride;
-  LogSum* parts; // (N, visual_tiles): of the normaliser of the visual-visual kernel
+  LogSum* parts;                               // (N, visual_tiles): of the normaliser of the visual-visual kernel
   int64_t row_tiles, text_tiles, visual_tiles; // tiles of a sample; visual_tiles = 0: no gram
 };
 
@@ -87,14 +87,14 @@ struct Post {
 struct RowMemory {
   int64_t teams, members; // blocks: teams x members
   int64_t row_stride, tiles;
-  float* rows;         // (teams, kCachedRows, row_stride)
-  LogSum* parts;       // (teams, kCachedRows, tiles)
-  float* log_z;        // (teams, kCachedRows)
-  float* rho;          // (N)
-  int32_t* slot;       // (N)
-  Post* posts;         // (2, teams, members)
+  float* rows;          // (teams, kCachedRows, row_stride)
+  LogSum* parts;        // (teams, kCachedRows, tiles)
+  float* log_z;         // (teams, kCachedRows)
+  float* rho;           // (N)
+  int32_t* slot;        // (N)
+  Post* posts;          // (2, teams, members)
   uint64_t* candidates; // (teams, kMostCandidates)
-  unsigned* arrivals;  // (teams)
+  unsigned* arrivals;   // (teams)
 };
 
 struct Selection {
@@ -127,7 +127,8 @@ cudaError_t greedy_on_rows(Dtype dtype, const Tokens& visual, int64_t dim, const
                            const Densities& densities, const Selection& selection, const RowMemory& memory,
                            const Picks& picks, cudaStream_t stream);
 
-// `element`: bytes of a feature. The picks in ascending order, to `sorted`; their tokens (slots.total, dim) to `tokens`.
+// `element`: bytes of a feature. The picks in ascending order, to `sorted`; their tokens (slots.total, dim) to
+// `tokens`.
 cudaError_t gather(const Tokens& visual, int64_t dim, int64_t element, const Picks& picks, void* tokens,
                    int64_t* sorted_indices, float* sorted_gains, cudaStream_t stream);
 

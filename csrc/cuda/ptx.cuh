@@ -1,5 +1,5 @@
-// The instructions that CUDA C++ has no word for, a function each. tests/cuda_host/cuda_host.h has the same functions for
-// the host: everything else in this folder compiles as plain C++, too.
+// The instructions that CUDA C++ has no word for, a function each. tests/cuda_host/cuda_host.h has the same functions
+// for the host: everything else in this folder compiles as plain C++, too.
 #pragma once
 
 #ifdef MI_PRUNER_CUDA_HOST
@@ -70,9 +70,7 @@ __device__ __forceinline__ float widen(Half x) {
 __device__ __forceinline__ float widen(Brain x) { return __uint_as_float(uint32_t{x.bits} << 16); }
 
 // Hints that the cache line at `global` will be read soon.
-__device__ __forceinline__ void prefetch(const void* global) {
-  asm volatile("prefetch.global.L1 [%0];" ::"l"(global));
-}
+__device__ __forceinline__ void prefetch(const void* global) { asm volatile("prefetch.global.L1 [%0];" ::"l"(global)); }
 
 // What other blocks wrote before this thread saw them arrive.
 __device__ __forceinline__ unsigned load_acquire(const unsigned* global) {

@@ -217,16 +217,14 @@ struct Run {
   }
 
   void score(const std::string& marginal, float* to) {
-    MI_PRUNER_CUDA_CHECK(
-        cuda::scores(visual.layout, text.layout, found, densities, marginal == "joint", to, stream));
+    MI_PRUNER_CUDA_CHECK(cuda::scores(visual.layout, text.layout, found, densities, marginal == "joint", to, stream));
   }
 
   void select(const float* from, const Selecting& selecting, const Picks& picks) {
     if (!selecting.greedy)
       MI_PRUNER_CUDA_CHECK(top_k(visual.layout, from, densities.log_prior, picks, stream));
     else if (rows)
-      MI_PRUNER_CUDA_CHECK(
-          greedy_on_rows(dtype, visual, dim, from, densities, selecting.how, memory, picks, stream));
+      MI_PRUNER_CUDA_CHECK(greedy_on_rows(dtype, visual, dim, from, densities, selecting.how, memory, picks, stream));
     else
       MI_PRUNER_CUDA_CHECK(greedy_on_gram(visual.layout, from, found, densities, selecting.how, picks, stream));
   }
@@ -354,10 +352,9 @@ PickTensors greedy_select(Tensor scores, Tensor visual, int64_t keep, OptionalTe
                           OptionalTensor budget, std::optional<double> min_gain) {
   check_features("visual", visual, 3, visual.scalar_type());
   const Guard guard(visual);
-  return run_select(
-      scores, visual, dense_tokens("visual_prior", visual, visual_prior), dense_slots(visual, keep),
-      {visual.size(0), keep},
-      selecting_of(visual_bandwidth, redundancy, redundancy_weight, min_gain, budget, visual.size(0)));
+  return run_select(scores, visual, dense_tokens("visual_prior", visual, visual_prior), dense_slots(visual, keep),
+                    {visual.size(0), keep},
+                    selecting_of(visual_bandwidth, redundancy, redundancy_weight, min_gain, budget, visual.size(0)));
 }
 
 TokensAndPicks prune(Tensor visual, Tensor text, int64_t keep, OptionalTensor visual_prior, OptionalTensor text_prior,

@@ -12,8 +12,7 @@ cudaError_t resident_blocks(Dtype dtype, int64_t& blocks) {
   return by_dtype(dtype, [&](auto t) {
     int device = 0, processors = 0, each = 0;
     cudaError_t error = cudaGetDevice(&device);
-    if (error == cudaSuccess)
-      error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
+    if (error == cudaSuccess) error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
     if (error == cudaSuccess)
       error = cudaFuncSetAttribute(rows_kernel<decltype(t)>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                    static_cast<int>(sizeof(RowShared)));
@@ -41,8 +40,8 @@ cudaError_t greedy_on_rows(Dtype dtype, const Tokens& visual, int64_t dim, const
                            const Densities& densities, const Selection& selection, const RowMemory& memory,
                            const Picks& picks, cudaStream_t stream) {
   return by_dtype(dtype, [&](auto t) {
-    return run(rows_kernel<decltype(t)>, {memory.teams * memory.members, kTileThreads, sizeof(RowShared), true},
-               stream, visual, dim, scores, densities, selection, memory, picks);
+    return run(rows_kernel<decltype(t)>, {memory.teams * memory.members, kTileThreads, sizeof(RowShared), true}, stream,
+               visual, dim, scores, densities, selection, memory, picks);
   });
 }
 

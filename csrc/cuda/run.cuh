@@ -26,8 +26,8 @@ cudaError_t run(void (*kernel)(Parameters...), const Shape& shape, cudaStream_t 
   return host::run(static_cast<unsigned>(shape.blocks), shape.threads, shape.shared, shape.cooperative,
                    [&] { kernel(static_cast<Parameters>(arguments)...); });
 #else
-  const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                 static_cast<int>(shape.shared));
+  const cudaError_t error =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shape.shared));
   if (error != cudaSuccess) return error;
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeCooperative;

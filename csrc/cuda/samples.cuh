@@ -22,8 +22,8 @@ struct Span {
   }
 };
 
-// To be called by whole warps. Dense: `longest` entries a sample. Packed: what `cu` says is clamped to [0, total], to be
-// non-decreasing, and to the longest length, as the CPU backend does.
+// To be called by whole warps. Dense: `longest` entries a sample. Packed: what `cu` says is clamped to [0, total], to
+// be non-decreasing, and to the longest length, as the CPU backend does.
 __device__ inline Span span_of(const Layout& layout, int64_t sample) {
   if (layout.cu == nullptr) {
     const int64_t begin = sample * layout.longest;

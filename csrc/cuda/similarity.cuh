@@ -51,14 +51,14 @@ struct SimilarityTile {
 };
 
 __device__ inline SimilarityTile similarity_tile(const Similarities& found) {
-  const int64_t across = found.text_tiles + found.visual_tiles, tile = blockIdx.x % across,
-                row_tile = blockIdx.x / across % found.row_tiles;
+  const unsigned across = static_cast<unsigned>(found.text_tiles + found.visual_tiles), tile = blockIdx.x % across,
+                 rows = static_cast<unsigned>(found.row_tiles), row_tile = blockIdx.x / across % rows;
   const bool text = tile < found.text_tiles;
-  return {blockIdx.x / across / found.row_tiles,
+  return {blockIdx.x / across / rows,
           row_tile,
           tile,
           text,
-          row_tile * kTileRows,
+          int64_t{row_tile} * kTileRows,
           (text ? tile : tile - found.text_tiles) * kTileColumns};
 }
 
@@ -93,7 +93,8 @@ __global__ void __launch_bounds__(kTileThreads, 2)
     if (at.tile == 0 && threadIdx.x % 4 == 0) found.visual_norm[token] = tile.row_norm[half];
     if (!at.text && threadIdx.x % 4 == 0)
       found.parts[token * found.visual_tiles + at.first_column / kTileColumns] = part;
-    store_row(tile, half, at.text ? found.cosines + token * found.cosine_stride : found.gram + token * found.gram_stride,
+    store_row(tile, half,
+              at.text ? found.cosines + token * found.cosine_stride : found.gram + token * found.gram_stride,
               at.first_column, columns.count);
   }
   if (!at.text) return;

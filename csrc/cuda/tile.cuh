@@ -1,15 +1,15 @@
 // Cosines of 128 tokens with 64 others, by one block of 256 threads.
 //
-// Algorithm: features arrive 128 bytes of a token at a time (64 halves or 32 floats), in a ring of three stages filled by
-// cp.async, and are multiplied by warps of 16 x 64: halves on the tensor cores, floats by fused multiply-adds. Squared
-// norms are summed beside the product from the same registers, and the cosine is the product over both norms:
+// Algorithm: features arrive 128 bytes of a token at a time (64 halves or 32 floats), in a ring of three stages filled
+// by cp.async, and are multiplied by warps of 16 x 64: halves on the tensor cores, floats by fused multiply-adds.
+// Squared norms are summed beside the product from the same registers, and the cosine is the product over both norms:
 // no normalised feature is ever written.
 // Sums: a stage's products are summed from zero and then added to the total in float32. The tensor cores cut off where
-// float32 rounds: over a long D that would make cosines of like tokens too small by up to D/16 units; so it is at most 4.
-// Why no 3xTF32 for floats: its products are good to about 22 bits, and on a GPU models run in half precision anyway.
-// An element's sum has one order, whatever its place, the tile, N or the batch: its bits are the two tokens' own. That
-// holds for the norms, too, on either side of a tile.
-// Shared memory: 3 x 24 KB, rows of 128 bytes whose 16-byte pieces are permuted by the row (no bank conflicts).
+// float32 rounds: over a long D that would make cosines of like tokens too small by up to D/16 units; so it is at
+// most 4. Why no 3xTF32 for floats: its products are good to about 22 bits, and on a GPU models run in half precision
+// anyway. An element's sum has one order, whatever its place, the tile, N or the batch: its bits are the two tokens'
+// own. That holds for the norms, too, on either side of a tile. Shared memory: 3 x 24 KB, rows of 128 bytes whose
+// 16-byte pieces are permuted by the row (no bank conflicts).
 #pragma once
 
 #include "cuda/weights.cuh"
@@ -17,7 +17,7 @@
 namespace mi_pruner::cuda {
 
 constexpr int kTileThreads = 256;
-constexpr int kStages = 3;    // two in flight while one is multiplied: two blocks of 74 KB fit in the 228 KB of an H100
+constexpr int kStages = 3; // two in flight while one is multiplied: two blocks of 74 KB fit in the 228 KB of an H100
 constexpr int kStageRow = 128; // bytes of a token in a stage
 constexpr int kPieces = kStageRow / 16;
 
@@ -28,8 +28,8 @@ struct TileShared {
   float scratch[kMostWarps];
 };
 
-// What a thread holds of a tile, as mma.m16n8k16 leaves it: of rows 16 warp + lane / 4 (elements 0, 1) and 8 below (2, 3)
-// the columns 8 n + 2 (lane % 4) and its right neighbour.
+// What a thread holds of a tile, as mma.m16n8k16 leaves it: of rows 16 warp + lane / 4 (elements 0, 1) and 8 below (2,
+// 3) the columns 8 n + 2 (lane % 4) and its right neighbour.
 struct TileFragment {
   float cosine[kTileColumns / 8][4];
   float row_norm[2];
@@ -90,7 +90,8 @@ template <typename T> struct TileSums {
   float row_square[2] = {}, column_square = 0; // its quarter of rows fragment_row(0 and 1), of column 8 warp + lane / 4
 
   static __device__ void add_squares(float& sum, uint32_t pair) {
-    const float low = widen(T{static_cast<uint16_t>(pair & 0xffff)}), high = widen(T{static_cast<uint16_t>(pair >> 16)});
+    const float low = widen(T{static_cast<uint16_t>(pair & 0xffff)}),
+                high = widen(T{static_cast<uint16_t>(pair >> 16)});
     sum = fmaf(high, high, fmaf(low, low, sum));
   }
 
@@ -149,7 +150,8 @@ template <> __device__ inline void TileSums<float>::add(unsigned char* stage, in
   float squares[3] = {};
 #pragma unroll
   for (int piece = lane % 4; piece < kPieces; piece += 4) { // lanes share a row's pieces among them
-    const float4 first = at(row, piece), second = at(row + 8, piece), column = at(kTileRows + 8 * warp + lane / 4, piece);
+    const float4 first = at(row, piece), second = at(row + 8, piece),
+                 column = at(kTileRows + 8 * warp + lane / 4, piece);
     squares[0] += dot(first, first);
     squares[1] += dot(second, second);
     squares[2] += dot(column, column);
@@ -191,12 +193,11 @@ __device__ void cosine_tile(const TileSource<T>& source, int64_t dim, int used, 
     sums.add(shared.stages[at], used);
   }
   wait_for_copies<0>();
-  __syncthreads(); // the stages are free for the next tile
   for (int half = 0; half < 2; ++half)
     tile.row_norm[half] = norm_of(quad_reduce<Sum>(sums.row_square[half]));
   const float square = quad_reduce<Sum>(sums.column_square);
   if (threadIdx.x % 4 == 0) shared.column_norm[threadIdx.x / 4] = norm_of(square); // 8 warp + lane / 4
-  __syncthreads();
+  __syncthreads(); // and the stages are free for the next tile
 #pragma unroll
   for (int n = 0; n < kTileColumns / 8; ++n)
     for (int e = 0; e < 4; ++e) { // divided once: two reciprocals would double the rounding

@@ -16,16 +16,16 @@ struct TopKShared {
 
 __global__ void __launch_bounds__(kTopKThreads)
     top_k_kernel(const Layout visual, const float* const scores, const float* const log_prior, const Picks picks,
-                 const int64_t programs) {
+                 const unsigned programs) {
   MI_PRUNER_SHARED(TopKShared, shared);
-  const int64_t program = blockIdx.x % programs, sample = blockIdx.x / programs;
+  const unsigned program = blockIdx.x % programs, sample = blockIdx.x / programs;
   const Span span = span_of(visual, sample), slots = span_of(picks.slots, sample);
   const auto key_at = [&](int64_t i) -> uint64_t {
     if (i >= span.count || log_prior[span.begin + i] == -MI_PRUNER_INFINITY) return 0;
     const float score = pickable(scores[span.begin + i]);
     return score < picks.min_gain ? 0 : key_of(score, i);
   };
-  const int64_t index = program * kTopKThreads + threadIdx.x;
+  const int64_t index = int64_t{program} * kTopKThreads + threadIdx.x;
   const uint64_t mine = key_at(index);
   int64_t rank = 0, eligible = 0;
   for (int64_t first = 0; first < span.count; first += kTopKThreads) {
@@ -43,7 +43,7 @@ __global__ void __launch_bounds__(kTopKThreads)
     picks.indices[slots.begin + rank] = index;
     picks.gains[slots.begin + rank] = gain_of(mine);
   }
-  clear_slots(picks, slots, limit, program * kTopKThreads + threadIdx.x, programs * kTopKThreads);
+  clear_slots(picks, slots, limit, index, int64_t{programs} * kTopKThreads);
 }
 
 } // namespace mi_pruner::cuda

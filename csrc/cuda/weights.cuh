@@ -41,7 +41,8 @@ __device__ inline float log_total(const float* prior, const float* norms, const 
   return top + logf(total > 0 ? total : 1.0f);
 }
 
-// log of the sum of `count` parts, by a whole warp: the same for a part's row in the Gram matrix and in a block of rows.
+// log of the sum of `count` parts, by a whole warp: the same for a part's row in the Gram matrix and in a block of
+// rows.
 __device__ inline float log_of_parts(const LogSum* parts, int64_t count) {
   float top = -MI_PRUNER_INFINITY, total = 0;
   for (int64_t k = threadIdx.x % 32; k < count; k += 32)

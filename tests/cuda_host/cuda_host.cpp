@@ -123,8 +123,8 @@ public:
   unsigned lane() const { return fibers_[current_].thread % 32; }
   unsigned threads() const { return threads_; }
 
-  // Counts this fiber in, `ended` of `all` having ended; true for the last, which goes on, the others once it has called
-  // `open`.
+  // Counts this fiber in, `ended` of `all` having ended; true for the last, which goes on, the others once it has
+  // called `open`.
   bool arrive(Barrier& barrier, unsigned all, unsigned ended, const Where& where) {
     if (barrier.arrived == 0) barrier.where = where;
     if (barrier.where.line() != where.line() || std::strcmp(barrier.where.file_name(), where.file_name()) != 0)
@@ -186,7 +186,8 @@ private:
     block->shared.reset(static_cast<unsigned char*>(memory));
     for (unsigned t = 0; t < threads_; ++t) {
       char* top = stacks.at(fibers_.size()) + kStack;
-      void** pointer = reinterpret_cast<void**>(top) - 8; // six registers, the place to go to, and no place to return to
+      void** pointer =
+          reinterpret_cast<void**>(top) - 8; // six registers, the place to go to, and no place to return to
       std::memset(pointer, 0, 8 * sizeof *pointer);
       pointer[6] = reinterpret_cast<void*>(&Grid::enter);
       ready_.push_back(static_cast<unsigned>(fibers_.size()));
@@ -336,8 +337,9 @@ void load_lanes(MatricesLane* const* lanes) {
 } // namespace
 
 void load_matrices(uint32_t (&to)[4], const void* shared_row, const host::Where where) {
-  const MatricesLane lane = host::exchange(MatricesLane{static_cast<const unsigned char*>(shared_row), {}},
-                                           [](MatricesLane* const* lanes) { load_lanes(lanes); }, where);
+  const MatricesLane lane = host::exchange(
+      MatricesLane{static_cast<const unsigned char*>(shared_row), {}},
+      [](MatricesLane* const* lanes) { load_lanes(lanes); }, where);
   std::memcpy(to, lane.to, sizeof to);
 }
 

@@ -1,10 +1,10 @@
 // The CUDA kernels as plain C++ on the CPU: one fiber for each CUDA thread.
 //
-// A fiber runs until it has to wait for others: at a barrier, a warp collective, a spin on memory. Which goes on next is
-// first come, first served, or random by seed. Blocks run one after another, those of a cooperative launch together.
-// What is checked on the way: threads of a block (of a warp) that wait at different places of the source, that end while
-// others wait, or that wait for ever; fresh shared memory holds NaN. A missing barrier shows as a wrong result under some
-// seed, a write out of bounds under the address sanitizer: shared memory is an allocation of its exact size.
+// A fiber runs until it has to wait for others: at a barrier, a warp collective, a spin on memory. Which goes on next
+// is first come, first served, or random by seed. Blocks run one after another, those of a cooperative launch together.
+// What is checked on the way: threads of a block (of a warp) that wait at different places of the source, that end
+// while others wait, or that wait for ever; fresh shared memory holds NaN. A missing barrier shows as a wrong result
+// under some seed, a write out of bounds under the address sanitizer: shared memory is an allocation of its exact size.
 // What is not: the order of memory accesses between real threads, and the encoding of the instructions in ptx.cuh.
 #pragma once
 
@@ -64,17 +64,17 @@ namespace mi_pruner::cuda::host {
 using Where = std::source_location;
 
 // Runs `thread` in every thread of every block. MI_PRUNER_HOST_SEED: of the order, 0 by default: as they come.
-cudaError_t run(unsigned blocks, unsigned threads, size_t shared, bool cooperative, const std::function<void()>& thread);
+cudaError_t run(unsigned blocks, unsigned threads, size_t shared, bool cooperative,
+                const std::function<void()>& thread);
 
 void* shared_memory();
-void wait_a_moment();                                        // until others have had their turn
-int block_barrier(bool vote, const Where& where);            // returns the number of votes
+void wait_a_moment();                             // until others have had their turn
+int block_barrier(bool vote, const Where& where); // returns the number of votes
 void warp_barrier(void* mine, const std::function<void(void* const*)>& complete, const Where& where);
 
 // All lanes give a slot; the last to come completes them all.
 template <typename Slot, typename F> Slot exchange(Slot mine, const F& complete, const Where& where) {
-  warp_barrier(
-      &mine, [&](void* const* lanes) { complete(reinterpret_cast<Slot* const*>(lanes)); }, where);
+  warp_barrier(&mine, [&](void* const* lanes) { complete(reinterpret_cast<Slot* const*>(lanes)); }, where);
   return mine;
 }
 
