@@ -31,7 +31,9 @@ def cuobjdump():
     spec = importlib.util.find_spec("triton")
     shipped = [] if spec is None else [Path(spec.submodule_search_locations[0]) / "backends/nvidia/bin"]
     places = [Path("/usr/local/cuda/bin"), *shipped]
-    found = shutil.which("cuobjdump") or next((str(p / "cuobjdump") for p in places if (p / "cuobjdump").exists()), None)
+    found = shutil.which("cuobjdump") or next(
+        (str(p / "cuobjdump") for p in places if (p / "cuobjdump").exists()), None
+    )
     if found is None:
         pytest.skip("no cuobjdump, from a CUDA toolkit or from Triton")
     return found
@@ -72,7 +74,10 @@ def test_every_kernel_is_there_for_every_architecture(kernels):
     for name in BUDGETS:
         count = 3 if name in ("similarity_kernel", "rows_kernel") else 1  # of the dtypes
         for architecture in ARCHITECTURES:
-            assert sum(k.architecture == architecture and name in k.name for k in kernels) == count, (name, architecture)
+            assert sum(k.architecture == architecture and name in k.name for k in kernels) == count, (
+                name,
+                architecture,
+            )
 
 
 def test_newer_architectures_are_served_by_ptx():

@@ -61,7 +61,12 @@ def assert_same(samples, keep, **options):
 @pytest.mark.parametrize("options", MODES, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_rows_as_needed_give_the_bits_of_the_whole_matrix(dtype, options):
-    sizes = ((1, "separated", "float"), (37, "duplicates", "odd"), (300, "clustered", "float"), (150, "identical", "bool"))
+    sizes = (
+        (1, "separated", "float"),
+        (37, "duplicates", "odd"),
+        (300, "clustered", "float"),
+        (150, "identical", "bool"),
+    )
     samples = [inputs.make_sample(kind, n, 3, 33, dtype, n, prior) for n, kind, prior in sizes]
     assert_same(samples, [1, 40, 120, 150], **options)
 

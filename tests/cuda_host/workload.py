@@ -1,5 +1,8 @@
-"""Run in a process of its own on a sanitizer build of the host twin (its path is the argument): every kernel, odd shapes,
-packed garbage, both ways of selecting, several orders of the threads. A report of the sanitizers is what fails."""
+"""Run in a process of its own on a sanitizer build of the host twin, whose path is the argument.
+
+Every kernel, odd shapes, packed garbage, both ways of selecting, several orders of the threads. The results are checked
+elsewhere; here a report of the sanitizers is what fails. The last line says that all was run.
+"""
 
 from __future__ import annotations
 
