@@ -1,4 +1,4 @@
-"""What nvcc made of csrc/cuda, read from the installed library: architectures, registers, stack, the instructions used."""
+"""What nvcc made of csrc/cuda, read from the installed library: architectures, registers, stack, instructions."""
 
 from __future__ import annotations
 
@@ -30,10 +30,8 @@ def cuobjdump():
     """The toolkit's, or the one that Triton ships."""
     spec = importlib.util.find_spec("triton")
     shipped = [] if spec is None else [Path(spec.submodule_search_locations[0]) / "backends/nvidia/bin"]
-    places = [Path("/usr/local/cuda/bin"), *shipped]
-    found = shutil.which("cuobjdump") or next(
-        (str(p / "cuobjdump") for p in places if (p / "cuobjdump").exists()), None
-    )
+    places = [folder / "cuobjdump" for folder in (Path("/usr/local/cuda/bin"), *shipped)]
+    found = shutil.which("cuobjdump") or next((path for path in places if path.exists()), None)
     if found is None:
         pytest.skip("no cuobjdump, from a CUDA toolkit or from Triton")
     return found
@@ -74,10 +72,8 @@ def test_every_kernel_is_there_for_every_architecture(kernels):
     for name in BUDGETS:
         count = 3 if name in ("similarity_kernel", "rows_kernel") else 1  # of the dtypes
         for architecture in ARCHITECTURES:
-            assert sum(k.architecture == architecture and name in k.name for k in kernels) == count, (
-                name,
-                architecture,
-            )
+            found = [k for k in kernels if k.architecture == architecture and name in k.name]
+            assert len(found) == count, (name, architecture)
 
 
 def test_newer_architectures_are_served_by_ptx():

@@ -117,7 +117,7 @@ def test_a_backend_that_does_not_run_on_the_tensors_is_an_error_that_says_so(cal
 
 @pytest.fixture
 def unusable_cuda(monkeypatch):
-    """CUDA kernels that are built but can't run, beside Triton ones that can; the questions that the driver was asked."""
+    """CUDA kernels that are built but can't run, beside Triton ones that can; gives the questions to the driver."""
     questions = []
 
     def probe():
