@@ -144,21 +144,8 @@ def test_rows_as_needed_give_the_bits_of_the_whole_matrix(dtype, redundancy):
     visual = torch.cat([s.visual, torch.zeros(unowned, 256, dtype=dtype, device="cuda")])
     prior = torch.cat([s.visual_prior, torch.ones(unowned, device="cuda")])
     cu = [inputs.cu_seqlens([size], "cuda") for size in (n, 5, keep)]
-    outputs = [
-        mi_pruner.prune_varlen(
-            visual,
-            s.text,
-            *cu,
-            longest,
-            5,
-            keep,
-            keep,
-            visual_prior=prior,
-            redundancy=redundancy,
-            redundancy_weight=3.0,
-        )
-        for longest in (n, 4097)
-    ]
+    options = {"visual_prior": prior, "redundancy": redundancy, "redundancy_weight": 3.0}
+    outputs = [mi_pruner.prune_varlen(visual, s.text, *cu, longest, 5, keep, keep, **options) for longest in (n, 4097)]
     assert all_same(*outputs)
 
 
