@@ -104,7 +104,7 @@ def test_picks_from_many_tokens_are_greedy(redundancy):
 
 
 # ---- threads ---------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("seed", ["1", "2", "3", "4"])
+@pytest.mark.parametrize("seed", ["1", "2", "3"])
 @pytest.mark.parametrize("rows", [False, True], ids=["gram", "rows"])
 def test_the_order_of_the_threads_changes_no_bit(rows, seed, monkeypatch):
     for dtype, options in itertools.product((torch.float32, torch.float16), MODES[:4]):

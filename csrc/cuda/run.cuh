@@ -10,6 +10,8 @@
 
 namespace mi_pruner::cuda {
 
+constexpr size_t kSharedByDefault = 48 * 1024; // more has to be asked for
+
 struct Shape {
   int64_t blocks;
   unsigned threads;
@@ -26,9 +28,11 @@ cudaError_t run(void (*kernel)(Parameters...), const Shape& shape, cudaStream_t 
   return host::run(static_cast<unsigned>(shape.blocks), shape.threads, shape.shared, shape.cooperative,
                    [&] { kernel(static_cast<Parameters>(arguments)...); });
 #else
-  const cudaError_t error =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shape.shared));
-  if (error != cudaSuccess) return error;
+  if (shape.shared > kSharedByDefault) {
+    const cudaError_t error =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shape.shared));
+    if (error != cudaSuccess) return error;
+  }
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeCooperative;
   attribute.val.cooperative = 1;

@@ -5,6 +5,7 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <deque>
 #include <memory>
 #include <string>
 #include <vector>
@@ -64,13 +65,27 @@ struct Block {
   Barrier barrier;
   int votes = 0, result = 0;
   std::vector<Warp> warps;
+  std::deque<unsigned> ready; // fibers
+};
+
+struct Copy {
+  void* to;
+  const void* from;
+  unsigned bytes, group;
+
+  void run() const {
+    std::memset(to, 0, 16);
+    if (bytes > 0) std::memcpy(to, from, bytes);
+  }
 };
 
 struct Fiber {
   void* stack_pointer;
   Block* block;
   unsigned thread;
-  bool done;
+  bool done = false;
+  std::vector<Copy> copies{}; // on their way, oldest first
+  unsigned groups = 0;        // committed
 };
 
 // Stacks live as long as the process; the lowest page of each is never there.
@@ -105,11 +120,12 @@ public:
   bool run(unsigned first, unsigned last) {
     blocks_.clear();
     fibers_.clear();
-    ready_.clear();
+    ready_ = 0;
+    favourite_ = 0;
     for (unsigned b = first; b < last; ++b)
       add_block(b);
     idle_ = 0;
-    while (!ready_.empty() && error_.empty())
+    while (ready_ > 0 && error_.empty())
       resume(next());
     if (error_.empty())
       for (const Fiber& fiber : fibers_)
@@ -141,13 +157,33 @@ public:
   void open(Barrier& barrier) {
     idle_ = 0;
     barrier.arrived = 0;
-    ready_.insert(ready_.end(), barrier.waiting.begin(), barrier.waiting.end());
+    for (const unsigned fiber : barrier.waiting)
+      make_ready(fiber);
     barrier.waiting.clear();
+  }
+
+  void copy(void* to, const void* from, unsigned bytes) {
+    Fiber& fiber = fibers_[current_];
+    const Copy copy{to, from, bytes, fiber.groups};
+    if (random_ != 0 && random(2) == 0)
+      copy.run();
+    else
+      fiber.copies.push_back(copy);
+  }
+
+  void commit() { ++fibers_[current_].groups; }
+
+  void finish_copies(unsigned pending) {
+    Fiber& fiber = fibers_[current_];
+    while (!fiber.copies.empty() && fiber.copies.front().group + pending < fiber.groups) {
+      fiber.copies.front().run();
+      fiber.copies.erase(fiber.copies.begin());
+    }
   }
 
   void pause() {
     if (++idle_ > 1000 * fibers_.size()) fail("all threads spin for ever");
-    ready_.push_back(current_);
+    make_ready(current_);
     leave();
   }
 
@@ -190,32 +226,37 @@ private:
           reinterpret_cast<void**>(top) - 8; // six registers, the place to go to, and no place to return to
       std::memset(pointer, 0, 8 * sizeof *pointer);
       pointer[6] = reinterpret_cast<void*>(&Grid::enter);
-      ready_.push_back(static_cast<unsigned>(fibers_.size()));
-      fibers_.push_back({pointer, block.get(), t, false});
+      fibers_.push_back({pointer, block.get(), t});
+      make_ready(static_cast<unsigned>(fibers_.size() - 1));
     }
     blocks_.push_back(std::move(block));
   }
 
   static void enter();
 
+  void make_ready(unsigned fiber) {
+    fibers_[fiber].block->ready.push_back(fiber);
+    ++ready_;
+  }
+
+  unsigned random(size_t below) {
+    random_ = random_ * 6364136223846793005u + 1442695040888963407u;
+    return static_cast<unsigned>((random_ >> 33) % below);
+  }
+
+  // First come, first served, block by block; or at random, one block running ahead of the others for a while.
   unsigned next() {
-    size_t at = turn_;
-    if (random_ != 0) {
-      random_ = random_ * 6364136223846793005u + 1442695040888963407u;
-      at = (random_ >> 33) % ready_.size();
-      const unsigned fiber = ready_[at];
-      ready_[at] = ready_.back();
-      ready_.pop_back();
-      return fiber;
-    }
-    const unsigned fiber = ready_[at];
-    if (++turn_ == ready_.size()) {
-      ready_.clear();
-      turn_ = 0;
-    } else if (turn_ > 65536) {
-      ready_.erase(ready_.begin(), ready_.begin() + static_cast<long>(turn_));
-      turn_ = 0;
-    }
+    --ready_;
+    if (random_ == 0)
+      ++favourite_;
+    else if (random(512) == 0)
+      favourite_ = random(blocks_.size());
+    while (blocks_[favourite_ %= blocks_.size()]->ready.empty())
+      favourite_ += 1;
+    std::deque<unsigned>& ready = blocks_[favourite_]->ready;
+    if (random_ != 0) std::swap(ready.front(), ready[random(ready.size())]);
+    const unsigned fiber = ready.front();
+    ready.pop_front();
     return fiber;
   }
 
@@ -252,8 +293,7 @@ private:
   const std::function<void()>& thread_;
   std::vector<std::unique_ptr<Block>> blocks_;
   std::vector<Fiber> fibers_;
-  std::vector<unsigned> ready_;
-  size_t turn_ = 0, idle_ = 0;
+  size_t ready_ = 0, favourite_ = 0, idle_ = 0;
   uint64_t random_;
   unsigned current_ = 0;
   void* main_stack_ = nullptr;
@@ -335,6 +375,10 @@ void load_lanes(MatricesLane* const* lanes) {
 }
 
 } // namespace
+
+void copy_async(void* shared, const void* global, unsigned bytes) { host::grid->copy(shared, global, bytes); }
+void commit_copies() { host::grid->commit(); }
+void wait_for_copies(unsigned pending) { host::grid->finish_copies(pending); }
 
 void load_matrices(uint32_t (&to)[4], const void* shared_row, const host::Where where) {
   const MatricesLane lane = host::exchange(

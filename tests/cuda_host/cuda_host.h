@@ -137,12 +137,11 @@ namespace mi_pruner::cuda {
 
 // Twins of the functions in ptx.cuh.
 
-inline void copy_async(void* shared, const void* global, unsigned bytes) {
-  std::memset(shared, 0, 16);
-  std::memcpy(shared, global, bytes);
-}
-inline void commit_copies() {}
-template <int kPending> void wait_for_copies() {}
+// Copies arrive when they are waited for; in random orders, some at once.
+void copy_async(void* shared, const void* global, unsigned bytes);
+void commit_copies();
+void wait_for_copies(unsigned pending);
+template <int kPending> void wait_for_copies() { wait_for_copies(kPending); }
 inline void prefetch(const void* global) { // must be memory of ours
   static_cast<void>(*static_cast<const volatile char*>(global));
 }
