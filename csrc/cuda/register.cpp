@@ -7,7 +7,6 @@
 #include <limits>
 #include <string>
 #include <tuple>
-#include <vector>
 
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
@@ -16,6 +15,7 @@
 #include "check.h"
 #include "cuda/launch.h"
 #include "cuda/paths.h"
+#include "cuda/workspace.h"
 
 #ifdef MI_PRUNER_CUDA_HOST
 #define MI_PRUNER_CUDA_KEY CPU
@@ -97,46 +97,6 @@ Tokens dense_tokens(const char* prior_name, const Tensor& tensor, const Optional
 Tokens no_tokens(const Tokens& visual) {
   return {{nullptr, visual.layout.samples, 0, 0}, visual.features, 0, 0, visual.aligned, nullptr};
 }
-
-// Memory between the launches.
-
-class Workspace {
-public:
-  template <typename T> void add(T*& pointer, int64_t count) {
-    wanted_.push_back({reinterpret_cast<void**>(&pointer), count * static_cast<int64_t>(sizeof(T))});
-  }
-
-  // One allocation for all, each part at a multiple of 256 bytes.
-  void allocate(const Tensor& like) {
-#ifdef MI_PRUNER_CUDA_HOST // an allocation each, so that the address sanitizer sees where it ends
-    for (const Wanted& part : wanted_) {
-      memory_.push_back(torch::stable::new_empty(like, {part.bytes}, ScalarType::Byte));
-      *part.pointer = memory_.back().mutable_data_ptr();
-    }
-#else
-    int64_t total = 0;
-    for (const Wanted& part : wanted_)
-      total += padded(part.bytes);
-    memory_.push_back(torch::stable::new_empty(like, {total}, ScalarType::Byte));
-    char* at = static_cast<char*>(memory_.back().mutable_data_ptr());
-    for (const Wanted& part : wanted_) {
-      *part.pointer = at;
-      at += padded(part.bytes);
-    }
-#endif
-    wanted_.clear();
-  }
-
-private:
-  struct Wanted {
-    void** pointer;
-    int64_t bytes;
-  };
-  static constexpr int64_t padded(int64_t bytes) { return (bytes + 255) / 256 * 256; }
-
-  std::vector<Wanted> wanted_;
-  std::vector<Tensor> memory_;
-};
 
 constexpr int64_t tiles(int64_t count, int64_t size) { return (count + size - 1) / size; }
 

@@ -44,7 +44,11 @@ def build(folder: Path, *flags: str) -> Path:
     """Compiles what has changed since the last time; returns the library."""
     folder.mkdir(parents=True, exist_ok=True)
     headers = [*CUDA.glob("*.cuh"), *CUDA.glob("*.h"), CUDA.parent / "check.h", HERE / "cuda_host.h"]
-    sources = [*(CUDA / name for name in KERNELS), CUDA / "register.cpp", HERE / "cuda_host.cpp"]
+    sources = [
+        *(CUDA / name for name in KERNELS),
+        CUDA / "register.cpp",
+        *(HERE / name for name in ("cuda_host.cpp", "matrices.cpp")),
+    ]
     newest = max(path.stat().st_mtime for path in headers)
     includes = (f"-I{CUDA.parent}", f"-I{HERE}", "-isystem", torch_folder() / "include")
     objects = [folder / f"{source.stem}.o" for source in sources]
