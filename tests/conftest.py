@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 
 import pytest
-import torch
 from hypothesis import HealthCheck, settings
 
 import mi_pruner
 from mi_pruner._dispatch import BACKENDS
 
 from .cuda_host import build as cuda_host
+from .inputs import CUDA_ON_HOST, INTERPRETED, UNDER_TEST
 
 _COMMON = {
     "deadline": None,  # the first call of a size pays for caches
@@ -20,27 +19,15 @@ _COMMON = {
 }
 settings.register_profile("ci", max_examples=30, derandomize=True, database=None, **_COMMON)
 settings.register_profile("explore", max_examples=300, **_COMMON)  # HYPOTHESIS_PROFILE=explore pytest ...
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+settings.register_profile("interpreter", max_examples=4, derandomize=True, database=None, **_COMMON)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "interpreter" if INTERPRETED else "ci"))
 
-# With TRITON_INTERPRET=1 the Triton kernels run on CPU tensors, and are all that is tested.
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-# With MI_PRUNER_CUDA_HOST=1 the CUDA kernels, compiled as C++ and a fiber a thread, run on CPU tensors instead.
-CUDA_ON_HOST = os.environ.get("MI_PRUNER_CUDA_HOST") == "1"
-GPU = torch.cuda.is_available()
 if CUDA_ON_HOST:
-    library = cuda_host.build(cuda_host.ROOT / "build/cuda_host", "-O2")
-    BACKENDS["cuda"] = dataclasses.replace(
-        BACKENDS["cuda"], device="cpu", missing=None, operators=cuda_host.operators(library), probe=lambda: None
-    )
-    UNDER_TEST: tuple[str, ...] = ("cuda",)
-elif INTERPRETED:
-    UNDER_TEST = ("triton",)
-else:
-    UNDER_TEST = ("reference", "cpu", "cuda", "triton") if GPU else ("reference", "cpu")
+    BACKENDS["cuda"] = cuda_host.backend(cuda_host.build(cuda_host.ROOT / "build/cuda_host", "-O2"))
 
 
 def pytest_report_header():
-    return f"mi_pruner backends under test: {', '.join(UNDER_TEST)}{'' if GPU else ' (no GPU: none that needs it)'}"
+    return f"mi_pruner backends under test: {', '.join(UNDER_TEST)} (MI_PRUNER_TEST_BACKENDS names others)"
 
 
 @pytest.fixture(params=UNDER_TEST)

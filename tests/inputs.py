@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+# The backends that the suite runs on: with TRITON_INTERPRET=1 Triton's kernels, with MI_PRUNER_CUDA_HOST=1 the CUDA
+# kernels, compiled as C++ (tests/cuda_host), both on CPU tensors.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+CUDA_ON_HOST = os.environ.get("MI_PRUNER_CUDA_HOST") == "1"
+_DEFAULT = "triton" if INTERPRETED else "cuda" if CUDA_ON_HOST else "reference,cpu"
+UNDER_TEST = os.environ.get("MI_PRUNER_TEST_BACKENDS", _DEFAULT).split(",")
+FULL = (torch.float32, torch.float64) if {"triton", "cuda"}.isdisjoint(UNDER_TEST) else (torch.float32,)
+DTYPES = (torch.float16, torch.bfloat16, *FULL)
 REDUNDANCIES = ("mean", "chain", "max", "none")
 MARGINALS = ("joint", "prior")
 KINDS = ("separated", "clustered", "duplicates", "identical")
@@ -133,7 +141,7 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
 
 
 @st.composite
-def samples(draw, dtypes=(torch.float32, torch.float16, torch.bfloat16, torch.float64), kinds=KINDS, max_n=48, min_n=1):
+def samples(draw, dtypes=(*FULL, torch.float16, torch.bfloat16), kinds=KINDS, max_n=48, min_n=1):
     """One sample of any size, kind, dtype and prior; at least one token of each side is valid or none has a prior."""
     return make_sample(
         draw(st.sampled_from(kinds)),

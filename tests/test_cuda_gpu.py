@@ -1,4 +1,4 @@
-"""The CUDA kernels on a GPU, beyond what the whole suite asks of every backend: graphs, streams, no sync, Triton."""
+"""The CUDA kernels on a GPU, beyond what test_gpu.py and the suite ask of every backend."""
 
 from __future__ import annotations
 
@@ -53,27 +53,6 @@ def test_it_is_the_default_for_cuda_tensors():
         assert mi_pruner._dispatch.choose("cuda").name == "cuda"
 
 
-@pytest.mark.parametrize("redundancy", inputs.REDUNDANCIES)
-@pytest.mark.parametrize("size", SIZES, ids=str)
-def test_a_captured_graph_replays_on_new_inputs(size, redundancy):
-    n, m, keep = size
-    first, second = (batch_of(n, m, torch.bfloat16, seed) for seed in (0, 100))
-    expected = prune(second, keep, redundancy=redundancy)
-    static = inputs.Sample(*(x.clone() for x in (first.visual, first.text, first.visual_prior)))
-    prune(static, keep, redundancy=redundancy)  # loads the kernels
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        outputs = prune(static, keep, redundancy=redundancy)
-    for target, new in ((static.visual, second.visual), (static.text, second.text)):
-        target.copy_(new)
-    static.visual_prior.copy_(second.visual_prior)
-    for _ in range(3):
-        graph.replay()
-        torch.cuda.synchronize()
-        assert all_same(outputs, expected)
-
-
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_a_captured_graph_of_packed_samples_follows_new_lengths(size):
     n, m, keep = size
@@ -90,23 +69,6 @@ def test_a_captured_graph_of_packed_samples_follows_new_lengths(size):
         graph.replay()
         torch.cuda.synchronize()
         assert all_same(outputs, expected)
-
-
-@pytest.mark.parametrize("size", SIZES, ids=str)
-def test_no_operator_waits_for_the_device(size):
-    n, m, keep = size
-    s = batch_of(n, m, torch.bfloat16, 0)
-    arguments = packed(s, keep)
-    budget = torch.tensor([3, keep], device="cuda")
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        scores = mi_pruner.mi_scores(s.visual, s.text)
-        mi_pruner.greedy_select(scores, s.visual, keep, budget=budget)
-        prune(s, keep, min_gain=-1.0)
-        mi_pruner.prune_varlen(*arguments)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)

@@ -22,7 +22,6 @@ from .cuda_host import build as cuda_host
 from .test_backends import batch_of, check_selection
 from .test_sanitizers import runtime
 
-CUDA_ON_HOST = os.environ.get("MI_PRUNER_CUDA_HOST") == "1"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 GRAM_TOKENS = int(re.search(r"kGramTokens = (\d+)", (cuda_host.CUDA / "paths.h").read_text()).group(1))
 MODES = (*({"redundancy": name} for name in inputs.REDUNDANCIES), {"redundancy": "max", "redundancy_weight": 3.0})
@@ -30,7 +29,7 @@ MODES = (*({"redundancy": name} for name in inputs.REDUNDANCIES), {"redundancy":
 
 @pytest.fixture(autouse=True)
 def _on_the_host():
-    if not CUDA_ON_HOST:
+    if not inputs.CUDA_ON_HOST:
         pytest.skip("MI_PRUNER_CUDA_HOST=1 runs the CUDA kernels on the CPU")
     with mi_pruner.backend("cuda"):
         yield

@@ -16,7 +16,6 @@ from . import inputs, oracle
 
 marginals = st.sampled_from(inputs.MARGINALS)
 modes = st.sampled_from(inputs.REDUNDANCIES)
-FULL = (torch.float32, torch.float64)
 SLACK = 64  # by how much a bound on rounding may be missed where h² itself is rounded
 
 
@@ -125,7 +124,7 @@ def test_a_large_sample_gives_the_same_bits_alone_in_a_batch_and_packed(size, dt
     check_batch_invariance(many, 30)
 
 
-@given(s=inputs.samples(dtypes=FULL), redundancy=modes)
+@given(s=inputs.samples(dtypes=inputs.FULL), redundancy=modes)
 def test_rows_scaled_by_powers_of_two_give_the_same_bits(device, s, redundancy):
     s = s.to(device)
     g = torch.Generator().manual_seed(s.n)
@@ -139,7 +138,7 @@ def test_rows_scaled_by_powers_of_two_give_the_same_bits(device, s, redundancy):
 
 
 # ---- up to rounding --------------------------------------------------------------------------------------------------
-@given(s=inputs.samples(dtypes=FULL), factor=st.floats(1e-3, 1e3), marginal=marginals)
+@given(s=inputs.samples(dtypes=inputs.FULL), factor=st.floats(1e-3, 1e3), marginal=marginals)
 def test_scaled_rows_change_scores_by_rounding_only(device, s, factor, marginal):
     s = s.to(device)
     scaled = inputs.Sample(s.visual * factor, s.text / factor, s.visual_prior, s.text_prior)
@@ -215,7 +214,7 @@ def test_the_scores_sum_to_an_information_between_zero_and_both_entropies(device
     assert total <= math.log(max(1, min(p.visual_valid.sum(), p.text_valid.sum()))) + tol
 
 
-@given(s=inputs.samples(dtypes=FULL), copies=st.integers(1, 9))
+@given(s=inputs.samples(dtypes=inputs.FULL), copies=st.integers(1, 9))
 def test_one_text_token_or_copies_of_it_carry_no_information(device, s, copies):
     same = inputs.Sample(s.visual, s.text[:1].repeat(copies, 1), s.visual_prior).to(device)
     assert scores_of(same).abs().max() <= tolerance(same, density_of(same))

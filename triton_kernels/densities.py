@@ -1,10 +1,11 @@
 """From cosines to scores: normalisers over the visual tokens, then both marginals and the sum over the text.
 
-Two kernels. `normaliser_kernel`, a program for COLUMNS text tokens of a sample, first combines the parts of the
-bandwidth rule (in the order of the tiles), then runs over the sample's rows once: log Σ_i π_i K(v_i, t_j). Further
-programs of the same launch combine the parts of the visual-visual normalisers. `score_kernel`, a program for ROWS
-visual tokens, runs over the text twice: for the largest ℓ, then for the sums relative to it.
-Bytes: the cosines three times (from L2, where they fit). Flops: two exponentials a cosine. Bound by L2.
+Two kernels. `normaliser_kernel`, a program for COLUMNS text tokens and CHUNK visual tokens of a sample, first combines
+the parts of the bandwidth rule (in the order of the tiles), then runs over its rows once and leaves its part of
+Σ_i π_i K(v_i, t_j): max and sum of exp. Further programs of the same launch combine the parts of the visual-visual
+normalisers. `score_kernel`, a program for ROWS visual tokens, combines the parts of the text's normalisers as it runs
+over the text twice: for the largest ℓ, then for the sums relative to it.
+Bytes: the cosines three times (from L2, where they fit). Flops: three exponentials a cosine. Bound by L2.
 Determinism: chunks of fixed size in order; none depends on the batch.
 """
 
@@ -14,12 +15,14 @@ import triton
 import triton.language as tl
 
 from .similarity import normaliser_part
-from .tokens import add_exp, log_total, log_weight, span
+from .tokens import add_exp, fill_unowned, log_total, log_weight, span
 
 PARTS = tl.constexpr(128)  # tiles' moments combined at a time
 NORMALISER_COLUMNS = 8  # 32 bytes of a row of cosines: one sector of memory
 NORMALISER_ROWS = 256
-SCORE_ROWS, SCORE_COLUMNS = 32, 64
+NORMALISER_CHUNK = 2048  # 8 steps a program; at most 16 parts of 32768 tokens for `score_kernel` to combine
+_UNROLL = tl.constexpr(4)  # parts loaded at a time: the loads overlap, the sum stays in order; 8 would spill
+SCORE_ROWS, SCORE_COLUMNS = 32, 32  # 8 cosines a lane; 64 columns would spill
 
 
 @triton.jit
@@ -48,11 +51,28 @@ def _kappa(moment_ptr, sample, row_tiles, text_tiles, own_rows, own_columns):
 
 
 @triton.jit
-def _text_log_z(
+def combined_parts(top_at, sum_at, stride, parts, mask):
+    """log of a normaliser from its `parts` (max, sum of exp), which lie `stride` apart, in their order."""
+    top = tl.where(mask, float("-inf"), float("-inf"))
+    total = tl.where(mask, 0.0, 0.0)
+    for first in range(0, parts, _UNROLL):
+        for k in tl.static_range(_UNROLL):
+            there = mask & (first + k < parts)
+            part_top = tl.load(top_at + k * stride, mask=there, other=float("-inf"))
+            part_sum = tl.load(sum_at + k * stride, mask=there, other=0.0)
+            top, total = add_exp(top, total, part_top, part_sum)
+        top_at += _UNROLL * stride
+        sum_at += _UNROLL * stride
+    return top + tl.log(tl.where(total > 0, total, 1.0))
+
+
+@triton.jit
+def _text_part(
     prior_ptr,
     inverse_ptr,
     start,
-    count,
+    first_row,
+    end_row,
     cosine_ptr,
     cosine_stride,
     columns,
@@ -61,35 +81,19 @@ def _text_log_z(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """log Σ_i p_i K(v_i, t_j) for text columns j, by a pass over the rows; the prior p is not normalised."""
+    """max and sum of exp over rows [first_row, end_row) of log p_i + log K(v_i, t_j); the prior p is not normalised."""
     top = tl.full((COLUMNS,), float("-inf"), tl.float32)
     total = tl.zeros((COLUMNS,), tl.float32)
-    for first in range(0, count, ROWS):
+    for first in range(first_row, end_row, ROWS):
         rows = first + tl.arange(0, ROWS)
-        mask = rows < count
+        mask = rows < end_row
         inverse = tl.load(inverse_ptr + start + rows, mask=mask, other=float("nan"))
         log_prior = log_weight(prior_ptr, start + rows, inverse, mask)
         at = cosine_ptr + (start + rows)[:, None] * cosine_stride + columns[None, :]
         cosines = tl.load(at, mask=mask[:, None] & column_mask[None, :], other=0.0)
         chunk_top, chunk_total = normaliser_part(cosines, log_prior, kappa)
         top, total = add_exp(top, total, chunk_top, chunk_total)
-    return top + tl.log(tl.where(total > 0, total, 1.0))
-
-
-@triton.jit
-def _combined_log_z(
-    part_top_ptr, part_sum_ptr, start, count, columns, visual_total, TILE_ROWS: tl.constexpr, COLUMNS: tl.constexpr
-):
-    """The same for visual columns, from the parts that `similarity_kernel` left."""
-    top = tl.full((COLUMNS,), float("-inf"), tl.float32)
-    total = tl.zeros((COLUMNS,), tl.float32)
-    part = start + columns
-    for _ in range(tl.cdiv(count, TILE_ROWS)):
-        part_top = tl.load(part_top_ptr + part, mask=columns < count, other=float("-inf"))
-        part_sum = tl.load(part_sum_ptr + part, mask=columns < count, other=0.0)
-        top, total = add_exp(top, total, part_top, part_sum)
-        part += visual_total
-    return top + tl.log(tl.where(total > 0, total, 1.0))
+    return top, total
 
 
 @triton.jit
@@ -108,12 +112,14 @@ def normaliser_kernel(
     row_tiles,
     text_tiles,
     kappa,
-    log_z_ptr,
+    text_top_ptr,
+    text_sum_ptr,
     kappa_ptr,
     log_total_ptr,
     part_top_ptr,
     part_sum_ptr,
     visual_log_z_ptr,
+    chunks,
     text_programs,
     visual_programs,
     SAMPLES: tl.constexpr,
@@ -122,39 +128,51 @@ def normaliser_kernel(
     TILE_COLUMNS: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
+    CHUNK: tl.constexpr,
 ):
     which = tl.program_id(0) % (text_programs + visual_programs)
     sample = tl.program_id(0) // (text_programs + visual_programs)
     start, count = span(cu_visual_ptr, sample, visual_total, longest_visual, SAMPLES)
-    prior_total, _ = log_total(visual_prior_ptr, visual_inverse_ptr, start, count)
-    if which == 0:
-        tl.store(log_total_ptr + sample, prior_total)
     if which < text_programs:
         text_start, text_count = span(cu_text_ptr, sample, text_total, longest_text, SAMPLES)
         if RULE:
             own_rows, own_columns = tl.cdiv(count, TILE_ROWS), tl.cdiv(text_count, TILE_COLUMNS)
             kappa = _kappa(moment_ptr, sample, row_tiles, text_tiles, own_rows, own_columns)
+        columns = which // chunks * COLUMNS + tl.arange(0, COLUMNS)
+        column_mask = columns < text_count
+        first_row = which % chunks * CHUNK
+        if first_row < count:
+            top, total = _text_part(
+                visual_prior_ptr,
+                visual_inverse_ptr,
+                start,
+                first_row,
+                tl.minimum(first_row + CHUNK, count),
+                cosine_ptr,
+                cosine_stride,
+                columns,
+                column_mask,
+                kappa,
+                ROWS,
+                COLUMNS,
+            )
+            part = (which % chunks).to(tl.int64) * text_total + text_start + columns
+            tl.store(text_top_ptr + part, top, mask=column_mask)
+            tl.store(text_sum_ptr + part, total, mask=column_mask)
         if which == 0:
             tl.store(kappa_ptr + sample, kappa)
-        columns = which * COLUMNS + tl.arange(0, COLUMNS)
-        log_z = _text_log_z(
-            visual_prior_ptr,
-            visual_inverse_ptr,
-            start,
-            count,
-            cosine_ptr,
-            cosine_stride,
-            columns,
-            columns < text_count,
-            kappa,
-            ROWS,
-            COLUMNS,
-        )
-        tl.store(log_z_ptr + text_start + columns, log_z - prior_total, mask=columns < text_count)
-    else:
+    prior_total = 0.0
+    if (which == 0) | (which >= text_programs):
+        prior_total, _ = log_total(visual_prior_ptr, visual_inverse_ptr, start, count)
+    if which == 0:
+        tl.store(log_total_ptr + sample, prior_total)
+    if which >= text_programs:
         rows = (which - text_programs) * ROWS + tl.arange(0, ROWS)
-        visual_log_z = _combined_log_z(part_top_ptr, part_sum_ptr, start, count, rows, visual_total, TILE_ROWS, ROWS)
-        tl.store(visual_log_z_ptr + start + rows, visual_log_z - prior_total, mask=rows < count)
+        part = start + rows
+        log_z = combined_parts(
+            part_top_ptr + part, part_sum_ptr + part, visual_total, tl.cdiv(count, TILE_ROWS), rows < count
+        )
+        tl.store(visual_log_z_ptr + part, log_z - prior_total, mask=rows < count)
 
 
 @triton.jit
@@ -171,15 +189,18 @@ def score_kernel(
     text_inverse_ptr,
     cosine_ptr,
     cosine_stride,
-    log_z_ptr,
+    text_top_ptr,
+    text_sum_ptr,
     kappa_ptr,
     log_total_ptr,
     score_ptr,
+    samples,
     row_programs,
     SAMPLES: tl.constexpr,
     JOINT: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
+    CHUNK: tl.constexpr,
 ):
     which = tl.program_id(0) % row_programs
     sample = tl.program_id(0) // row_programs
@@ -187,25 +208,32 @@ def score_kernel(
     text_start, text_count = span(cu_text_ptr, sample, text_total, longest_text, SAMPLES)
     rows = which * ROWS + tl.arange(0, ROWS)
     row_mask = rows < count
+    if which == 0:
+        fill_unowned(score_ptr, 0.0, 1, cu_visual_ptr, sample, samples, visual_total, longest_visual, SAMPLES)
     if which * ROWS < count:
-        kappa = tl.load(kappa_ptr + sample)
+        kappa, prior_total = tl.load(kappa_ptr + sample), tl.load(log_total_ptr + sample)
         text_weight_total, text_valid = log_total(text_prior_ptr, text_inverse_ptr, text_start, text_count)
         inverse = tl.load(visual_inverse_ptr + start + rows, mask=row_mask, other=float("nan"))
-        log_prior = log_weight(visual_prior_ptr, start + rows, inverse, row_mask) - tl.load(log_total_ptr + sample)
+        log_prior = log_weight(visual_prior_ptr, start + rows, inverse, row_mask) - prior_total
         valid = (log_prior > float("-inf")) & (text_valid > 0)
+        row_at = cosine_ptr + (start + rows) * cosine_stride
         top = tl.full((ROWS,), float("-inf"), tl.float32)
         for first in range(0, text_count, COLUMNS):
             log_r, weight = _log_r(
                 first,
-                text_start,
-                text_count,
                 text_prior_ptr,
                 text_inverse_ptr,
-                cosine_ptr + (start + rows) * cosine_stride,
-                log_z_ptr,
-                kappa,
+                text_top_ptr,
+                text_sum_ptr,
+                text_total,
+                text_start,
+                text_count,
                 text_weight_total,
+                tl.cdiv(count, CHUNK),
+                row_at,
                 valid,
+                kappa,
+                prior_total,
                 COLUMNS,
             )
             top = tl.maximum(top, tl.max(log_r, axis=1))
@@ -215,15 +243,19 @@ def score_kernel(
         for first in range(0, text_count, COLUMNS):
             log_r, weight = _log_r(
                 first,
-                text_start,
-                text_count,
                 text_prior_ptr,
                 text_inverse_ptr,
-                cosine_ptr + (start + rows) * cosine_stride,
-                log_z_ptr,
-                kappa,
+                text_top_ptr,
+                text_sum_ptr,
+                text_total,
+                text_start,
+                text_count,
                 text_weight_total,
+                tl.cdiv(count, CHUNK),
+                row_at,
                 valid,
+                kappa,
+                prior_total,
                 COLUMNS,
             )
             present = log_r > float("-inf")
@@ -239,25 +271,29 @@ def score_kernel(
 @triton.jit
 def _log_r(
     first,
-    text_start,
-    text_count,
-    text_prior_ptr,
-    text_inverse_ptr,
+    prior_ptr,
+    inverse_ptr,
+    top_ptr,
+    sum_ptr,
+    total,
+    start,
+    count,
+    weight_total,
+    chunks,
     row_at,
-    log_z_ptr,
-    kappa,
-    text_weight_total,
     valid,
+    kappa,
+    prior_total,
     COLUMNS: tl.constexpr,
 ):
     """ℓ (ROWS, COLUMNS) of the text tokens from `first` on, -inf for absent pairs, and their weights (COLUMNS,)."""
     columns = first + tl.arange(0, COLUMNS)
-    mask = columns < text_count
-    inverse = tl.load(text_inverse_ptr + text_start + columns, mask=mask, other=float("nan"))
-    log_w = log_weight(text_prior_ptr, text_start + columns, inverse, mask)
+    mask = columns < count
+    inverse = tl.load(inverse_ptr + start + columns, mask=mask, other=float("nan"))
+    log_w = log_weight(prior_ptr, start + columns, inverse, mask)
     present = log_w > float("-inf")
-    log_z = tl.load(log_z_ptr + text_start + columns, mask=mask, other=0.0)
+    log_z = combined_parts(top_ptr + start + columns, sum_ptr + start + columns, total, chunks, present) - prior_total
     pairs = valid[:, None] & present[None, :]
     cosines = tl.load(row_at[:, None] + columns[None, :], mask=pairs, other=0.0)
     log_r = tl.where(pairs, (cosines - 1) * kappa - log_z[None, :], float("-inf"))
-    return log_r, tl.where(present, tl.exp(log_w - text_weight_total), 0.0)
+    return log_r, tl.where(present, tl.exp(log_w - weight_total), 0.0)

@@ -10,7 +10,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .tokens import span
+from .tokens import fill_unowned, span
+
+GATHER_CHUNK = 256  # picks compared at a time
 
 
 @triton.jit
@@ -30,6 +32,7 @@ def gather_kernel(
     token_ptr,
     index_out_ptr,
     gain_out_ptr,
+    samples,
     programs,
     SAMPLES: tl.constexpr,
     PICKS: tl.constexpr,
@@ -63,3 +66,7 @@ def gather_kernel(
         inside = (depth < dim)[None, :]
         row = tl.load(row_at + depth[None, :], mask=inside & (index >= 0)[:, None], other=0.0)
         tl.store(token_at + depth[None, :], row, mask=inside & mask[:, None])
+    if which == 0:
+        fill_unowned(token_ptr, 0.0, dim, cu_keep_ptr, sample, samples, keep_total, longest_keep, SAMPLES)
+        fill_unowned(index_out_ptr, -1, 1, cu_keep_ptr, sample, samples, keep_total, longest_keep, SAMPLES)
+        fill_unowned(gain_out_ptr, float("-inf"), 1, cu_keep_ptr, sample, samples, keep_total, longest_keep, SAMPLES)

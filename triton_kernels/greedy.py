@@ -5,7 +5,7 @@ it, and adds the redundancy of the pick with every token, R[i, s] = π_i exp(ℓ
 Mapping: program = sample; token = lane.
 Cost a step: N exponentials, one reduction, N floats read. Bound by latency: K × (reduction + row read).
 Determinism: no sum crosses lanes; the sum over picks runs in their order.
-`top_k_kernel` is the case without redundancy: a token's rank is the number of keys above its own.
+For more tokens than a program's registers hold see `rows.py`, which takes its arithmetic from here.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .tokens import log_total, log_weight, span
+from .tokens import fill, fill_unowned, log_weight, span
 
-_ABSENT = tl.constexpr(-(2**63))  # below every key
+ABSENT = tl.constexpr(-(2**63))  # below every key
 
 
 @triton.jit
@@ -23,7 +23,7 @@ def gain_key(gain, index, available):
     """int64 keys in the order of picks: larger gain first, then lower index."""
     bits = tl.where(gain == 0, 0.0, gain).to(tl.int32, bitcast=True)
     ordered = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
-    return tl.where(available, (ordered.to(tl.int64) << 32) | (0x7FFFFFFF - index).to(tl.int64), _ABSENT)
+    return tl.where(available, (ordered.to(tl.int64) << 32) | (0x7FFFFFFF - index).to(tl.int64), ABSENT)
 
 
 @triton.jit
@@ -38,11 +38,37 @@ def key_index(key):
 
 
 @triton.jit
-def redundancy(cosines, log_z, log_prior, kappa):
-    """R[i, s] of the tokens i whose normalised log prior is given; 0 where it is -inf."""
+def ranked_score(score):
+    """A score to rank by: NaN counts as -inf."""
+    return tl.where(score == score, score, float("-inf"))
+
+
+@triton.jit
+def pick_limit(slots, valid, budget_ptr, sample):
+    """How many picks a sample may have: its slots, its valid tokens, its budget (clamped)."""
+    limit = tl.minimum(slots, valid)
+    if budget_ptr is not None:
+        limit = tl.minimum(tl.maximum(tl.load(budget_ptr + sample), 0), limit).to(tl.int32)
+    return limit
+
+
+@triton.jit
+def added_redundancy(rho, cosines, log_z, log_prior, pick_log_prior, kappa, step, REDUNDANCY: tl.constexpr):
+    """Σ or max of R[i, s] over the picks, from that over all but the last of the `step` picks, of normalised priors."""
     present = log_prior > float("-inf")
     log_r = tl.where(present, (cosines - 1) * kappa - log_z, 0.0)
-    return tl.where(present, tl.exp(tl.where(present, log_r + log_prior, 0.0)) * log_r, 0.0)
+    extra = tl.where(present, tl.exp(tl.where(present, log_r + log_prior, 0.0)) * log_r, 0.0)
+    if REDUNDANCY == "chain":
+        extra = extra * tl.exp(pick_log_prior)
+    return tl.where(step == 1, extra, tl.maximum(rho, extra)) if REDUNDANCY == "max" else rho + extra
+
+
+@triton.jit
+def gain_of(score, rho, weight, step, REDUNDANCY: tl.constexpr):
+    """Marginal gains after `step` picks: the score minus `weight` times the redundancy with them."""
+    if REDUNDANCY == "mean":
+        weight = weight / tl.maximum(step, 1)
+    return tl.where(step > 0, score - weight * rho, score)
 
 
 @triton.jit
@@ -56,6 +82,7 @@ def greedy_kernel(
     gram_ptr,
     gram_stride,
     log_z_ptr,
+    log_total_ptr,
     kappa,
     weight,
     cu_keep_ptr,
@@ -65,6 +92,7 @@ def greedy_kernel(
     min_gain,
     index_ptr,
     gain_ptr,
+    samples,
     SAMPLES: tl.constexpr,
     REDUNDANCY: tl.constexpr,
     STOPS: tl.constexpr,
@@ -73,23 +101,18 @@ def greedy_kernel(
     sample = tl.program_id(0)
     start, count = span(cu_visual_ptr, sample, visual_total, longest_visual, SAMPLES)
     slot, slots = span(cu_keep_ptr, sample, keep_total, longest_keep, SAMPLES)
-    total, valid = log_total(visual_prior_ptr, inverse_ptr, start, count)
-    limit = tl.minimum(slots, valid)
-    if budget_ptr is not None:
-        limit = tl.minimum(tl.maximum(tl.load(budget_ptr + sample), 0), limit).to(tl.int32)
     at = tl.arange(0, TOKENS)
     mask = at < count
     inverse = tl.load(inverse_ptr + start + at, mask=mask, other=float("nan"))
     weights = log_weight(visual_prior_ptr, start + at, inverse, mask)
     available = weights > float("-inf")
-    log_prior = weights - tl.where(valid > 0, total, 0.0)
-    score = tl.load(score_ptr + start + at, mask=mask, other=0.0)
-    score = tl.where(score == score, score, float("-inf"))
+    limit = pick_limit(slots, tl.sum(available.to(tl.int32), axis=0), budget_ptr, sample)
+    log_prior = tl.where(available, weights - tl.load(log_total_ptr + sample), float("-inf"))
+    score = ranked_score(tl.load(score_ptr + start + at, mask=mask, other=0.0))
     rho = tl.zeros((TOKENS,), tl.float32)
-    gain = score
     step = 0
     while step < limit:
-        key = tl.max(gain_key(gain, at, available), axis=0)
+        key = tl.max(gain_key(gain_of(score, rho, weight, step, REDUNDANCY), at, available), axis=0)
         pick = key_index(key)
         best = key_gain(key)
         if STOPS and best < min_gain:
@@ -98,70 +121,24 @@ def greedy_kernel(
             tl.store(index_ptr + slot + step, pick.to(tl.int64))
             tl.store(gain_ptr + slot + step, best)
             available = available & (at != pick)
-            row = tl.load(gram_ptr + (start + pick) * gram_stride + at, mask=mask, other=0.0)
-            extra = redundancy(row, tl.load(log_z_ptr + start + pick), log_prior, kappa)
             step += 1
-            if REDUNDANCY == "max":
-                rho = tl.where(step == 1, extra, tl.maximum(rho, extra))
-            elif REDUNDANCY == "chain":
-                rho += extra * tl.exp(tl.max(tl.where(at == pick, log_prior, float("-inf")), axis=0))
-            else:
-                rho += extra
-            scale = weight
-            if REDUNDANCY == "mean":
-                scale = weight / step
-            gain = score - scale * rho
-    for first in range(step, slots, TOKENS):
-        tl.store(index_ptr + slot + first + at, tl.full((TOKENS,), -1, tl.int64), mask=first + at < slots)
-        tl.store(gain_ptr + slot + first + at, tl.full((TOKENS,), float("-inf"), tl.float32), mask=first + at < slots)
+            row = tl.load(gram_ptr + (start + pick) * gram_stride + at, mask=mask, other=0.0)
+            log_z = tl.load(log_z_ptr + start + pick)
+            pick_log_prior = 0.0
+            if REDUNDANCY == "chain":
+                pick_log_prior = tl.max(tl.where(at == pick, log_prior, float("-inf")), axis=0)
+            rho = added_redundancy(rho, row, log_z, log_prior, pick_log_prior, kappa, step, REDUNDANCY)
+    finish_slots(
+        index_ptr, gain_ptr, slot, step, slots, cu_keep_ptr, sample, samples, keep_total, longest_keep, SAMPLES
+    )
 
 
 @triton.jit
-def top_k_kernel(
-    score_ptr,
-    cu_visual_ptr,
-    visual_total,
-    longest_visual,
-    visual_prior_ptr,
-    inverse_ptr,
-    cu_keep_ptr,
-    keep_total,
-    longest_keep,
-    budget_ptr,
-    min_gain,
-    index_ptr,
-    gain_ptr,
-    programs,
-    SAMPLES: tl.constexpr,
-    STOPS: tl.constexpr,
-    ROWS: tl.constexpr,
-    CHUNK: tl.constexpr,
+def finish_slots(
+    index_ptr, gain_ptr, slot, used, slots, cu_ptr, sample, samples, total, longest, SAMPLES: tl.constexpr
 ):
-    """A program ranks ROWS tokens against all of the sample. The slots hold -1 and -inf before."""
-    which = tl.program_id(0) % programs
-    sample = tl.program_id(0) // programs
-    start, count = span(cu_visual_ptr, sample, visual_total, longest_visual, SAMPLES)
-    slot, limit = span(cu_keep_ptr, sample, keep_total, longest_keep, SAMPLES)
-    if budget_ptr is not None:
-        limit = tl.minimum(tl.maximum(tl.load(budget_ptr + sample), 0), limit).to(tl.int32)
-    rows = which * ROWS + tl.arange(0, ROWS)
-    mine = _score_keys(score_ptr, visual_prior_ptr, inverse_ptr, start, rows, count)
-    rank = tl.zeros((ROWS,), tl.int32)
-    for first in range(0, count, CHUNK):
-        others = _score_keys(score_ptr, visual_prior_ptr, inverse_ptr, start, first + tl.arange(0, CHUNK), count)
-        rank += tl.sum((others[None, :] > mine[:, None]).to(tl.int32), axis=1)
-    picked = (mine != _ABSENT) & (rank < limit)
-    gain = key_gain(mine)
-    if STOPS:
-        picked = picked & (gain >= min_gain)
-    tl.store(index_ptr + slot + rank, rows.to(tl.int64), mask=picked)
-    tl.store(gain_ptr + slot + rank, gain, mask=picked)
-
-
-@triton.jit
-def _score_keys(score_ptr, prior_ptr, inverse_ptr, start, at, count):
-    mask = at < count
-    inverse = tl.load(inverse_ptr + start + at, mask=mask, other=float("nan"))
-    available = log_weight(prior_ptr, start + at, inverse, mask) > float("-inf")
-    score = tl.load(score_ptr + start + at, mask=mask, other=0.0)
-    return gain_key(tl.where(score == score, score, float("-inf")), at, available)
+    """-1 and -inf in the slots that a sample did not use, and in those of no sample."""
+    fill(index_ptr + slot, -1, used, slots)
+    fill(gain_ptr + slot, float("-inf"), used, slots)
+    fill_unowned(index_ptr, -1, 1, cu_ptr, sample, samples, total, longest, SAMPLES)
+    fill_unowned(gain_ptr, float("-inf"), 1, cu_ptr, sample, samples, total, longest, SAMPLES)

@@ -9,7 +9,9 @@ Mapping: one program a tile; column tiles next to one another share their rows i
 Cost: 2·D flops a cosine. Bytes: `visual` once a column tile (from memory once: then L2), its COLUMNS' features once a
 row tile, the cosines once. Bound by memory for few text tokens, by the tensor cores for visual columns.
 Determinism: an element's sum over D has one order whatever its tile, the batch or N; parts are kept apart, not added
-by atomics. fp32 features are multiplied as three TF32 products.
+by atomics. `rows.py` computes single columns to the same bits with the same functions, in the same layouts, and both
+launch without fused multiply-adds, which the compiler may form in one kernel and not in the other. fp32 features are
+multiplied as three TF32 products.
 """
 
 from __future__ import annotations
@@ -37,7 +39,10 @@ def cosine_tile(
     WIDEN: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Cosines (ROWS, COLUMNS), inverse norms (ROWS,) and (COLUMNS,). NaN where a row or column is not finite."""
+    """Cosines (ROWS, COLUMNS), inverse norms (ROWS,) and (COLUMNS,). NaN where a row or column is not finite.
+
+    Row i of the tile is token `rows[i]` (absent from `row_count` on), column j token `columns[j]`.
+    """
     depth = tl.arange(0, DEPTH)
     product = tl.zeros((ROWS, COLUMNS), tl.float32)
     row_squares = tl.zeros((ROWS, DEPTH), tl.float32)

@@ -1,4 +1,4 @@
-"""Tile sizes: one table per architecture.
+"""Tile sizes, one table per architecture, and which path a selection takes.
 
 The tile of `similarity_kernel` fixes how moments and normalisers are grouped, so it must depend on nothing but the
 dtype and the architecture.
@@ -22,11 +22,16 @@ class Tile:
     stages: int
 
 
+# Up to so many tokens in the longest sample of a call: all cosines (the Gram path, `greedy.py`); more: rows of the best
+# candidates (`rows.py`). Not a matter of dtype, D or architecture: 4096 tokens are 8 a lane of 16 warps, in registers,
+# and 64 MB of cosines a sample. Both paths give the same bits.
+GRAM_TOKENS = 4096
+
 # 128 rows: 64 text columns are read from L2 half as often as 64 rows would. 8 warps: the squares of a step's features
 # stay in registers beside the accumulators (32 + 32 + 16 a thread).
 _HALF = {
-    80: Tile(128, 64, 64, 8, 3),  # 3 × 24 KB: two programs in the 164 KB of an A100
-    90: Tile(128, 64, 64, 8, 4),  # 4 × 24 KB: two programs in 228 KB; 64 rows of A a warp group, as wgmma wants
+    80: Tile(128, 64, 64, 8, 3),  # 48 KB of loads in flight, 176 registers: one program a multiprocessor
+    90: Tile(128, 64, 64, 8, 4),  # 72 KB, 128 registers: two programs; 64 rows of A a warp group, as wgmma wants
     100: Tile(128, 64, 64, 8, 4),  # as sm_90; the accumulator is in tensor memory
 }
 # fp32 is three TF32 products: twice the bytes, so half the depth; wider rows would spill.

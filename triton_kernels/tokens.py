@@ -1,7 +1,8 @@
 """Device functions that every kernel shares: where a sample's tokens lie, which are valid, their weights in log form.
 
 A token's inverse norm is NaN where its squared norm is not finite, and 0 for a zero row. Priors are optional: a null
-one is uniform. Sums run over chunks of a fixed length, so that no bit depends on the longest sample of a batch.
+one is uniform. Sums run over chunks of a fixed length, so that no bit depends on the longest sample of a batch. Packed
+samples (`cu_*`) need not cover their tensor: what belongs to no sample is written, too, by its neighbour's program.
 """
 
 from __future__ import annotations
@@ -9,30 +10,56 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-LOG_CHUNK = tl.constexpr(512)  # tokens a step of `log_total`: 576 tokens are two steps
+LOG_CHUNK = tl.constexpr(2048)  # tokens a step of `log_total`: 16 a lane, 32768 tokens in 16 steps
+FILL_CHUNK = tl.constexpr(1024)
 _TINY = tl.constexpr(2.0**-126)  # the smallest normal float32
 _SCALE = tl.constexpr(2.0**64)  # brings denormal priors into the range of the logarithm
 _LOG_SCALE = tl.constexpr(44.3614195558365)  # log 2^64
 
 
 @triton.jit
-def span(cu_ptr, sample, total, longest, SAMPLES: tl.constexpr):
-    """First token and number of tokens of a sample.
+def _ends(cu_ptr, sample, total, SAMPLES: tl.constexpr):
+    """Where a packed sample begins and ends: the entries clamped to [0, total] and made non-decreasing.
 
-    `cu_ptr` null: every sample has `longest`. Else its entries are clamped to [0, total], made non-decreasing, and the
-    length to `longest`. SAMPLES: a power of two above the number of samples.
+    SAMPLES: a power of two above the number of samples.
     """
+    at = tl.arange(0, SAMPLES)
+    ends = tl.load(cu_ptr + at, mask=at <= sample + 1, other=0)
+    ends = tl.minimum(tl.maximum(ends, 0), total)
+    return tl.max(tl.where(at <= sample, ends, 0), axis=0), tl.max(ends, axis=0)
+
+
+@triton.jit
+def span(cu_ptr, sample, total, longest, SAMPLES: tl.constexpr):
+    """First place (int64) and number of places of a sample: `longest` at most, and for all where `cu_ptr` is null."""
     if cu_ptr is None:
         start = sample.to(tl.int64) * longest
         count = longest
     else:
-        at = tl.arange(0, SAMPLES)
-        ends = tl.load(cu_ptr + at, mask=at <= sample + 1, other=0)
-        ends = tl.minimum(tl.maximum(ends, 0), total)
-        first = tl.max(tl.where(at <= sample, ends, 0), axis=0)
+        first, end = _ends(cu_ptr, sample, total, SAMPLES)
         start = first.to(tl.int64)
-        count = tl.minimum(tl.max(ends, axis=0) - first, longest)
+        count = tl.minimum(end - first, longest)
     return start, count
+
+
+@triton.jit
+def fill(ptr, value, first, end):
+    """ptr[first:end] = value."""
+    at = tl.arange(0, FILL_CHUNK)
+    values = tl.full((FILL_CHUNK,), value, ptr.dtype.element_ty)
+    for chunk in range(first, end, FILL_CHUNK):
+        tl.store(ptr + chunk + at, values, mask=chunk + at < end)
+
+
+@triton.jit
+def fill_unowned(ptr, value, width, cu_ptr, sample, samples, total, longest, SAMPLES: tl.constexpr):
+    """Writes `value` to the places (of `width` elements) of no sample: after `sample`'s own, and before the first's."""
+    if cu_ptr is not None:
+        first, end = _ends(cu_ptr, sample, total, SAMPLES)
+        own_end = (first + tl.minimum(end - first, longest)).to(tl.int64)
+        fill(ptr, value, own_end * width, tl.where(sample == samples - 1, total, end).to(tl.int64) * width)
+        if sample == 0:
+            fill(ptr, value, first.to(tl.int64) * 0, first.to(tl.int64) * width)
 
 
 @triton.jit
@@ -48,12 +75,15 @@ def log_weight(prior_ptr, at, inverse, mask):
     the largest finite one."""
     valid = mask & (inverse == inverse)
     if prior_ptr is None:
-        return tl.where(valid, 0.0, float("-inf"))
-    prior = tl.load(prior_ptr + at, mask=mask, other=0.0)
-    small = prior < 1e-18
-    scaled = tl.where(small, prior * _SCALE, tl.minimum(prior, 3.4028234663852886e38))
-    valid = valid & (scaled > 0)
-    return tl.where(valid, tl.log(tl.where(valid, scaled, 1.0)) - tl.where(small, _LOG_SCALE, 0.0), float("-inf"))
+        weight = tl.where(valid, 0.0, float("-inf"))
+    else:
+        prior = tl.load(prior_ptr + at, mask=mask, other=0.0)
+        small = prior < 1e-18
+        scaled = tl.where(small, prior * _SCALE, tl.minimum(prior, 3.4028234663852886e38))
+        valid = valid & (scaled > 0)
+        log_prior = tl.log(tl.where(valid, scaled, 1.0)) - tl.where(small, _LOG_SCALE, 0.0)
+        weight = tl.where(valid, log_prior, float("-inf"))
+    return weight
 
 
 @triton.jit
@@ -66,7 +96,10 @@ def add_exp(top, total, new_top, new_total):
 
 @triton.jit
 def log_total(prior_ptr, inverse_ptr, start, count):
-    """log of the sum of the priors of a sample's valid tokens (-inf: none), and how many they are."""
+    """log of the sum of the priors of a sample's valid tokens (-inf: none), and how many they are.
+
+    The order of a sum over lanes follows the number of warps: kernels that call this have 4.
+    """
     at = tl.arange(0, LOG_CHUNK)
     top = float("-inf")
     total = 0.0

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import os
 import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 
-from mi_pruner import _schema, reference
+from mi_pruner._dispatch import BACKENDS, Backend
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).parent
@@ -66,17 +66,7 @@ def build(folder: Path, *flags: str) -> Path:
     return library
 
 
-def operators(library: Path) -> SimpleNamespace:
-    """The operators of a library that `build` made; features of float64, which no GPU takes, go to the reference."""
+def backend(library: Path) -> Backend:
+    """The backend "cuda" on a library that `build` made: its operators take CPU tensors."""
     torch.ops.load_library(library)
-
-    def operator(name: str):
-        kernels, plain = getattr(torch.ops.mi_pruner_cuda, name), getattr(reference, name)
-
-        def call(*arguments, **options):
-            features = arguments[1 if name.startswith("greedy") else 0]
-            return (plain if features.dtype == torch.float64 else kernels)(*arguments, **options)
-
-        return call
-
-    return SimpleNamespace(**{name: operator(name) for name in _schema.SCHEMAS})
+    return dataclasses.replace(BACKENDS["cuda"], device="cpu", missing=None, probe=lambda: None)

@@ -1,0 +1,156 @@
+"""Every Triton kernel and tile, compiled for three generations of GPUs without having one: errors that the interpreter
+does not see, registers, spills, shared memory, tensor-core instructions, the number of launches."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+
+from .inputs import INTERPRETED
+
+pytest.importorskip("triton", reason="triton is not installed")
+if INTERPRETED:
+    pytest.skip("under TRITON_INTERPRET=1 Triton compiles nothing", allow_module_level=True)
+
+from mi_pruner.triton_kernels import operators
+
+from .triton_launches import recorded
+
+ARCHITECTURES = (80, 90, 100)
+SHARED = {80: 164, 90: 228, 100: 228}  # KB a multiprocessor
+MMA = {80: "mma.sync", 90: "wgmma", 100: "tcgen05"}
+TILED = {"similarity_kernel", "rows_kernel", "finish_kernel"}
+REGISTERS = 65536  # of a multiprocessor
+
+
+def features(batch, n, m, d, dtype):
+    """visual and text on the meta device."""
+    return torch.empty(batch, n, d, dtype=dtype, device="meta"), torch.empty(batch, m, d, dtype=dtype, device="meta")
+
+
+def prior(batch, n):
+    return torch.empty(batch, n, device="meta")
+
+
+def launches_of_every_tile(dtype):
+    """Calls that launch every kernel that multiplies tiles."""
+    visual, text = features(8, 576, 32, 4096, dtype)
+    operators.prune(visual, text, 64)
+    operators.mi_scores(visual, text)
+    visual, text = features(1, 5000, 33, 3584, dtype)
+    operators.prune(visual, text, 1025)
+
+
+def launches_of_every_kind(dtype):
+    """Calls that between them launch every kernel with each of its constants."""
+    visual, text = features(8, 576, 32, 4096, dtype)
+    budget = torch.empty(8, dtype=torch.int64, device="meta")
+    operators.prune(
+        visual, text, 64, visual_prior=prior(8, 576), text_prior=prior(8, 32), bandwidth=0.2, marginal="prior",
+        redundancy="chain", budget=budget, min_gain=0.0,
+    )  # fmt: skip
+    operators.greedy_select(prior(8, 576), visual, 64, redundancy="none", min_gain=0.0)
+    visual, text = features(1, 2880, 32, 4096, dtype)
+    operators.greedy_select(prior(1, 2880), visual, 320, redundancy="max")
+    visual, text = features(1, 4096 + 1, 33, 3584, dtype)
+    for redundancy in ("chain", "max"):
+        operators.greedy_select(prior(1, 4097), visual, 1025, redundancy=redundancy, min_gain=0.0)
+    cu = torch.empty(5, dtype=torch.int32, device="meta")
+    flat = torch.empty(9000, 1152, dtype=dtype, device="meta")
+    operators.prune_varlen(flat, flat, cu, cu, cu, 2880, 77, 320, 1280)
+    operators.prune_varlen(flat, flat, cu, cu, cu, 5000, 77, 320, 1280, visual_prior=prior(1, 9000)[0])
+
+
+def check_budgets(launches, architecture):
+    """No spills; two programs a multiprocessor by shared memory; tensor cores where tiles are multiplied."""
+    different = {launch.compiled.hash: launch for launch in launches}.values()
+    for launch in different:
+        what, used = f"{launch.kernel} {launch.options}", launch.resources()
+        assert used["STACK"] == used["LOCAL"] == 0, f"{what} spills: {used}"
+        assert used["REG"] * launch.threads <= REGISTERS, f"{what}: {used}"
+        assert used["SHARED"] <= SHARED[architecture] * 1024 // 2, f"{what} leaves room for one program only: {used}"
+        if launch.kernel in TILED:
+            assert MMA[architecture] in launch.compiled.asm["ptx"], f"{what} does not use {MMA[architecture]}"
+    return {launch.kernel for launch in different}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_tile_compiles_without_spills_to_tensor_cores(architecture, dtype):
+    with recorded(architecture, compiles=True) as launches:
+        launches_of_every_tile(dtype)
+    assert check_budgets(launches, architecture) >= TILED
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_kernel_compiles_without_spills(architecture):
+    with recorded(architecture, compiles=True) as launches:
+        launches_of_every_kind(torch.bfloat16)
+    assert check_budgets(launches, architecture) == TILED | {
+        "normaliser_kernel", "score_kernel", "greedy_kernel", "top_k_kernel", "start_kernel", "advance_kernel",
+        "gather_kernel",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_norm_is_summed_in_the_same_layout_wherever_cosines_are_computed(architecture):
+    """Sums across lanes follow the layout of registers: the Gram path and the row path agree bit for bit only if
+    theirs is the same."""
+    visual, _ = features(1, 2880, 1, 4096, torch.bfloat16)
+    longer, _ = features(1, 5000, 1, 4096, torch.bfloat16)
+    with recorded(architecture, compiles=True) as launches:
+        operators.greedy_select(prior(1, 2880), visual, 320)
+        operators.greedy_select(prior(1, 5000), longer, 320)
+    sums = {}
+    for launch in launches:
+        if launch.kernel in TILED:
+            sums.setdefault(launch.kernel, set()).add(tuple(layouts_of_tile_sums(launch)))
+    assert all(len(layouts) == 1 for layouts in sums.values()), sums  # similarity_kernel: with and without the Gram
+    assert len(set.union(*sums.values())) == 1, sums
+
+
+def layouts_of_tile_sums(launch):
+    """Shapes and layouts of the floating-point sums over a whole tile, in the order of the program."""
+    text = launch.compiled.asm["ttgir"]
+    named = dict(re.findall(r"^(#\w+) = (.*)$", text, re.MULTILINE))
+    tile = {launch.options["ROWS"], launch.options["COLUMNS"], launch.options["DEPTH"]}
+    found = []
+    for block in re.split(r'"tt\.reduce"', text)[1:]:
+        kind = "add" if "arith.addf" in block.split("tt.reduce.return")[0] else None
+        shape = re.search(r"\(tensor<(\d+)x(\d+)xf32, (#\w+)>\)", block)
+        if kind and shape and {int(shape[1]), int(shape[2])} <= tile:
+            found.append((shape[1], shape[2], named[shape[3]]))
+    return found
+
+
+def test_a_prune_is_at_most_five_launches_and_no_row_path_launches_per_token():
+    visual, text = features(2, 576, 32, 4096, torch.bfloat16)
+    with recorded(90, compiles=False) as launches:
+        operators.prune(visual, text, 64)
+    assert [launch.kernel for launch in launches] == [
+        "similarity_kernel", "normaliser_kernel", "score_kernel", "greedy_kernel", "gather_kernel",
+    ]  # fmt: skip
+    visual, text = features(1, 32768, 32, 4096, torch.bfloat16)
+    with recorded(90, compiles=False) as launches:
+        operators.prune(visual, text, 2048)
+    assert len(launches) == 3 + 1 + 2 * 26 + 1 + 1  # 26 blocks of 128 rows: 1.5 a pick, and two more
+    with recorded(90, compiles=False) as launches:
+        operators.prune(visual, text, 2048, redundancy="none")
+    assert len(launches) == 5
+
+
+@pytest.mark.parametrize(("batch", "n", "m"), [(1, 576, 32), (8, 2880, 77), (128, 576, 256), (1, 32768, 64)])
+def test_the_grid_covers_every_tile_once(batch, n, m):
+    """Bytes and flops that the headers state, from the grids: a program reads its rows and columns once."""
+    visual, text = features(batch, n, m, 4096, torch.bfloat16)
+    with recorded(90, compiles=False) as launches:
+        operators.mi_scores(visual, text)
+    (grid,), tile = launches[0].grid, launches[0].options
+    rows, columns = -(-n // tile["ROWS"]), -(-m // tile["COLUMNS"])
+    assert grid == batch * rows * columns
+    flops = 2 * grid * tile["ROWS"] * tile["COLUMNS"] * 4096
+    assert flops <= 2 * batch * (n + tile["ROWS"]) * (m + tile["COLUMNS"]) * 4096  # no more than the edges' padding
+    assert launches[1].grid == (batch * -(-m // 8) * -(-n // 2048),)
+    assert launches[2].grid == (batch * -(-n // 32),)

@@ -1,0 +1,438 @@
+"""The launches: each function here sizes one kernel's grid, owns the memory that it leaves, and starts it.
+
+Dense batches are packed ones whose samples lie at equal distances, without `cu_*`. No launch fuses multiply-adds:
+kernels that share arithmetic must give the same bits.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import triton
+from torch import Tensor
+
+from . import densities, gather, greedy, rows, similarity, tiles, top_k
+
+INTERPRETED = bool(triton.knobs.runtime.interpret)
+_EXACT = {"enable_fp_fusion": False}
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Tokens (B, count, D), or packed (total, D) with `cu` (B + 1,) and at most `longest` in a sample."""
+
+    features: Tensor
+    prior: Tensor | None
+    cu: Tensor | None
+    longest: int
+
+    @property
+    def samples(self) -> int:
+        return self.features.shape[0] if self.cu is None else self.cu.shape[0] - 1
+
+    @property
+    def total(self) -> int:
+        return self.features.shape[:-1].numel()
+
+    @property
+    def strides(self) -> tuple[int, int]:
+        return (0 if self.cu is not None else self.features.stride(0)), self.features.stride(-2)
+
+    @property
+    def place(self) -> tuple[Tensor | None, int, int]:
+        """What kernels find a sample's tokens by."""
+        return self.cu, self.total, self.longest
+
+    def floats(self, *shape: int) -> Tensor:
+        return self.features.new_empty(shape, dtype=torch.float32)
+
+    def ints(self, *shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
+        return self.features.new_empty(shape, dtype=dtype)
+
+
+@dataclass(frozen=True)
+class Slots:
+    """Where picks go: (B, longest), or packed by `cu` into `total`."""
+
+    cu: Tensor | None
+    longest: int
+    total: int
+
+    @property
+    def place(self) -> tuple[Tensor | None, int, int]:
+        return self.cu, self.total, self.longest
+
+
+@dataclass(frozen=True)
+class Selection:
+    """How to select."""
+
+    bandwidth: float
+    redundancy: str
+    weight: float
+    budget: Tensor | None
+    min_gain: float | None
+
+    def path(self, tokens: int) -> str:
+        """ "top-k", "gram" or "rows", for samples of at most `tokens`; a pure function of the call."""
+        if self.redundancy == "none" or self.weight == 0:
+            return "top-k"
+        return "gram" if tokens <= tiles.GRAM_TOKENS else "rows"
+
+    @property
+    def kappa(self) -> float:
+        return self.bandwidth**-2
+
+    @property
+    def threshold(self) -> float:
+        return -math.inf if self.min_gain is None else self.min_gain
+
+
+@dataclass(frozen=True)
+class Similarities:
+    """What `similarity_kernel` leaves."""
+
+    tile: tiles.Tile
+    visual_inverse: Tensor  # (total N,)
+    text_inverse: Tensor  # (total M,)
+    cosines: Tensor  # (total N, M)
+    moments: Tensor  # (B, row tiles, text tiles, 3)
+    gram: Tensor  # (total N, N)
+    part_top: Tensor  # (row tiles, total N)
+    part_sum: Tensor
+    row_tiles: int
+    text_tiles: int
+
+
+@dataclass(frozen=True)
+class Normalisers:
+    """What `normaliser_kernel` leaves."""
+
+    text_top: Tensor  # (chunks, total M)
+    text_sum: Tensor
+    kappa: Tensor  # (B,) 1/h²
+    log_total: Tensor  # (B,) log of the priors' sum
+    visual_log_z: Tensor  # (total N,)
+
+
+def _samples_constant(tokens: Tokens) -> int:
+    return triton.next_power_of_2(tokens.samples + 1)
+
+
+def _architecture(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 90  # the interpreter follows the tiles of a GPU
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
+def _round_up(value: int, to: int) -> int:
+    return triton.cdiv(value, to) * to
+
+
+def _tile_options(tile: tiles.Tile, dtype: torch.dtype) -> dict:
+    """The constants of every kernel that multiplies tiles, and its warps: the same everywhere, for the same bits."""
+    return {
+        "ROWS": tile.rows,
+        "COLUMNS": tile.columns,
+        "DEPTH": tile.depth,
+        "WIDEN": INTERPRETED,
+        "PRECISION": "tf32x3" if dtype == torch.float32 else "ieee",
+        "num_warps": tile.warps,
+        "num_stages": tile.stages,
+        **_EXACT,
+    }
+
+
+def similarities(visual: Tokens, text: Tokens | None, gram: bool, visual_kappa: float) -> Similarities:
+    """Norms of all tokens, cosines with the text, and with `gram` those of the visual tokens."""
+    size = tiles.tile(visual.features.dtype, _architecture(visual.features.device))
+    row_tiles = triton.cdiv(visual.longest, size.rows)
+    visual_tiles = triton.cdiv(visual.longest, size.columns) if gram else 0
+    text = text or Tokens(visual.features, None, visual.cu, 0)
+    text_tiles = triton.cdiv(text.longest, size.columns)
+    if visual_tiles == 0:
+        text_tiles = max(1, text_tiles)  # one tile, if an empty one, takes the norms
+    found = Similarities(
+        size,
+        visual.floats(visual.total),
+        visual.floats(text.total),
+        visual.floats(visual.total, _round_up(text.longest, 4)),
+        visual.floats(visual.samples, row_tiles, text_tiles, 3),
+        visual.floats(visual.total if gram else 0, _round_up(visual.longest, 4)),
+        visual.floats(row_tiles if gram else 0, visual.total),
+        visual.floats(row_tiles if gram else 0, visual.total),
+        row_tiles,
+        text_tiles,
+    )
+    similarity.similarity_kernel[(visual.samples * row_tiles * (text_tiles + visual_tiles),)](
+        visual.features,
+        *visual.strides,
+        *visual.place,
+        visual.prior,
+        text.features,
+        *text.strides,
+        *text.place,
+        text.prior,
+        visual.features.shape[-1],
+        visual_kappa,
+        found.visual_inverse,
+        found.text_inverse,
+        found.cosines,
+        found.cosines.stride(0),
+        found.moments,
+        found.gram,
+        found.gram.stride(0),
+        found.part_top,
+        found.part_sum,
+        row_tiles,
+        text_tiles,
+        visual_tiles,
+        SAMPLES=_samples_constant(visual),
+        **_tile_options(size, visual.features.dtype),
+    )
+    return found
+
+
+def normalisers(
+    visual: Tokens, text: Tokens | None, found: Similarities, gram: bool, bandwidth: float | None
+) -> Normalisers:
+    """Of the text, and with `gram` of the visual tokens."""
+    text_programs = 0 if text is None else max(1, triton.cdiv(text.longest, densities.NORMALISER_COLUMNS))
+    chunks = triton.cdiv(visual.longest, densities.NORMALISER_CHUNK)
+    visual_programs = triton.cdiv(visual.longest, densities.NORMALISER_ROWS) if gram else 0
+    text = text or Tokens(visual.features, None, visual.cu, 0)
+    left = Normalisers(
+        visual.floats(chunks, text.total),
+        visual.floats(chunks, text.total),
+        visual.floats(visual.samples),
+        visual.floats(visual.samples),
+        visual.floats(visual.total if gram else 0),
+    )
+    densities.normaliser_kernel[(visual.samples * (text_programs * chunks + visual_programs),)](
+        *visual.place,
+        visual.prior,
+        *text.place,
+        found.visual_inverse,
+        found.cosines,
+        found.cosines.stride(0),
+        found.moments,
+        found.row_tiles,
+        found.text_tiles,
+        0.0 if bandwidth is None else bandwidth**-2,
+        left.text_top,
+        left.text_sum,
+        left.kappa,
+        left.log_total,
+        found.part_top,
+        found.part_sum,
+        left.visual_log_z,
+        chunks,
+        text_programs * chunks,
+        visual_programs,
+        SAMPLES=_samples_constant(visual),
+        RULE=bandwidth is None,
+        TILE_ROWS=found.tile.rows,
+        TILE_COLUMNS=found.tile.columns,
+        ROWS=densities.NORMALISER_ROWS,
+        COLUMNS=densities.NORMALISER_COLUMNS,
+        CHUNK=densities.NORMALISER_CHUNK,
+        **_EXACT,
+    )
+    return left
+
+
+def scores(visual: Tokens, text: Tokens, found: Similarities, left: Normalisers, marginal: str) -> Tensor:
+    """a (B, N), or packed (total N,)."""
+    out = visual.floats(*visual.features.shape[:-1])
+    programs = triton.cdiv(visual.longest, densities.SCORE_ROWS)
+    densities.score_kernel[(visual.samples * programs,)](
+        *visual.place,
+        visual.prior,
+        *text.place,
+        text.prior,
+        found.visual_inverse,
+        found.text_inverse,
+        found.cosines,
+        found.cosines.stride(0),
+        left.text_top,
+        left.text_sum,
+        left.kappa,
+        left.log_total,
+        out,
+        visual.samples,
+        programs,
+        SAMPLES=_samples_constant(visual),
+        JOINT=marginal == "joint",
+        ROWS=densities.SCORE_ROWS,
+        COLUMNS=densities.SCORE_COLUMNS,
+        CHUNK=densities.NORMALISER_CHUNK,
+        **_EXACT,
+    )
+    return out
+
+
+def _empty_slots(visual: Tokens, slots: Slots) -> tuple[Tensor, Tensor]:
+    shape = (slots.total,) if visual.cu is not None else (visual.samples, slots.longest)
+    return visual.ints(*shape, dtype=torch.int64), visual.floats(*shape)
+
+
+def top_k_picks(visual: Tokens, ranks: Tensor, inverse: Tensor, slots: Slots, how: Selection) -> tuple[Tensor, Tensor]:
+    """Indices and gains in the order of the picks, by score alone."""
+    indices, gains = _empty_slots(visual, slots)
+    programs = triton.cdiv(visual.longest, top_k.TOP_K_ROWS)
+    top_k.top_k_kernel[(visual.samples * programs,)](
+        ranks,
+        *visual.place,
+        visual.prior,
+        inverse,
+        *slots.place,
+        how.budget,
+        how.threshold,
+        indices,
+        gains,
+        visual.samples,
+        programs,
+        SAMPLES=_samples_constant(visual),
+        STOPS=how.min_gain is not None,
+        ROWS=top_k.TOP_K_ROWS,
+        CHUNK=top_k.TOP_K_CHUNK,
+        **_EXACT,
+    )
+    return indices, gains
+
+
+def gram_picks(
+    visual: Tokens, ranks: Tensor, found: Similarities, left: Normalisers, slots: Slots, how: Selection
+) -> tuple[Tensor, Tensor]:
+    """Indices and gains in the order of the picks, from all cosines."""
+    indices, gains = _empty_slots(visual, slots)
+    tokens = max(32, triton.next_power_of_2(visual.longest))
+    greedy.greedy_kernel[(visual.samples,)](
+        ranks,
+        *visual.place,
+        visual.prior,
+        found.visual_inverse,
+        found.gram,
+        found.gram.stride(0),
+        left.visual_log_z,
+        left.log_total,
+        how.kappa,
+        how.weight,
+        *slots.place,
+        how.budget,
+        how.threshold,
+        indices,
+        gains,
+        visual.samples,
+        SAMPLES=_samples_constant(visual),
+        REDUNDANCY=how.redundancy,
+        STOPS=how.min_gain is not None,
+        TOKENS=tokens,
+        num_warps=min(16, max(1, tokens // 256)),  # 8 tokens a lane
+        **_EXACT,
+    )
+    return indices, gains
+
+
+def row_rounds(tokens: int, picks: int) -> int:
+    """How many blocks of rows are planned before `finish_kernel`: for 1.5 rows a pick and two more, at most for all."""
+    return min(triton.cdiv(3 * picks, 2 * rows.BLOCK) + 2, triton.cdiv(tokens, rows.BLOCK))
+
+
+def row_picks(
+    visual: Tokens, ranks: Tensor, found: Similarities, slots: Slots, how: Selection
+) -> tuple[Tensor, Tensor]:
+    """Indices and gains in the order of the picks, from rows of cosines of the best candidates."""
+    indices, gains = _empty_slots(visual, slots)
+    samples, total, longest = visual.samples, visual.total, visual.longest
+    rounds = row_rounds(longest, slots.longest)
+    row_slots = (rounds + 1) * rows.BLOCK  # the last block is `finish_kernel`'s
+    groups = max(rows.STEP_CHUNK // rows.GROUP.value, triton.next_power_of_2(triton.cdiv(longest, rows.GROUP.value)))
+    rank, rho, log_prior = visual.floats(3, total)
+    row_slot, log_total = visual.ints(total), visual.floats(samples)
+    state, candidates = visual.ints(samples, rows.STATE.value), visual.ints(samples, rows.BLOCK)
+    cosines = visual.floats(samples * row_slots, _round_up(longest, 4))
+    parts = visual.floats(2, samples, found.row_tiles, rows.BLOCK)
+    samples_constant = _samples_constant(visual)
+    tile_options = _tile_options(found.tile, visual.features.dtype)
+    memory = (rank, rho, log_prior, row_slot, log_total, state)
+    rows.start_kernel[(samples,)](
+        ranks,
+        *visual.place,
+        visual.prior,
+        found.visual_inverse,
+        *slots.place,
+        how.budget,
+        *memory,
+        SAMPLES=samples_constant,
+        CHUNK=rows.STEP_CHUNK // 2,  # 16 tokens a lane of 4 warps
+        **_EXACT,
+    )
+    table = (cosines, cosines.stride(0))
+    block = (candidates, *table, row_slots, *parts, found.row_tiles)
+    steps = (
+        *memory,
+        visual.ints(samples, groups, dtype=torch.int64),
+        candidates,
+        *table,
+        visual.floats(samples, row_slots),
+        row_slots,
+        *parts,
+        found.row_tiles,
+        how.kappa,
+        how.weight,
+        how.threshold,
+        indices,
+        gains,
+    )
+    options = {
+        "SAMPLES": samples_constant,
+        "REDUNDANCY": how.redundancy,
+        "STOPS": how.min_gain is not None,
+        "BLOCK": rows.BLOCK,
+        "GROUPS": groups,
+        "CHUNK": rows.STEP_CHUNK,
+    }
+    features = (visual.features, *visual.strides, *visual.place, visual.prior, visual.features.shape[-1])
+    for _ in range(rounds):
+        rows.advance_kernel[(samples,)](
+            *visual.place, *slots.place, *steps, **options, TILE_ROWS=found.tile.rows, num_warps=16, **_EXACT
+        )
+        rows.rows_kernel[(samples * found.row_tiles * (rows.BLOCK // found.tile.columns),)](
+            *features, how.kappa, state, *block, SAMPLES=samples_constant, BLOCK=rows.BLOCK, **tile_options
+        )
+    options["CHUNK"] //= 4  # half the warps, and registers full of a tile
+    rows.finish_kernel[(samples,)](*features, *slots.place, *steps, samples, **options, **tile_options)
+    return indices, gains
+
+
+def gathered(visual: Tokens, indices: Tensor, gains: Tensor, slots: Slots) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens, indices and gains in ascending order of the indices."""
+    dim = visual.features.shape[-1]
+    tokens = visual.features.new_empty((*indices.shape, dim))
+    indices_out, gains_out = torch.empty_like(indices), torch.empty_like(gains)
+    picks = 1 if slots.longest <= 1024 else 8  # many programs for few picks; fewer counts for many
+    programs = triton.cdiv(slots.longest, picks)
+    gather.gather_kernel[(visual.samples * programs,)](
+        visual.features,
+        *visual.strides,
+        *visual.place,
+        *slots.place,
+        indices,
+        gains,
+        dim,
+        tokens,
+        indices_out,
+        gains_out,
+        visual.samples,
+        programs,
+        SAMPLES=_samples_constant(visual),
+        PICKS=picks,
+        CHUNK=gather.GATHER_CHUNK,
+        DEPTH=1024 // picks,
+        **_EXACT,
+    )
+    return tokens, indices_out, gains_out

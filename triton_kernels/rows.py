@@ -1,0 +1,594 @@
+"""Greedy selection among many tokens: exact, on rows of cosines computed for the best candidates only.
+
+Algorithm: only the cosines with *picked* tokens are needed, and what will be picked is nearly known in advance. A round
+is two launches. `advance_kernel` takes greedy steps until the best token has no row of cosines yet, then lists that
+token and the next best without a row: BLOCK candidates. `rows_kernel` computes their rows on all multiprocessors, and
+their parts of log Z. The host launches as many rounds as candidates that are picked two times in three would need, so
+it never waits for the device; `finish_kernel` takes the steps that are left, if any, and computes rows itself: slowly
+(one multiprocessor), but exactly, whatever the data. No launch per token, no barrier between programs.
+Mapping: `start_`, `advance_` and `finish_kernel`: program = sample, all tokens in chunks a step; `rows_kernel`: program
+= tile of ROWS tokens × COLUMNS candidates.
+Cost: a step reads 4 and writes 1 floats a token: 20 N bytes through one multiprocessor. A round reads `visual` once:
+2 · N · BLOCK · D flops, N · D · itemsize bytes. Bound by the steps (one multiprocessor's share of L2) for small D, by
+memory for large D.
+Memory: (rounds + 1) · BLOCK · N floats of cosines, rounds · BLOCK ≈ 1.5 K and at most N.
+Bits: a cosine, a normaliser and a gain have the bits of `similarity.py` and `greedy.py`: a packed sample may run here
+that alone would run there.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .densities import combined_parts
+from .greedy import ABSENT, added_redundancy, finish_slots, gain_key, gain_of, key_gain, key_index, pick_limit
+from .similarity import cosine_tile, normaliser_part
+from .tokens import log_total, log_weight, span
+
+# 128: a round's steps outweigh its fixed cost, and `visual` is read once for two tiles of columns.
+BLOCK = 128
+STEP_CHUNK = 4096  # 8 tokens a lane of 16 warps; a quarter of it, in `finish_kernel`, is a multiple of GROUP
+GROUP = tl.constexpr(256)  # tokens that a candidate's successor is looked for among
+# A sample's state: picks made, picks allowed, candidates that wait for rows, blocks of rows computed.
+_STEP, _LIMIT, _WAITING, _BLOCKS = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
+STATE = tl.constexpr(4)
+
+
+@triton.jit
+def start_kernel(
+    score_ptr,
+    cu_visual_ptr,
+    visual_total,
+    longest_visual,
+    visual_prior_ptr,
+    inverse_ptr,
+    cu_keep_ptr,
+    keep_total,
+    longest_keep,
+    budget_ptr,
+    rank_ptr,
+    rho_ptr,
+    log_prior_ptr,
+    row_slot_ptr,
+    log_total_ptr,
+    state_ptr,
+    SAMPLES: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
+    """The state before the first pick. `rank`: scores, NaN where a token can't be picked (any more)."""
+    sample = tl.program_id(0)
+    start, count = span(cu_visual_ptr, sample, visual_total, longest_visual, SAMPLES)
+    _, slots = span(cu_keep_ptr, sample, keep_total, longest_keep, SAMPLES)
+    total, valid = log_total(visual_prior_ptr, inverse_ptr, start, count)
+    limit = pick_limit(slots, valid, budget_ptr, sample)
+    for first in range(0, count, CHUNK):
+        at = first + tl.arange(0, CHUNK)
+        mask = at < count
+        inverse = tl.load(inverse_ptr + start + at, mask=mask, other=float("nan"))
+        weight = log_weight(visual_prior_ptr, start + at, inverse, mask)
+        score = tl.load(score_ptr + start + at, mask=mask, other=0.0)
+        rank = tl.where(score == score, score, float("-inf"))
+        tl.store(rank_ptr + start + at, tl.where(weight > float("-inf"), rank, float("nan")), mask=mask)
+        tl.store(rho_ptr + start + at, tl.zeros((CHUNK,), tl.float32), mask=mask)
+        tl.store(log_prior_ptr + start + at, tl.where(weight > float("-inf"), weight - total, float("-inf")), mask=mask)
+        tl.store(row_slot_ptr + start + at, tl.full((CHUNK,), -1, tl.int32), mask=mask)
+    tl.store(log_total_ptr + sample, total)
+    at = tl.arange(0, STATE)
+    tl.store(state_ptr + sample * STATE + at, tl.where(at == _LIMIT, limit, 0))
+
+
+@triton.jit
+def _scan(
+    rank_ptr,
+    rho_ptr,
+    log_prior_ptr,
+    count,
+    row_at,
+    log_z,
+    pick,
+    kappa,
+    weight,
+    step,
+    REDUNDANCY: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
+    """Adds the redundancy with `pick` (none if negative) and returns the best key. Lanes re-read what they wrote."""
+    best = tl.full((), ABSENT, tl.int64)
+    new = pick >= 0
+    pick_log_prior = 0.0
+    if REDUNDANCY == "chain":
+        pick_log_prior = tl.load(log_prior_ptr + pick, mask=new, other=0.0)
+    for first in range(0, count, CHUNK):
+        at = first + tl.arange(0, CHUNK)
+        mask = at < count
+        rank = tl.load(rank_ptr + at, mask=mask, other=float("nan"))
+        rho = tl.load(rho_ptr + at, mask=mask, other=0.0)
+        if new:
+            log_prior = tl.load(log_prior_ptr + at, mask=mask, other=float("-inf"))
+            cosines = tl.load(row_at + at, mask=mask, other=0.0)
+            rho = added_redundancy(rho, cosines, log_z, log_prior, pick_log_prior, kappa, step, REDUNDANCY)
+            rank = tl.where(at == pick, float("nan"), rank)
+            tl.store(rho_ptr + at, rho, mask=mask)
+            tl.store(rank_ptr + at, rank, mask=mask & (at == pick))
+        key = gain_key(gain_of(rank, rho, weight, step, REDUNDANCY), at, rank == rank)
+        best = tl.maximum(best, tl.max(key, axis=0))
+    return best
+
+
+@triton.jit
+def _advance(
+    rank_ptr,
+    rho_ptr,
+    log_prior_ptr,
+    row_slot_ptr,
+    count,
+    row_ptr,
+    row_stride,
+    row_log_z_ptr,
+    kappa,
+    weight,
+    min_gain,
+    index_ptr,
+    gain_ptr,
+    step,
+    limit,
+    REDUNDANCY: tl.constexpr,
+    STOPS: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
+    """Takes steps until the picks are complete or the best token has no row: step, limit, whether a row is missing."""
+    missing = 0
+    pick = -1
+    row_at = row_ptr
+    log_z = 0.0
+    going = step < limit
+    while going:
+        best = _scan(
+            rank_ptr, rho_ptr, log_prior_ptr, count, row_at, log_z, pick, kappa, weight, step, REDUNDANCY, CHUNK
+        )
+        pick = key_index(best)
+        gain = key_gain(best)
+        row_slot = tl.load(row_slot_ptr + pick)
+        if STOPS and gain < min_gain:
+            limit = step
+            going = False
+        else:
+            last = step + 1 == limit
+            if (row_slot < 0) & (not last):
+                missing = 1
+                going = False
+            else:
+                tl.store(index_ptr + step, pick.to(tl.int64))
+                tl.store(gain_ptr + step, gain)
+                step += 1
+                row_at = row_ptr + tl.maximum(row_slot, 0).to(tl.int64) * row_stride
+                log_z = tl.load(row_log_z_ptr + tl.maximum(row_slot, 0))
+                going = step < limit
+    return step, limit, missing
+
+
+@triton.jit
+def _missing_keys(rank_ptr, rho_ptr, row_slot_ptr, at, mask, weight, step, REDUNDANCY: tl.constexpr):
+    """Keys of the tokens that can be picked and have no row; ABSENT for the others."""
+    rank = tl.load(rank_ptr + at, mask=mask, other=float("nan"))
+    rho = tl.load(rho_ptr + at, mask=mask, other=0.0)
+    row_slot = tl.load(row_slot_ptr + at, mask=mask, other=0)
+    return gain_key(gain_of(rank, rho, weight, step, REDUNDANCY), at, (rank == rank) & (row_slot < 0))
+
+
+@triton.jit
+def _choose(
+    rank_ptr,
+    rho_ptr,
+    row_slot_ptr,
+    count,
+    group_ptr,
+    candidate_ptr,
+    first_slot,
+    weight,
+    step,
+    REDUNDANCY: tl.constexpr,
+    BLOCK: tl.constexpr,
+    GROUPS: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
+    """Lists the BLOCK best tokens without a row (-1: there are fewer) and gives them slots for their rows.
+
+    Each group's best key is known; the best of all is taken, and its group searched for the next.
+    """
+    per_chunk: tl.constexpr = CHUNK // GROUP
+    tl.debug_barrier()  # other lanes read here what was stored before: ranks and ρ, and below their groups' keys
+    for first in range(0, count, CHUNK):
+        at = first + tl.arange(0, CHUNK)
+        keys = _missing_keys(rank_ptr, rho_ptr, row_slot_ptr, at, at < count, weight, step, REDUNDANCY)
+        tl.store(
+            group_ptr + first // GROUP + tl.arange(0, per_chunk), tl.max(tl.reshape(keys, (per_chunk, GROUP)), axis=1)
+        )
+    tl.debug_barrier()
+    group = tl.arange(0, GROUPS)
+    best = tl.load(group_ptr + group, mask=group < tl.cdiv(count, GROUP), other=ABSENT)
+    for j in range(BLOCK):
+        top = tl.max(best, axis=0)
+        token = tl.where(top > ABSENT, key_index(top), -1)
+        tl.store(candidate_ptr + j, token)
+        taken = tl.maximum(token, 0) // GROUP
+        at = taken * GROUP + tl.arange(0, GROUP)
+        keys = _missing_keys(rank_ptr, rho_ptr, row_slot_ptr, at, at < count, weight, step, REDUNDANCY)
+        best = tl.where(group == taken, tl.max(tl.where(keys < top, keys, ABSENT), axis=0), best)
+    tl.debug_barrier()
+    slots = tl.arange(0, BLOCK)
+    tokens = tl.load(candidate_ptr + slots)
+    tl.store(row_slot_ptr + tokens, first_slot + slots, mask=tokens >= 0)
+
+
+@triton.jit
+def advance_kernel(
+    cu_visual_ptr,
+    visual_total,
+    longest_visual,
+    cu_keep_ptr,
+    keep_total,
+    longest_keep,
+    rank_ptr,
+    rho_ptr,
+    log_prior_ptr,
+    row_slot_ptr,
+    log_total_ptr,
+    state_ptr,
+    group_ptr,
+    candidate_ptr,
+    row_ptr,
+    row_stride,
+    row_log_z_ptr,
+    row_slots,
+    part_top_ptr,
+    part_sum_ptr,
+    row_tiles,
+    kappa,
+    weight,
+    min_gain,
+    index_ptr,
+    gain_ptr,
+    SAMPLES: tl.constexpr,
+    REDUNDANCY: tl.constexpr,
+    STOPS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    GROUPS: tl.constexpr,
+    CHUNK: tl.constexpr,
+    TILE_ROWS: tl.constexpr,
+):
+    sample = tl.program_id(0)
+    start, count = span(cu_visual_ptr, sample, visual_total, longest_visual, SAMPLES)
+    slot, _ = span(cu_keep_ptr, sample, keep_total, longest_keep, SAMPLES)
+    state_ptr += sample * STATE
+    candidate_ptr += sample * BLOCK
+    row_log_z_ptr += sample.to(tl.int64) * row_slots
+    step, limit = tl.load(state_ptr + _STEP), tl.load(state_ptr + _LIMIT)
+    blocks = tl.load(state_ptr + _BLOCKS)
+    if step < limit:
+        if tl.load(state_ptr + _WAITING) > 0:
+            _store_log_z(
+                part_top_ptr + sample.to(tl.int64) * row_tiles * BLOCK,
+                part_sum_ptr + sample.to(tl.int64) * row_tiles * BLOCK,
+                candidate_ptr,
+                tl.load(log_total_ptr + sample),
+                row_log_z_ptr + blocks * BLOCK,
+                tl.cdiv(count, TILE_ROWS),
+                BLOCK,
+            )
+            blocks += 1
+        step, limit, missing = _advance(
+            rank_ptr + start,
+            rho_ptr + start,
+            log_prior_ptr + start,
+            row_slot_ptr + start,
+            count,
+            row_ptr + sample.to(tl.int64) * row_slots * row_stride,
+            row_stride,
+            row_log_z_ptr,
+            kappa,
+            weight,
+            min_gain,
+            index_ptr + slot,
+            gain_ptr + slot,
+            step,
+            limit,
+            REDUNDANCY,
+            STOPS,
+            CHUNK,
+        )
+        if missing > 0:
+            _choose(
+                rank_ptr + start,
+                rho_ptr + start,
+                row_slot_ptr + start,
+                count,
+                group_ptr + sample * GROUPS,
+                candidate_ptr,
+                blocks * BLOCK,
+                weight,
+                step,
+                REDUNDANCY,
+                BLOCK,
+                GROUPS,
+                CHUNK,
+            )
+        tl.store(state_ptr + _STEP, step)
+        tl.store(state_ptr + _LIMIT, limit)
+        tl.store(state_ptr + _WAITING, missing)
+        tl.store(state_ptr + _BLOCKS, blocks)
+
+
+@triton.jit
+def _store_log_z(part_top_ptr, part_sum_ptr, candidate_ptr, prior_total, log_z_ptr, parts, BLOCK: tl.constexpr):
+    """log Z of a block's candidates, from the parts that their tiles left."""
+    column = tl.arange(0, BLOCK)
+    mask = tl.load(candidate_ptr + column) >= 0
+    log_z = combined_parts(part_top_ptr + column, part_sum_ptr + column, BLOCK, parts, mask)
+    tl.store(log_z_ptr + column, log_z - prior_total, mask=mask)
+    tl.debug_barrier()  # any lane reads them next
+
+
+@triton.jit
+def _row_tile(
+    visual_ptr,
+    visual_stride,
+    start,
+    count,
+    visual_prior_ptr,
+    candidate_ptr,
+    row_ptr,
+    row_stride,
+    part_top_ptr,
+    part_sum_ptr,
+    row_tile,
+    column_tile,
+    dim,
+    kappa,
+    BLOCK: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    WIDEN: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Cosines of a tile of tokens with a tile of candidates, and its parts of their normalisers."""
+    rows = row_tile * ROWS + tl.arange(0, ROWS)
+    columns = column_tile * COLUMNS + tl.arange(0, COLUMNS)
+    tokens = tl.load(candidate_ptr + columns)
+    mask = tokens >= 0
+    cosines, row_inverse, _ = cosine_tile(
+        visual_ptr,
+        visual_stride,
+        rows,
+        count,
+        visual_ptr,
+        visual_stride,
+        tokens,
+        mask,
+        dim,
+        ROWS,
+        COLUMNS,
+        DEPTH,
+        WIDEN,
+        PRECISION,
+    )
+    log_prior = log_weight(visual_prior_ptr, start + rows, row_inverse, rows < count)
+    at = row_ptr + columns[None, :].to(tl.int64) * row_stride + rows[:, None]
+    tl.store(at, cosines, mask=(rows < count)[:, None] & mask[None, :])
+    top, total = normaliser_part(cosines, log_prior, kappa)
+    tl.store(part_top_ptr + row_tile * BLOCK + columns, top, mask=mask)
+    tl.store(part_sum_ptr + row_tile * BLOCK + columns, total, mask=mask)
+
+
+@triton.jit
+def rows_kernel(
+    visual_ptr,
+    visual_batch_stride,
+    visual_stride,
+    cu_visual_ptr,
+    visual_total,
+    longest_visual,
+    visual_prior_ptr,
+    dim,
+    kappa,
+    state_ptr,
+    candidate_ptr,
+    row_ptr,
+    row_stride,
+    row_slots,
+    part_top_ptr,
+    part_sum_ptr,
+    row_tiles,
+    SAMPLES: tl.constexpr,
+    BLOCK: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    WIDEN: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    column_tile = tl.program_id(0) % (BLOCK // COLUMNS)
+    row_tile = tl.program_id(0) // (BLOCK // COLUMNS) % row_tiles
+    sample = tl.program_id(0) // (BLOCK // COLUMNS) // row_tiles
+    start, count = span(cu_visual_ptr, sample, visual_total, longest_visual, SAMPLES)
+    state_ptr += sample * STATE
+    if (tl.load(state_ptr + _WAITING) > 0) & (row_tile * ROWS < count):
+        if cu_visual_ptr is None:
+            visual_ptr += sample.to(tl.int64) * visual_batch_stride
+        else:
+            visual_ptr += start * visual_stride
+        first_slot = sample.to(tl.int64) * row_slots + tl.load(state_ptr + _BLOCKS) * BLOCK
+        _row_tile(
+            visual_ptr,
+            visual_stride,
+            start,
+            count,
+            visual_prior_ptr,
+            candidate_ptr + sample * BLOCK,
+            row_ptr + first_slot * row_stride,
+            row_stride,
+            part_top_ptr + sample.to(tl.int64) * row_tiles * BLOCK,
+            part_sum_ptr + sample.to(tl.int64) * row_tiles * BLOCK,
+            row_tile,
+            column_tile,
+            dim,
+            kappa,
+            BLOCK,
+            ROWS,
+            COLUMNS,
+            DEPTH,
+            WIDEN,
+            PRECISION,
+        )
+
+
+@triton.jit
+def finish_kernel(
+    visual_ptr,
+    visual_batch_stride,
+    visual_stride,
+    cu_visual_ptr,
+    visual_total,
+    longest_visual,
+    visual_prior_ptr,
+    dim,
+    cu_keep_ptr,
+    keep_total,
+    longest_keep,
+    rank_ptr,
+    rho_ptr,
+    log_prior_ptr,
+    row_slot_ptr,
+    log_total_ptr,
+    state_ptr,
+    group_ptr,
+    candidate_ptr,
+    row_ptr,
+    row_stride,
+    row_log_z_ptr,
+    row_slots,
+    part_top_ptr,
+    part_sum_ptr,
+    row_tiles,
+    kappa,
+    weight,
+    min_gain,
+    index_ptr,
+    gain_ptr,
+    samples,
+    SAMPLES: tl.constexpr,
+    REDUNDANCY: tl.constexpr,
+    STOPS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    GROUPS: tl.constexpr,
+    CHUNK: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    WIDEN: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """The rest of the steps, by one program; its rows take the last block of slots, again and again."""
+    sample = tl.program_id(0)
+    start, count = span(cu_visual_ptr, sample, visual_total, longest_visual, SAMPLES)
+    slot, slots = span(cu_keep_ptr, sample, keep_total, longest_keep, SAMPLES)
+    if cu_visual_ptr is None:
+        visual_ptr += sample.to(tl.int64) * visual_batch_stride
+    else:
+        visual_ptr += start * visual_stride
+    rank_ptr += start
+    rho_ptr += start
+    row_slot_ptr += start
+    candidate_ptr += sample * BLOCK
+    row_ptr += sample.to(tl.int64) * row_slots * row_stride
+    row_log_z_ptr += sample.to(tl.int64) * row_slots
+    part_top_ptr += sample.to(tl.int64) * row_tiles * BLOCK
+    part_sum_ptr += sample.to(tl.int64) * row_tiles * BLOCK
+    prior_total = tl.load(log_total_ptr + sample)
+    state_ptr += sample * STATE
+    step, limit = tl.load(state_ptr + _STEP), tl.load(state_ptr + _LIMIT)
+    block = tl.load(state_ptr + _BLOCKS)  # of the candidates that wait for their normalisers
+    waiting = step < limit
+    while waiting:
+        _store_log_z(
+            part_top_ptr,
+            part_sum_ptr,
+            candidate_ptr,
+            prior_total,
+            row_log_z_ptr + block * BLOCK,
+            tl.cdiv(count, ROWS),
+            BLOCK,
+        )
+        step, limit, missing = _advance(
+            rank_ptr,
+            rho_ptr,
+            log_prior_ptr + start,
+            row_slot_ptr,
+            count,
+            row_ptr,
+            row_stride,
+            row_log_z_ptr,
+            kappa,
+            weight,
+            min_gain,
+            index_ptr + slot,
+            gain_ptr + slot,
+            step,
+            limit,
+            REDUNDANCY,
+            STOPS,
+            CHUNK,
+        )
+        waiting = missing > 0
+        if waiting:
+            scratch = row_slots // BLOCK - 1
+            if block == scratch:  # the rows there are overwritten
+                tokens = tl.load(candidate_ptr + tl.arange(0, BLOCK))
+                tl.store(row_slot_ptr + tokens, tl.full((BLOCK,), -1, tl.int32), mask=tokens >= 0)
+                tl.debug_barrier()
+            block = scratch
+            _choose(
+                rank_ptr,
+                rho_ptr,
+                row_slot_ptr,
+                count,
+                group_ptr + sample * GROUPS,
+                candidate_ptr,
+                block * BLOCK,
+                weight,
+                step,
+                REDUNDANCY,
+                BLOCK,
+                GROUPS,
+                CHUNK,
+            )
+            tl.debug_barrier()
+            for tile in range(tl.cdiv(count, ROWS) * (BLOCK // COLUMNS)):
+                _row_tile(
+                    visual_ptr,
+                    visual_stride,
+                    start,
+                    count,
+                    visual_prior_ptr,
+                    candidate_ptr,
+                    row_ptr + block.to(tl.int64) * BLOCK * row_stride,
+                    row_stride,
+                    part_top_ptr,
+                    part_sum_ptr,
+                    tile // (BLOCK // COLUMNS),
+                    tile % (BLOCK // COLUMNS),
+                    dim,
+                    kappa,
+                    BLOCK,
+                    ROWS,
+                    COLUMNS,
+                    DEPTH,
+                    WIDEN,
+                    PRECISION,
+                )
+            tl.debug_barrier()
+    finish_slots(
+        index_ptr, gain_ptr, slot, step, slots, cu_keep_ptr, sample, samples, keep_total, longest_keep, SAMPLES
+    )
