@@ -1,10 +1,12 @@
 // From cosines to scores: normalisers over the visual tokens, then both marginals and the sum over the text.
 //
-// `normaliser_kernel`: a block for 8 text tokens of a sample first combines the parts of the bandwidth rule in order,
+// `normaliser_kernel`: a block for 4 text tokens of a sample first combines the parts of the bandwidth rule in order,
 // then runs over the sample's rows twice (largest exponent, sum): log Z of the text. Further blocks of the launch, for
-// 32 visual tokens each, leave the normalised prior and combine the parts of the visual-visual normalisers.
-// `score_kernel`: a warp for a visual token runs over the text twice, for the largest l and for the sums relative to
-// it. Bytes: the cosines four times, from L2 where they fit. Flops: two exponentials a cosine. Bound by L2 latency.
+// 128 visual tokens each, leave the normalised prior and combine the parts of the visual-visual normalisers.
+//
+// `score_kernel`: a warp for a visual token runs over the text twice: for the largest l, then for the sums.
+//
+// Bytes: the cosines four times, from L2 where they fit. Flops: two exponentials a cosine. Bound by L2 latency.
 // Determinism: a thread's share of a sum depends on the sample's own counts alone; fixed trees across threads.
 #pragma once
 
@@ -12,15 +14,15 @@
 
 namespace mi_pruner::cuda {
 
-constexpr int kDensityThreads = 256;
-constexpr int kNormaliserColumns = 8;                                  // 32 bytes of a row: a sector of memory
-constexpr int kNormaliserLanes = kDensityThreads / kNormaliserColumns; // rows at a time
-constexpr int kPriorRows = 32;                                         // 4 a warp: 18 blocks for 576 tokens
-constexpr int kScoreRows = kDensityThreads / 32;
+constexpr int kNormaliserThreads = 1024; // one block runs over a sample's rows: with 256 threads, 4 times as long
+constexpr int kNormaliserColumns = 4;    // 16 bytes of a row: half a sector, and twice the blocks
+constexpr int kPriorRows = 128;          // 4 a warp: 5 blocks for 576 tokens
+constexpr int kScoreThreads = 256;
+constexpr int kScoreRows = kScoreThreads / 32;
 
 struct DensityShared {
   float scratch[kMostWarps];
-  float columns[kNormaliserLanes][kNormaliserColumns];
+  float columns[kMostWarps][kNormaliserColumns];
 };
 
 // 1/h^2 by the rule, from the moments of the sample's own tiles.
@@ -45,14 +47,17 @@ __device__ inline float kappa_by_rule(const Similarities& found, int64_t sample,
   return 1 / fmaxf(sqrtf(squares / number), 1e-4f);
 }
 
-// Reduces a thread's value with those of its column's other lanes, to all of them.
+// Reduces a thread's value with those of the other threads of its column, threadIdx % kNormaliserColumns, to all of
+// them.
 template <typename Op> __device__ float column_reduce(float x, DensityShared& shared) {
   const int column = threadIdx.x % kNormaliserColumns;
-  shared.columns[threadIdx.x / kNormaliserColumns][column] = x;
+  for (int distance = 16; distance >= kNormaliserColumns; distance /= 2)
+    x = Op::apply(x, __shfl_xor_sync(kFullWarp, x, distance));
+  if (threadIdx.x % 32 < kNormaliserColumns) shared.columns[threadIdx.x / 32][column] = x;
   __syncthreads();
   x = shared.columns[0][column];
-  for (int lane = 1; lane < kNormaliserLanes; ++lane)
-    x = Op::apply(x, shared.columns[lane][column]);
+  for (int warp = 1; warp < kNormaliserThreads / 32; ++warp)
+    x = Op::apply(x, shared.columns[warp][column]);
   __syncthreads();
   return x;
 }
@@ -69,11 +74,11 @@ __device__ inline float text_log_z(const Tokens& visual, const Similarities& fou
   };
   const int64_t lane = threadIdx.x / kNormaliserColumns;
   float top = -MI_PRUNER_INFINITY, total = 0;
-  for (int64_t i = lane; i < rows.count; i += kNormaliserLanes)
+  for (int64_t i = lane; i < rows.count; i += kNormaliserThreads / kNormaliserColumns)
     top = fmaxf(top, exponent(i));
   top = column_reduce<Largest>(top, shared);
   const float shift = top == -MI_PRUNER_INFINITY ? 0.0f : top;
-  for (int64_t i = lane; i < rows.count; i += kNormaliserLanes)
+  for (int64_t i = lane; i < rows.count; i += kNormaliserThreads / kNormaliserColumns)
     total += expf(exponent(i) - shift);
   total = column_reduce<Sum>(total, shared);
   return top + logf(total > 0 ? total : 1.0f);
@@ -102,7 +107,7 @@ __device__ inline void normalise_text(const Tokens& visual, const Tokens& text, 
 __device__ inline void normalise_visual(const Tokens& visual, const Similarities& found, const Densities& densities,
                                         int64_t program, const Span& rows, float visual_total) {
   for (int64_t row = program * kPriorRows + threadIdx.x / 32; row < rows.count && row < (program + 1) * kPriorRows;
-       row += kDensityThreads / 32) {
+       row += kNormaliserThreads / 32) {
     const int64_t token = rows.begin + row;
     float log_z = 0;
     if (found.visual_tiles > 0)
@@ -114,7 +119,7 @@ __device__ inline void normalise_visual(const Tokens& visual, const Similarities
   }
 }
 
-__global__ void __launch_bounds__(kDensityThreads)
+__global__ void __launch_bounds__(kNormaliserThreads)
     normaliser_kernel(const Tokens visual, const Tokens text, const Similarities found, const float kappa,
                       const Densities densities, unsigned* const arrivals, const int64_t arrivals_count,
                       const unsigned text_programs, const unsigned visual_programs) {
@@ -156,7 +161,7 @@ __device__ inline float score_of(const float* cosines, const float* log_z, const
   return expf(log_prior + top) * bracket;
 }
 
-__global__ void __launch_bounds__(kDensityThreads)
+__global__ void __launch_bounds__(kScoreThreads)
     score_kernel(const Layout visual, const Layout text, const Similarities found, const Densities densities,
                  const bool joint, float* const scores, const unsigned programs) {
   const unsigned program = blockIdx.x % programs, sample = blockIdx.x / programs;

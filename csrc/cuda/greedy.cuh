@@ -1,10 +1,12 @@
 // Greedy selection of a sample by one block, from the cosines of all visual tokens with each other.
 //
-// Algorithm: a step takes the largest gain (the lowest index among equals: both in one 64-bit key), writes it, and adds
-// the redundancy of the pick with every token, which follows from the pick's row of cosines and its normaliser.
-// Mapping: block = sample, 4 tokens a thread, in registers for the whole selection: score, rho, log prior.
-// A step: 4 exponentials a thread, two warp reductions of 2 `redux` each, one barrier, one row read. While a step
-// reduces, each warp prefetches the row of its own best token: the next pick is mostly one of them.
+// Algorithm: a step takes the largest gain (the lowest index among equals: both in one 64-bit key), writes it, and
+// adds the redundancy of the pick with every token, which follows from the pick's row of cosines and its normaliser.
+//
+// Mapping: block = sample, 4 tokens a thread, in registers for the whole selection: score, rho, log prior. A step: 4
+// exponentials a thread, two warp reductions of 2 `redux` each, one barrier, one row read. While a step reduces, each
+// warp prefetches the row of its own best token: the next pick is mostly one of them.
+//
 // Bound by latency: about 60 cycles for the reductions, a barrier, and a read of L1 (prefetched) or L2.
 // Determinism: no sum crosses threads; the sum over the picks runs in their order.
 #pragma once

@@ -2,15 +2,19 @@
 //
 // Algorithm: only the rows of picked tokens are ever needed, and which will be picked is nearly known. When a pick has
 // no row yet, one product computes its row and those of the 127 next best candidates by current gain. A row's bits do
-// not depend on the block of rows it is computed in, so the picks are those of the full matrix. Rows are kept in a ring
-// of kGenerations such blocks; one that is overwritten too early is computed again. Mapping: one persistent launch; the
-// blocks are split into teams, a team for a sample at a time. Token i of a sample belongs to thread i % 256 of member i
-// / 256 % members, the tiles of a product to the members in turn. Members meet at a barrier in global memory (all
-// blocks are resident: a cooperative launch): once a step, where each posts its best token, and three times more for a
-// product. Not a thread-block cluster: steps would be shorter, but the product, most of the time, would have 16
-// multiprocessors. Cost: 2 D flops for each cosine of about K rows; `visual` is read once for 128 rows. Bound by L2 and
-// the tensor cores in the products, by the latency of the barrier (about a microsecond) in the steps. Determinism: as
-// in greedy.cuh; the number of members and teams touches no sum.
+// not depend on the block of rows it is computed in: the picks are those of the full matrix. Rows are kept in a ring
+// of kGenerations such blocks; one that is overwritten too early is computed again.
+//
+// Mapping: one persistent launch; the blocks are split into teams, a team for a sample at a time. Token i of a sample
+// belongs to thread i % 256 of member i / 256 % members, the tiles of a product to the members in turn. Members meet
+// at a barrier in global memory (all blocks are resident: a cooperative launch): once a step, where each posts its
+// best token, and three times more for a product. Not a thread-block cluster: its steps would be shorter, but the
+// products, most of the time, would have 16 multiprocessors.
+//
+// Cost: 2 D flops for each cosine of about 1.5 K rows; `visual` is read once for 128 rows. Bound by L2 and the tensor
+// cores in the products, by the latency of the barrier (about a microsecond) in the steps.
+//
+// Determinism: as in greedy.cuh; the number of members and teams touches no sum.
 #pragma once
 
 #include "cuda/gain.cuh"

@@ -1,12 +1,14 @@
 // Norms and cosines in one pass: visual tokens against the text, and against one another.
 //
 // Mapping: one block a tile (tile.cuh); tiles of the same visual tokens lie next to one another and share them in L2.
-// A tile of text columns leaves the cosines (a visual token's row contiguous), and its share of the bandwidth rule: the
-// number, mean and sum of squared deviations of its valid pairs. A tile of visual columns leaves the cosines, and each
-// row's share of its normaliser over the columns.
+// A tile of text columns leaves the cosines (a visual token's row contiguous), and its share of the bandwidth rule:
+// the number, mean and sum of squared deviations of its valid pairs. A tile of visual columns leaves the cosines, and
+// each row's share of its normaliser over the columns.
+//
 // Cost: 2 D flops a cosine. Bytes: `visual` once (M <= 64: one column of tiles; what the gram reads again comes from
 // L2), the text once a row of tiles, the cosines once. Bound by memory for the scores, by L2 and the tensor cores for
 // the gram.
+//
 // Determinism: nothing is added by atomics; parts are combined in order by the kernels that follow.
 #pragma once
 

@@ -4,12 +4,15 @@
 // by cp.async, and are multiplied by warps of 16 x 64: halves on the tensor cores, floats by fused multiply-adds.
 // Squared norms are summed beside the product from the same registers, and the cosine is the product over both norms:
 // no normalised feature is ever written.
+//
 // Sums: a stage's products are summed from zero and then added to the total in float32. The tensor cores cut off where
-// float32 rounds: over a long D that would make cosines of like tokens too small by up to D/16 units; so it is at
-// most 4. Why no 3xTF32 for floats: its products are good to about 22 bits, and on a GPU models run in half precision
-// anyway. An element's sum has one order, whatever its place, the tile, N or the batch: its bits are the two tokens'
-// own. That holds for the norms, too, on either side of a tile. Shared memory: 3 x 24 KB, rows of 128 bytes whose
-// 16-byte pieces are permuted by the row (no bank conflicts).
+// float32 rounds: over a long D that would make cosines of like tokens too small by up to D/16 units; here, by 4. An
+// element's sum has one order, whatever its place, the tile, N or the batch: its bits are the two tokens' own. That
+// holds for the norms, too, on either side of a tile.
+//
+// Floats are not three TF32 products: those are good to about 22 bits, and models on a GPU run in half precision.
+//
+// Shared memory: 3 x 24 KB, rows of 128 bytes whose 16-byte pieces are permuted by the row (no bank conflicts).
 #pragma once
 
 #include "cuda/weights.cuh"
@@ -237,12 +240,13 @@ __device__ inline LogSum normaliser_part(const TileFragment& tile, const float* 
   return part;
 }
 
-// Row `half` of the fragment to `to`, a row of cosines of even stride: columns in pairs, those of `count` tokens.
+// Row `half` of the fragment to `to`, a row of cosines whose stride is a multiple of 4: those of `count` tokens, and
+// zeros up to the next multiple, since it is read four at a time.
 __device__ inline void store_row(const TileFragment& tile, int half, float* to, int64_t first, int64_t count) {
 #pragma unroll
   for (int n = 0; n < kTileColumns / 8; ++n) {
     const int64_t column = first + fragment_column(n);
-    if (column < count)
+    if (column < (count + 3) / 4 * 4)
       *reinterpret_cast<float2*>(to + column) = {tile.cosine[n][2 * half], tile.cosine[n][2 * half + 1]};
   }
 }

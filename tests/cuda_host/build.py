@@ -20,7 +20,7 @@ CUDA = ROOT / "csrc" / "cuda"
 KERNELS = ("similarity.cu", "densities.cu", "selection.cu", "rows.cu")
 WARNINGS = ("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas")  # the pragmas are nvcc's
 # As nvcc is told: sums are fused where the source says so and nowhere else.
-FLAGS = ("-std=c++20", "-fPIC", "-g", "-ffp-contract=off", *WARNINGS, "-DMI_PRUNER_CUDA_HOST")
+FLAGS = ("-std=c++20", "-fPIC", "-fvisibility=hidden", "-g", "-ffp-contract=off", *WARNINGS, "-DMI_PRUNER_CUDA_HOST")
 SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer", "-O1")
 
 
