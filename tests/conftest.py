@@ -20,7 +20,9 @@ _COMMON = {
 settings.register_profile("ci", max_examples=30, derandomize=True, database=None, **_COMMON)
 settings.register_profile("explore", max_examples=300, **_COMMON)  # HYPOTHESIS_PROFILE=explore pytest ...
 settings.register_profile("interpreter", max_examples=4, derandomize=True, database=None, **_COMMON)
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "interpreter" if INTERPRETED else "ci"))
+settings.register_profile("host", max_examples=12, derandomize=True, database=None, **_COMMON)  # a fiber a CUDA thread
+_PROFILE = "interpreter" if INTERPRETED else "host" if CUDA_ON_HOST else "ci"
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", _PROFILE))
 
 if CUDA_ON_HOST:
     BACKENDS["cuda"] = cuda_host.backend(cuda_host.build(cuda_host.ROOT / "build/cuda_host", "-O2"))

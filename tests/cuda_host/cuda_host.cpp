@@ -143,7 +143,8 @@ public:
   // called `open`.
   bool arrive(Barrier& barrier, unsigned all, unsigned ended, const Where& where) {
     if (barrier.arrived == 0) barrier.where = where;
-    if (barrier.where.line() != where.line() || std::strcmp(barrier.where.file_name(), where.file_name()) != 0)
+    if (barrier.where.line() != where.line() || (barrier.where.file_name() != where.file_name() &&
+                                                 std::strcmp(barrier.where.file_name(), where.file_name()) != 0))
       fail("divergent barrier: some threads wait at " + place(barrier.where) + ", others at " + place(where));
     else if (ended > 0)
       fail("divergent barrier: a thread has ended while others wait at " + place(where));
@@ -221,7 +222,8 @@ private:
     std::memset(memory, 0xff, shared_);
     block->shared.reset(static_cast<unsigned char*>(memory));
     for (unsigned t = 0; t < threads_; ++t) {
-      char* top = stacks.at(fibers_.size()) + kStack;
+      // Tops at different distances from a page's end: otherwise all stacks would meet in the same lines of the cache.
+      char* top = stacks.at(fibers_.size()) + kStack - t * 13 % 64 * 64;
       void** pointer =
           reinterpret_cast<void**>(top) - 8; // six registers, the place to go to, and no place to return to
       std::memset(pointer, 0, 8 * sizeof *pointer);
