@@ -5,7 +5,7 @@ ARGS ?=
 
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
-CXX_FILES := $(shell find csrc tests/cuda_host -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
+CXX_FILES := $(shell find csrc bench tests/cuda_host -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
 BUILD_FILES := pyproject.toml setup.py CMakeLists.txt $(CXX_FILES)
 
 # The CUDA kernels as C++ on the CPU: what is theirs, and the guarantees of every backend.
@@ -19,7 +19,7 @@ help:
 	@echo "make test     lint, type check, build, all tests (ARGS goes to pytest)"
 	@echo "make lint     ruff, clang-format, mypy;   make format: rewrite to the style"
 	@echo "make build    compile the library and install the package in place"
-	@echo "make bench    measure against the plain PyTorch baselines (ARGS goes to bench)"
+	@echo "make bench    measure against plain PyTorch and rival selectors (ARGS goes to bench)"
 	@echo "make clean    remove what was built; the environment $(VENV) stays"
 
 demo: $(VENV)/.installed-demo

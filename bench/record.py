@@ -1,20 +1,21 @@
-"""The kept figures: one CSV row per case and competitor, with the machine, the commit and the command that made it."""
+"""The kept figures: CSV files of records that carry the machine, the commit and the command that made them."""
 
 import csv
 import datetime
+import importlib.metadata
 import platform
 import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
-from .shapes import Case
-from .timing import Timing
+import mi_pruner
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -32,37 +33,7 @@ class Run:
     torch: str
 
 
-@dataclass(frozen=True)
-class Row:
-    """One line of the CSV; the fields are its columns. bench/README.md explains them."""
-
-    date: str
-    commit: str
-    machine: str
-    device: str
-    threads: int
-    torch: str
-    case: str
-    batch: int
-    tokens: int
-    keep: int
-    width: int
-    text: int
-    dtype: str
-    competitor: str
-    p20_ms: float
-    p50_ms: float
-    p80_ms: float
-    samples: int
-    baseline: str
-    speedup: float | None  # None: the baseline was not measured in this run
-    gflop_per_s: float
-    gb_per_s: float
-    peak_extra_mb: float | None
-    command: str
-
-
-COLUMNS = tuple(field.name for field in fields(Row))
+Record = TypeVar("Record")  # any dataclass of str, int, float and their optionals: a line of some CSV
 
 
 def this_run(device: str, module: str = "bench") -> Run:
@@ -87,79 +58,81 @@ def machine(device: str) -> str:
     return names[0].strip() if names else platform.processor() or platform.machine()
 
 
-def default_path(device: str) -> Path:
-    """bench/results/<machine>.csv, CPUs with their count of threads."""
+RESULTS = ROOT / "bench" / "results"
+
+
+def path_in(folder: Path, device: str) -> Path:
+    """<folder>/<machine>.csv, CPUs with their count of threads."""
     name = machine(device) + (f" {torch.get_num_threads()} threads" if device == "cpu" else "")
-    return ROOT / "bench" / "results" / (re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") + ".csv")
+    return folder / (re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") + ".csv")
 
 
-def rows(run: Run, case: Case, timings: dict[str, Timing], peaks: dict[str, float | None], baseline: str) -> list[Row]:
-    """One row per competitor of a case."""
-    reference = timings.get(baseline)
-    return [
-        Row(
-            **asdict(run),
-            case=case.name,
-            batch=case.batch,
-            tokens=case.tokens,
-            keep=case.keep,
-            width=case.width,
-            text=case.text,
-            dtype=str(case.dtype).removeprefix("torch."),
-            competitor=name,
-            p20_ms=_round(timing.p20),
-            p50_ms=_round(timing.p50),
-            p80_ms=_round(timing.p80),
-            samples=timing.samples,
-            baseline=baseline,
-            speedup=None if reference is None else _round(reference.p50 / timing.p50),
-            gflop_per_s=_round(case.flops / timing.p50 / 1e6),
-            gb_per_s=_round(case.bytes / timing.p50 / 1e6),
-            peak_extra_mb=peaks.get(name),
-        )
-        for name, timing in timings.items()
-    ]
+def versions() -> str:
+    """Of what decides speed, besides torch."""
+    try:
+        triton = importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:
+        triton = "none"
+    return f"python {platform.python_version()}, mi_pruner {mi_pruner.__version__}, triton {triton}"
 
 
-def append(path: Path, new: list[Row]) -> None:
-    """Adds rows to the file, made with its header where there is none.
+def columns(of: type) -> tuple[str, ...]:
+    """The header of a file of such records."""
+    return tuple(field.name for field in fields(of))
+
+
+def append(path: Path, of: type, new: Iterable[Any]) -> None:
+    """Adds records to the file, made with its header where there is none.
 
     Raises:
         ValueError: if the file has other columns.
     """
     if path.exists() and path.stat().st_size:
-        _check_header(path)
+        _check_header(path, of)
     else:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("w", newline="") as file:
-            csv.writer(file).writerow(COLUMNS)
+            csv.writer(file).writerow(columns(of))
     with path.open("a", newline="") as file:
-        csv.DictWriter(file, COLUMNS).writerows(asdict(row) for row in new)
+        csv.DictWriter(file, columns(of)).writerows(asdict(record) for record in new)
 
 
-def read(path: Path) -> list[Row]:
-    """All rows of a file, typed."""
-    _check_header(path)
+def holds(path: Path, of: type) -> bool:
+    """Whether the file has the columns of such records."""
+    return header(path) == columns(of)
+
+
+def header(path: Path) -> tuple[str, ...]:
+    """The first line."""
     with path.open(newline="") as file:
-        return [_typed(record) for record in csv.DictReader(file)]
+        return tuple(next(csv.reader(file), ()))
 
 
-def _check_header(path: Path) -> None:
+def read(path: Path, of: type[Record]) -> list[Record]:
+    """All records of a file, typed.
+
+    Raises:
+        ValueError: if the file has other columns.
+    """
+    _check_header(path, of)
     with path.open(newline="") as file:
-        header = tuple(next(csv.reader(file), ()))
-    if header != COLUMNS:
-        raise ValueError(f"{path}: expected the columns {', '.join(COLUMNS)}, got {', '.join(header)}")
+        return [_typed(record, of) for record in csv.DictReader(file)]
 
 
-def _typed(record: dict[str, str]) -> Row:
+def _check_header(path: Path, of: type) -> None:
+    if not holds(path, of):
+        raise ValueError(f"{path}: expected the columns {', '.join(columns(of))}, got {', '.join(header(path))}")
+
+
+def _typed(record: dict[str, str], of: type[Record]) -> Record:
     values: dict[str, Any] = dict(record)
-    for field in fields(Row):
+    for field in fields(of):  # type: ignore[arg-type]
         text = record[field.name]
-        if field.type is int:
-            values[field.name] = int(text)
-        elif field.type is not str:
-            values[field.name] = float(text) if text else None
-    return Row(**values)
+        if field.type is str:
+            continue
+        number = int if field.type in (int, int | None) else float
+        values[field.name] = number(text) if text else None
+    return of(**values)
 
 
 def _commit() -> str:
@@ -173,5 +146,6 @@ def _commit() -> str:
     return commit + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
 
 
-def _round(value: float) -> float:
+def rounded(value: float) -> float:
+    """To the 4 digits that a measurement is good for."""
     return float(f"{value:.4g}")

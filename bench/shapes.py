@@ -1,11 +1,13 @@
 """Shapes of real models, and features that resemble theirs.
 
-A name is `model/keep`. Widths are those of the language model, after the multimodal projector; token counts are those
-of one image at its usual size (LLaVA-NeXT: four tiles and the overview; Qwen: 1008 x 1008 and about 2000 x 2000
-pixels), or of a video.
+A model's case is named `model/keep`. Widths are those of the language model, after the multimodal projector; token
+counts are those of one image at its usual size (LLaVA-NeXT: four tiles and the overview; Qwen: 1008 x 1008 and about
+2000 x 2000 pixels), or of a video. The other cases vary one thing at a time.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,49 +15,90 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Case:
-    """One selection problem: keep `keep` of (batch, tokens, width) given (batch, text, width)."""
+    """One selection problem: keep `keep` of (batch, tokens, width) given (batch, text, width).
+
+    With `sizes` it is a packed batch of samples of those sizes: then tokens = their sum and keep = the total, which the
+    samples share in proportion.
+    """
 
     name: str
     tokens: int  # N
     keep: int  # K
     width: int  # D
-    text: int = 32  # M
+    text: int = 32  # M, of each sample
     batch: int = 1  # B
     dtype: torch.dtype = torch.float32
+    sizes: tuple[int, ...] = ()
 
     @property
-    def flops(self) -> int:
-        """Multiply-adds count 2. What any exact method must do: text products, and one row of the visual-visual
-        product for each kept token."""
-        return 2 * self.batch * self.tokens * self.width * (self.text + self.keep)
+    def samples(self) -> list[tuple[int, int]]:
+        """(tokens, keep) of each sample."""
+        if not self.sizes:
+            return [(self.tokens, self.keep)] * self.batch
+        return [(size, size * self.keep // self.tokens) for size in self.sizes]
 
-    @property
-    def bytes(self) -> int:
-        """What any method must move: both inputs read once, the kept tokens written."""
-        return self.batch * (self.tokens + self.text + self.keep) * self.width * self.dtype.itemsize
+
+class Inputs(NamedTuple):
+    """What every competitor is given; lists of samples (1, n, D) for packed cases."""
+
+    visual: Tensor
+    text: Tensor
+    saliency: Tensor  # (B, N) float32: a stand-in for the attention scores of a vision encoder
 
 
 def _model(name: str, tokens: int, width: int, *keeps: int) -> list[Case]:
     return [Case(f"{name}/{keep}", tokens, keep, width) for keep in keeps]
 
 
-CASES = {
-    case.name: case
-    for case in [
+def _packed(name: str, width: int, sizes: tuple[int, ...], one_of: int) -> Case:
+    """Keeps one token of every `one_of`; the sizes are multiples of it."""
+    return Case(name, sum(sizes), sum(sizes) // one_of, width, batch=len(sizes), sizes=sizes)
+
+
+SWEEP_WIDTH = 2048  # Qwen3-VL-2B's: the sweeps stay feasible on a CPU
+LLAVA = Case("llava-1.5/64", 576, 64, 4096)
+
+SETS: dict[str, tuple[Case, ...]] = {
+    "models": (
         *_model("llava-1.5", 576, 4096, 64, 128, 192),
         *_model("llava-next", 2880, 4096, 160, 320, 640),
         *_model("qwen2.5-vl-7b", 1296, 3584, 130, 324, 648),
-        *_model("qwen2.5-vl-7b-large", 5000, 3584, 500, 1250, 2500),
         *_model("qwen3-vl-2b", 1024, 2048, 102, 256, 512),
         *_model("qwen3-vl-8b", 1024, 4096, 102, 256, 512),
-        *_model("video-16k", 16384, 3584, 1638),
-        *_model("video-32k", 32768, 3584, 3277),
-        *_model("large", 10000, 4096, 1000),
-    ]
+        *_model("qwen2.5-vl-7b-large", 5000, 3584, 500, 1250, 2500),
+    ),
+    "video": (*_model("video-16k", 16384, 3584, 1638), *_model("video-32k", 32768, 3584, 3277)),
+    "text": tuple(Case(f"text-{m}", LLAVA.tokens, LLAVA.keep, LLAVA.width, text=m) for m in (16, 64, 256)),
+    "batches": tuple(Case(f"llava-1.5/64x{b}", LLAVA.tokens, LLAVA.keep, LLAVA.width, batch=b) for b in (8, 32, 128)),
+    "packed": (_packed("packed-8", 3584, (288, 360, 576, 729, 900, 1296, 1521, 2304), 9),),
+    "sweep-tokens": tuple(Case(f"tokens-{n}", n, n // 9, SWEEP_WIDTH) for n in (288, 576, 1152, 2304, 4608, 9216)),
+    "sweep-keep": tuple(Case(f"keep-{k}", 1152, k, SWEEP_WIDTH) for k in (32, 64, 128, 256, 512)),
+    "sweep-batch": tuple(Case(f"batch-{b}", 576, 64, SWEEP_WIDTH, batch=b) for b in (1, 2, 4, 8, 32, 128)),
+}
+CASES: dict[str, Case] = {case.name: case for cases in SETS.values() for case in cases}
+
+QUICK = ("llava-1.5/64", "llava-next/320")
+# Memory is measured for these, and the compiled baseline takes part: both cost seconds for each competitor and shape.
+CORE = ("llava-1.5/64", "llava-next/320", "qwen2.5-vl-7b-large/500")
+# Minutes a case on two cores.
+TOO_LONG_FOR_A_CPU = {
+    "qwen2.5-vl-7b-large/1250",
+    "qwen2.5-vl-7b-large/2500",
+    "video-16k/1638",
+    "video-32k/3277",
+    "llava-1.5/64x32",
+    "llava-1.5/64x128",
+    "tokens-9216",
+    "batch-32",
+    "batch-128",
 }
 
-CORE = ("llava-1.5/64", "llava-next/320", "large/1000")
-QUICK = CORE[:2]
+
+def usual(device: str, sets: Iterable[str] = SETS) -> list[str]:
+    """The names of the cases of some sets, less those that take too long on a CPU."""
+    names = [case.name for name in sets for case in SETS[name]]
+    return [name for name in names if device != "cpu" or name not in TOO_LONG_FOR_A_CPU]
+
 
 # The parts of a visual token. Together they give a cosine of about 0.84 within a cluster and 0.36 across clusters.
 COMMON = 0.6  # the mean of all tokens
@@ -64,25 +107,34 @@ NOISE = 0.4  # its own
 ALIGNMENT = 0.08  # pull of a text token towards a cluster: 5 times the 0.016 that chance gives in 4096 dimensions
 
 
-def features(case: Case, seed: int = 0, device: str = "cpu") -> tuple[Tensor, Tensor]:
-    """Visual (B, N, D) and text (B, M, D), alike for a seed on every device.
+def inputs(case: Case, seed: int = 0, device: str = "cpu") -> list[Inputs]:
+    """One `Inputs` of the whole batch, or, of a packed case, one for each sample (1, n, D). Alike for a seed on every
+    device."""
+    generator = torch.Generator().manual_seed(seed)
+    if not case.sizes:
+        return [_batch([_sample(case.tokens, case, generator) for _ in range(case.batch)], device)]
+    return [_batch([_sample(size, case, generator)], device) for size in case.sizes]
+
+
+def _batch(samples: list[tuple[Tensor, Tensor, Tensor]], device: str) -> Inputs:
+    return Inputs(*(torch.stack(parts).to(device) for parts in zip(*samples, strict=True)))
+
+
+def _sample(tokens: int, case: Case, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Visual (N, D), text (M, D), saliency (N,) of one sample.
 
     Visual tokens are clustered as those of an image are (about N / 10 clusters of uneven size, a common mean, norms
-    that vary by a fifth); every other text token leans towards one cluster.
+    that vary by a fifth); every other text token leans towards one cluster; saliency falls off as attention does.
     """
-    generator = torch.Generator().manual_seed(seed)
-    clusters = max(1, case.tokens // 10)
-    visual = torch.empty(case.batch, case.tokens, case.width, dtype=case.dtype)
-    text = torch.empty(case.batch, case.text, case.width, dtype=case.dtype)
-    for sample in range(case.batch):
-        centres = torch.randn(clusters, case.width, generator=generator)
-        common = torch.randn(case.width, generator=generator)
-        member = (torch.rand(case.tokens, generator=generator).square() * clusters).long()
-        norms = torch.exp(0.2 * torch.randn(case.tokens, 1, generator=generator))
-        rows = torch.randn(case.tokens, case.width, generator=generator).mul_(NOISE)
-        rows.add_(centres.mul_(CENTRE)[member]).add_(common, alpha=COMMON).mul_(norms)
-        words = torch.randn(case.text, case.width, generator=generator)
-        subject = torch.randint(clusters, (case.text,), generator=generator)
-        words[::2] += ALIGNMENT / CENTRE * centres[subject[::2]]
-        visual[sample], text[sample] = rows, words
-    return visual.to(device), text.to(device)
+    clusters = max(1, tokens // 10)
+    centres = torch.randn(clusters, case.width, generator=generator)
+    common = torch.randn(case.width, generator=generator)
+    member = (torch.rand(tokens, generator=generator).square() * clusters).long()
+    norms = torch.exp(0.2 * torch.randn(tokens, 1, generator=generator))
+    rows = torch.randn(tokens, case.width, generator=generator).mul_(NOISE)
+    rows.add_(centres.mul_(CENTRE)[member]).add_(common, alpha=COMMON).mul_(norms)
+    words = torch.randn(case.text, case.width, generator=generator)
+    subject = torch.randint(clusters, (case.text,), generator=generator)
+    words[::2] += ALIGNMENT / CENTRE * centres[subject[::2]]
+    saliency = torch.softmax(torch.randn(tokens, generator=generator), dim=0)
+    return rows.to(case.dtype), words.to(case.dtype), saliency

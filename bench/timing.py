@@ -1,25 +1,26 @@
-"""Latency by interleaved rounds, and the peak of extra memory of one call.
+"""Latency by interleaved calls.
 
-In each round every competitor runs once, in an order that rotates: what disturbs the machine for a while disturbs all
-of them, and each starts from the caches that another one left behind, as in a model. The figure is the whole call,
-from tensors to tensors, allocation included.
+Competitors take turns: what disturbs the machine for a while disturbs all of them, and each starts from the caches that
+another one left behind, as in a model. The figure is the whole call, from tensors to tensors, allocation included.
 """
 
-import ctypes
-import gc
-import resource
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TypeVar
 
-import numpy as np
 import torch
 
+from . import cuda
+
 Call = Callable[[], object]
+Key = TypeVar("Key", bound=Hashable)
 
 WARM_UP = 2  # calls before the clock: compilation, thread pools, workspaces
-MIN_ROUNDS = 5  # fewer give no p20 and p80
+MIN_SAMPLES = 5  # fewer give no p20 and p80
+MAX_SAMPLES = 200  # more tell nothing new
+SLOW = 1.0  # seconds of a call from which on a competitor
+SLOW_SAMPLES = 3  # is measured only that often: it would take most of the run
 
 
 @dataclass(frozen=True)
@@ -34,112 +35,74 @@ class Timing:
 
 def percentiles(samples: Iterable[float]) -> Timing:
     """Milliseconds of each call -> p20, p50, p80, interpolated."""
-    values = list(samples)
-    p20, p50, p80 = np.percentile(values, (20, 50, 80)).tolist()
+    values = torch.tensor(list(samples), dtype=torch.float64)
+    p20, p50, p80 = values.quantile(torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)).tolist()
     return Timing(p20, p50, p80, len(values))
 
 
 def measure(
-    calls: dict[str, Call],
+    calls: dict[Key, Call],
     device: str = "cpu",
     budget: float = 10.0,
-    on_round: Callable[[float], object] | None = None,
-) -> dict[str, Timing]:
-    """Times the calls for `budget` seconds in all, and at least `MIN_ROUNDS` rounds.
+    on_turn: Callable[[float], object] | None = None,
+) -> dict[Key, Timing]:
+    """Times the calls for about `budget` seconds, each at least `MIN_SAMPLES` (`SLOW_SAMPLES`) times.
+
+    Each is to have an equal share of the time, or `MAX_SAMPLES`, and whoever is least far on the way there is next: so
+    the calls of all are spread evenly over the whole run.
 
     Args:
-        calls: competitor's name -> a call without arguments.
+        calls: competitor -> a call without arguments.
         device: "cpu" or "cuda".
         budget: seconds (> 0) of measuring, warm-up excluded.
-        on_round: called after each round with the share of the work done, in (0, 1].
+        on_turn: called after each call with the share of the work done, in (0, 1].
     """
-    clock = _cuda_clock() if device == "cuda" else _cpu_clock
-    names = list(calls)
-    for name in names:
-        for _ in range(WARM_UP):
-            calls[name]()
-    samples: dict[str, list[float]] = {name: [] for name in names}
+    clock = cuda.event_clock() if device == "cuda" else cpu_clock
+    wanted = {key: _warm_up(call, device) for key, call in calls.items()}
+    samples: dict[Key, list[float]] = {key: [] for key in calls}
+    used = dict.fromkeys(calls, 0.0)
+    progress = dict.fromkeys(calls, 0.0)
+    while min(progress.values()) < 1:
+        key = min(calls, key=progress.__getitem__)
+        start = time.perf_counter()
+        samples[key].append(clock(calls[key]))
+        used[key] += time.perf_counter() - start
+        share = max(used[key] * len(calls) / budget, len(samples[key]) / MAX_SAMPLES)
+        progress[key] = min(len(samples[key]) / wanted[key], share)
+        if on_turn is not None:
+            on_turn(min(1.0, *progress.values()))
+    return {key: percentiles(values) for key, values in samples.items()}
+
+
+def _warm_up(call: Call, device: str) -> int:
+    """Returns how often the call is to be measured at least."""
+    if _seconds(call, device) > SLOW and _seconds(call, device) > SLOW:  # not slow because it compiled
+        return SLOW_SAMPLES
+    for _ in range(WARM_UP - 1):
+        call()
+    return MIN_SAMPLES
+
+
+def _seconds(call: Call, device: str) -> float:
     start = time.perf_counter()
-    rounds = 0
-    share = 0.0
-    while share < 1:
-        for offset in range(len(names)):
-            name = names[(rounds + offset) % len(names)]
-            samples[name].append(clock(calls[name]))
-        rounds += 1
-        share = min(1.0, rounds / MIN_ROUNDS, (time.perf_counter() - start) / budget)
-        if on_round is not None:
-            on_round(share)
-    return {name: percentiles(values) for name, values in samples.items()}
+    call()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
 
 
-def _cpu_clock(call: Call) -> float:
+def fastest(call: Call, device: str, repeats: int) -> float:
+    """The least of a few measurements, in ms, after the warm-up."""
+    clock = cuda.event_clock() if device == "cuda" else cpu_clock
+    for _ in range(WARM_UP):
+        call()
+    return min(clock(call) for _ in range(repeats))
+
+
+def cpu_clock(call: Call) -> float:
+    """Milliseconds of one call."""
     start = time.perf_counter()
     result = call()
     stop = time.perf_counter()
     del result  # freed off the clock, alike for all
     return (stop - start) * 1e3
-
-
-def _cuda_clock() -> Callable[[Call], float]:
-    """Events around one call, after a write of twice the L2 cache, so that the inputs come from memory.
-
-    The flush also keeps the device busy while the host queues the call: launch gaps show only if the call takes longer
-    to queue than to run, as they do in a model.
-    """
-    flush = torch.empty(2 * torch.cuda.get_device_properties().L2_cache_size, dtype=torch.int8, device="cuda")
-
-    def clock(call: Call) -> float:
-        start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        flush.zero_()
-        start.record()
-        call()
-        stop.record()
-        stop.synchronize()
-        return float(start.elapsed_time(stop))
-
-    return clock
-
-
-def peak_extra_mb(call: Call, device: str = "cpu") -> float:
-    """Peak memory of one call above what was held before it, results included, in MB (10^6 bytes).
-
-    On a CPU this is the process's resident set: run it in a process of its own, after a call on a tiny case (the
-    libraries' first use) or, where a call compiles for its shape, after one on the same shape.
-    """
-    gc.collect()
-    if device == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        call()
-        torch.cuda.synchronize()
-        return (torch.cuda.max_memory_allocated() - before) / 1e6
-    _return_free_memory()
-    before = _reset_peak_rss()
-    call()
-    return max(0, _peak_rss() - before) / 1e6
-
-
-def _return_free_memory() -> None:
-    """Gives freed heap pages back, which the call would otherwise reuse unseen (glibc; elsewhere nothing)."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
-
-
-def _reset_peak_rss() -> int:
-    """Resident bytes now, from which the peak counts anew (Linux), else the peak so far."""
-    clear = Path("/proc/self/clear_refs")
-    if clear.exists():
-        clear.write_text("5")  # resets VmHWM
-    return _peak_rss()
-
-
-def _peak_rss() -> int:
-    status = Path("/proc/self/status")
-    if status.exists():
-        for line in status.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -63,10 +63,13 @@ class _TritonOperators:
 
 def _load_triton() -> tuple[str | None, str, _TritonOperators | None]:
     """Why the Triton kernels can't be used (None: they can), the device of their tensors, and their operators."""
-    interpreted = os.environ.get("TRITON_INTERPRET") == "1"  # as Triton reads it: kernels run on CPU tensors, slowly
+    # As Triton reads it: kernels run on CPU tensors, slowly.
+    interpreted = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
     device = "cpu" if interpreted else "cuda"
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed (pip install 'mi_pruner[triton]')", device, None
+    if importlib.util.find_spec(".triton_kernels", __package__) is None:
+        return "mi_pruner runs from a checkout that is not installed (pip install -e .)", device, None
     if not interpreted and torch.version.cuda is None:
         return "this PyTorch is built without CUDA", device, None
     return None, device, _TritonOperators()

@@ -1,117 +1,102 @@
-"""The benchmarks: the plain rivals give the package's answer, and the runner measures and keeps every figure."""
+"""The benchmarks: the runner measures and keeps every figure, and pictures and tables come from what was kept."""
 
+import dataclasses
 import sys
 from functools import partial
 
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
-import mi_pruner
-from bench import __main__ as runner
-from bench import competitors, record, shapes, timing
-from bench.baselines import plain
+from bench import __main__ as command
+from bench import competitors, cuda, floor, memory, plot, prefill, record, run, shapes, timing
+from bench.competitors import COMPETITORS
+from bench.models import MODELS, LanguageModel
+from bench.pictures import _spread
+from bench.rows import Entry, Row, newest, rows
 
-MODES = [
-    {},
-    {"marginal": "prior", "redundancy": "chain"},
-    {"redundancy": "chain", "redundancy_weight": 2.0},
-    {"redundancy": "max", "redundancy_weight": 0.5},
-    {"redundancy": "none"},
-    {"redundancy_weight": 0.0},
-    {"bandwidth": 0.3, "visual_bandwidth": 0.4},
-]
+SMALL = shapes.Case("small/8", 64, 8, 96)
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+RATES = floor.Rates(copy_gb_per_s=10.0, matmul_gflop_per_s=100.0)
 
 
-def reference(visual, text, keep, **options):
-    with mi_pruner.backend("reference"):
-        return mi_pruner.prune(visual, text, keep, **options)
-
-
-def features(tokens=75, keep=17, width=48, text=5, batch=2, dtype=torch.float64):
-    """Random rows: in float64 no two gains are near enough to change places by rounding."""
-    return (*shapes.features(shapes.Case("test", tokens, keep, width, text, batch, dtype), seed=1), keep)
-
-
-def assert_same(ours, theirs, tolerance=1e-9):
-    for mine, other in zip(ours, theirs, strict=True):
-        assert mine.dtype == other.dtype
-        torch.testing.assert_close(mine, other, rtol=tolerance, atol=tolerance)
-
-
-@pytest.mark.parametrize("prune", [plain.prune, plain.prune_symmetric], ids=["full", "symmetric"])
-@pytest.mark.parametrize("options", MODES, ids=str)
-def test_plain_gives_the_reference_answer(prune, options):
-    inputs = features()
-    assert_same(prune(*inputs, **options), reference(*inputs, **options))
-
-
-@pytest.mark.parametrize("options", MODES, ids=str)
-def test_plain_with_priors_and_more_slots_than_tokens(options):
-    visual, text, _ = features()
-    visual_prior = torch.rand(2, 75, dtype=torch.float64)
-    visual_prior[0, 10:] = 0
-    visual_prior[1, 3] = torch.nan
-    text_prior = torch.tensor([[1, 1, 0, 1, 0], [0, 1, 1, 1, 1]], dtype=torch.bool)
-    options = {"visual_prior": visual_prior, "text_prior": text_prior, **options}
-    assert_same(plain.prune(visual, text, 17, **options), reference(visual, text, 17, **options))
-
-
-def test_triangle_of_many_bands():
-    visual, text, keep = features(tokens=2 * plain.CPU_TRIANGLE_BAND + 31)
-    assert_same(plain.prune_symmetric(visual, text, keep), reference(visual, text, keep))
-
-
-@pytest.mark.parametrize("redundancy", ["mean", "max"])
-def test_compiled_twin(redundancy):
-    visual, text, keep = features(tokens=41, batch=1)
-    assert keep % plain.STEPS, "the last compiled call must run past keep"
-    assert_same(
-        plain.prune_compiled(visual, text, keep, redundancy=redundancy),
-        reference(visual, text, keep, redundancy=redundancy),
-    )
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_plain_accumulates_in_float32(dtype):
-    visual, text, keep = features(dtype=dtype)
-    gains = plain.prune(visual, text, keep)[2]
-    exact = reference(visual.double(), text.double(), keep)[2]
-    assert gains.dtype == torch.float32
-    torch.testing.assert_close(gains.sort()[0].double(), exact.sort()[0], rtol=1e-3, atol=1e-5)
-
-
-def test_plain_depends_on_no_value():
-    """Under fake tensors any look at a value raises: no sync, so a CUDA graph can capture the call."""
-    with FakeTensorMode():
-        tokens, indices, gains = plain.prune(torch.empty(2, 300, 8), torch.empty(2, 3, 8), 7)
-    assert tokens.shape == (2, 7, 8)
-    assert indices.shape == gains.shape == (2, 7)
-
-
-@pytest.mark.parametrize("case", shapes.CASES.values(), ids=lambda case: case.name)
-def test_shapes_are_possible(case):
-    assert case.name == f"{case.name.split('/')[0]}/{case.keep}"
-    assert 1 <= case.keep <= case.tokens
-    assert case.flops > 0
-    assert case.bytes > 0
-
-
-def test_core_cases_exist():
-    assert set(shapes.QUICK) < set(shapes.CORE) <= set(shapes.CASES)
+def test_the_registered_cases_are_possible():
+    for name, case in shapes.CASES.items():
+        assert case.name == name
+        assert sum(tokens for tokens, _ in case.samples) == case.tokens * (1 if case.sizes else case.batch)
+        assert sum(keep for _, keep in case.samples) == case.keep * (1 if case.sizes else case.batch)
+        assert all(1 <= keep <= tokens for tokens, keep in case.samples)
+    named = {*shapes.QUICK, *shapes.CORE, *shapes.TOO_LONG_FOR_A_CPU, *MODELS}
+    assert named <= set(shapes.CASES)
+    assert set(shapes.CORE) <= set(shapes.usual("cpu"))
+    assert shapes.usual("cuda") == list(shapes.CASES)
 
 
 def test_features_are_seeded_and_clustered():
     case = shapes.Case("test", 200, 10, 512, batch=2)
-    visual, text = shapes.features(case)
-    assert visual.shape == (2, 200, 512)
-    assert text.shape == (2, 32, 512)
-    assert torch.equal(visual, shapes.features(case)[0])
-    assert not torch.equal(visual, shapes.features(case, seed=1)[0])
-    unit = torch.nn.functional.normalize(visual[0], dim=1)
+    given = shapes.inputs(case)[0]
+    assert [tuple(x.shape) for x in given] == [(2, 200, 512), (2, 32, 512), (2, 200)]
+    assert torch.equal(given.visual, shapes.inputs(case)[0].visual)
+    assert not torch.equal(given.visual, shapes.inputs(case, seed=1)[0].visual)
+    unit = torch.nn.functional.normalize(given.visual[0], dim=1)
     cosines = (unit @ unit.T).fill_diagonal_(0)
     assert cosines.amax(1).median() > 0.75
     assert 0.2 < cosines.median() < 0.5
+
+
+def test_packed_features_are_one_sample_each():
+    case = shapes.Case("test", 27, 3, 16, batch=2, sizes=(9, 18))
+    assert [tuple(x.visual.shape) for x in shapes.inputs(case)] == [(1, 9, 16), (1, 18, 16)]
+    assert case.samples == [(9, 1), (18, 2)]
+
+
+@pytest.mark.parametrize("name", [n for n in COMPETITORS if competitors.why_not(n, "cpu") is None])
+def test_every_competitor_prunes_dense_and_packed(name):
+    competitor = COMPETITORS[name]
+    if competitor.compiles:
+        pytest.skip("compiled in tests/test_bench_plain.py")
+    case = shapes.Case("test", 32, 8, 16, batch=2)
+    given = shapes.inputs(case)[0]
+    tokens, indices = competitor.prune(given, case.keep)
+    assert tokens.shape == (2, indices.shape[1], 16)
+    assert torch.equal(tokens, given.visual.gather(1, indices[:, :, None].expand(-1, -1, 16)))
+    assert (indices.diff() > 0).all(), "in the original order"
+    packed = shapes.Case("test", 48, 12, 16, batch=2, sizes=(16, 32))
+    competitors.calls(packed, [name])[name]()
+
+
+def test_our_packed_call_gives_what_one_call_each_gives():
+    case = shapes.Case("test", 48, 12, 16, batch=2, sizes=(16, 32))
+    _, indices, _ = competitors.calls(case, ["ours-cpu"])["ours-cpu"]()
+    samples = zip(shapes.inputs(case), case.samples, strict=True)
+    alone = [COMPETITORS["ours-cpu"].prune(given, keep)[1][0] for given, (_, keep) in samples]
+    assert torch.equal(indices, torch.cat(alone))
+
+
+def test_who_sits_a_case_out():
+    large = shapes.Case("large", 5000, 500, 64)
+    assert "1024" in competitors.too_long("ours-reference", large, True, "cpu")
+    assert "passes" in competitors.too_long("mmtok", large, True, "cpu")
+    assert competitors.too_long("mmtok", large, True, "cuda") is None
+    assert "compiles" in competitors.too_long("plain-compiled", large, False, "cpu")
+    assert competitors.too_long("plain-compiled", large, True, "cpu") is None
+
+
+def test_floor():
+    case = shapes.Case("test", 100, 10, 1000, text=20)
+    assert floor.flops(case, floor.Work(text=True, rows="keep")) == 2 * 100 * 1000 * 30
+    assert floor.flops(case, floor.Work(text=False, rows="all")) == 2 * 100 * 1000 * 50
+    assert floor.bytes_moved(case, floor.Work(text=True, rows="keep")) == 4 * 1000 * 130
+    assert floor.bytes_moved(case, floor.Work(text=False, rows="none", features=False)) == 4 * 1000 * 20
+    assert floor.floor_ms(case, floor.Work(True, "keep"), RATES) == (pytest.approx(0.06), "matmul")
+    assert floor.floor_ms(case, floor.Work(True, "none"), RATES) == (pytest.approx(0.052), "copy")
+
+
+def test_rates_are_measured(monkeypatch):
+    monkeypatch.setitem(floor.COPY_BYTES, "cpu", 1 << 20)
+    monkeypatch.setitem(floor.MATMUL_SIZE, "cpu", 64)
+    rates = floor.measure("cpu", torch.float32)
+    assert rates.copy_gb_per_s > 0
+    assert rates.matmul_gflop_per_s > 0
 
 
 def test_percentiles_interpolate():
@@ -122,84 +107,291 @@ def test_percentiles_interpolate():
 def test_measure_takes_turns():
     turns: list[str] = []
     shares: list[float] = []
-    calls: dict[str, timing.Call] = {name: partial(turns.append, name) for name in "ab"}
-    timings = timing.measure(calls, budget=1e-9, on_round=shares.append)
-    warm = 2 * timing.WARM_UP
-    assert turns[:warm] == ["a"] * timing.WARM_UP + ["b"] * timing.WARM_UP
-    assert turns[warm : warm + 4] == ["a", "b", "b", "a"]
+    calls: dict[str, timing.Call] = {name: partial(turns.append, name) for name in "abc"}
+    timings = timing.measure(calls, budget=1e-9, on_turn=shares.append)
+    warm = 3 * timing.WARM_UP
+    measured = turns[warm:]
+    assert all(measured[i] != measured[i + 1] for i in range(len(measured) - 1))
+    assert {name: measured.count(name) for name in "abc"} == dict.fromkeys("abc", timing.MIN_SAMPLES)
     assert shares[-1] == 1
     assert shares == sorted(shares)
     for figures in timings.values():
-        assert figures.samples == timing.MIN_ROUNDS
+        assert figures.samples == timing.MIN_SAMPLES
         assert 0 <= figures.p20 <= figures.p50 <= figures.p80
 
 
+def test_slow_calls_are_spread_over_the_run(monkeypatch):
+    """By a clock that the calls move: 30 s a call against 1 s, 150 s each."""
+    now = [0.0]
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
+    turns: list[str] = []
+
+    def call(name, seconds):
+        turns.append(name)
+        now[0] += seconds
+
+    timing.measure({"slow": partial(call, "slow", 30), "fast": partial(call, "fast", 0.9)}, budget=300)
+    places = [i for i, name in enumerate(turns[4:]) if name == "slow"]
+    assert len(places) == 5
+    gaps = torch.tensor(places).diff()
+    assert gaps.min() > 20, "evenly"
+    assert turns.count("fast") > 150
+
+
+def test_samples_of_slow_calls_are_few(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
+
+    def call():
+        now[0] += 2 * timing.SLOW
+
+    assert timing.measure({"slow": call}, budget=1e-9)["slow"].samples == timing.SLOW_SAMPLES
+
+
+class FakeEvent:
+    """Reads a clock that the flush and the call move."""
+
+    now = 0.0
+
+    def record(self):
+        self.at = FakeEvent.now
+
+    def synchronize(self):
+        self.synchronised = True
+
+    def elapsed_time(self, end):
+        assert end.synchronised
+        return end.at - self.at
+
+
+def test_event_clock_times_the_call_without_the_flush():
+    def advance(by):
+        FakeEvent.now += by
+
+    clock = cuda.event_clock(FakeEvent, flush=lambda: advance(100.0))
+    assert clock(lambda: advance(2.5)) == 2.5
+
+
+def test_device_events_are_counted():
+    class Event:
+        def __init__(self, device_type):
+            self.device_type = device_type
+
+    kinds = torch.autograd.DeviceType
+    assert cuda.count_device_events([Event(kinds.CUDA), Event(kinds.CPU), Event(kinds.CUDA)]) == 2
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(DEVICE == "cpu", reason="needs a CUDA device")
+def test_on_a_gpu():
+    calls = competitors.calls(SMALL, ["plain"], "cuda")
+    assert cuda.launches(calls["plain"]) > 10
+    timings = timing.measure({"eager": calls["plain"], "graph": cuda.captured(calls["plain"])}, "cuda", budget=0.1)
+    assert timings["graph"].p50 <= timings["eager"].p50
+    assert cuda.peak_extra_mb(calls["plain"]) > 0
+
+
 def test_peak_memory_of_a_known_allocation():
-    megabytes = timing.peak_extra_mb(lambda: torch.ones(32_000_000))
+    megabytes = memory.peak_extra_mb(lambda: torch.ones(32_000_000))
     assert 125 <= megabytes <= 150
-    assert timing.peak_extra_mb(lambda: None) < 20, "the peak starts anew"
+    assert memory.peak_extra_mb(lambda: None) < 20, "the peak starts anew"
 
 
 def test_peak_memory_in_a_process_of_its_own():
     """The (N, N) array of plain PyTorch is seen, the inputs are not."""
     case = shapes.Case("test", 2000, 4, 1000)
-    assert 16 <= competitors.peak_extra_mb(case, "plain") <= 16 + 8
+    assert 16 <= competitors.peak_extra_mb(case, "plain", "cpu") <= 16 + 8
 
 
-def test_a_run_keeps_every_column(tmp_path, monkeypatch, capsys):
-    path = tmp_path / "new" / "results.csv"
-    monkeypatch.setattr(runner, "QUICK_BUDGET", 1e-9)
+def test_a_process_that_dies_is_an_error():
+    with pytest.raises(RuntimeError, match=r"_exit.*without a result"):
+        memory.in_a_process(_exit, 3)
+
+
+def _exit(status):
+    raise SystemExit(status)
+
+
+@pytest.fixture
+def tiny_run(monkeypatch, tmp_path):
+    """Runs the command on small cases; returns its folder of results."""
+    monkeypatch.setattr(run, "_rates", lambda device, dtype: RATES)
     monkeypatch.setattr(competitors, "peak_extra_mb", lambda case, name, device: 12.34)
-    monkeypatch.setitem(shapes.CASES, "small/8", shapes.Case("small/8", 64, 8, 96))
-    arguments = ["--quick", "--cases", "small/8", "--competitors", "ours-reference", "plain", "--out", str(path)]
-    monkeypatch.setattr(sys, "argv", ["bench", *arguments])
-    assert runner.main() == 0
-    ours, baseline = record.read(path)
-    assert (ours.competitor, baseline.competitor) == ("ours-reference", "plain")
-    assert (ours.tokens, ours.keep, ours.width, ours.dtype, ours.device) == (64, 8, 96, "float32", runner_device())
-    assert baseline.speedup == 1
-    assert ours.speedup == pytest.approx(baseline.p50_ms / ours.p50_ms, rel=1e-2)
-    assert ours.peak_extra_mb == 12.3
-    assert ours.command.startswith("python -m bench --quick")
-    assert all(getattr(ours, column) not in ("", None) for column in record.COLUMNS)
-    assert "small/8: keep 8 of (1, 64, 96)" in capsys.readouterr().out
+    size = {"tokens": 36, "keep": 4, "width": 32, "text": 4}
+    small = {name: dataclasses.replace(case, **size) for name, case in shapes.CASES.items() if not case.sizes}
+    for number, case in enumerate(shapes.SETS["sweep-tokens"]):
+        small[case.name] = dataclasses.replace(small[case.name], tokens=18 * (number + 1))
+    small["packed-8"] = shapes.Case("packed-8", 54, 6, 32, batch=2, sizes=(18, 36))
+    for name, case in small.items():
+        monkeypatch.setitem(shapes.CASES, name, case)
+
+    def measure(*arguments):
+        arguments = ("--budget", "1e-9", "--out", str(tmp_path), *arguments)
+        monkeypatch.setattr(sys, "argv", ["bench", *arguments])
+        return command.main()
+
+    measure.folder = tmp_path
+    return measure
 
 
-def runner_device():
-    return "cuda" if torch.cuda.is_available() else "cpu"
+def test_a_run_keeps_every_column(tiny_run, capsys):
+    names = ["plain", "mmtok", "ours-reference"]
+    assert tiny_run("--cases", "llava-1.5/64", "packed-8", "--competitors", *names) == 0
+    path = record.path_in(tiny_run.folder, DEVICE)
+    kept = [row for row in record.read(path, Row) if row.mode == "eager"]
+    assert [row.competitor for row in kept] == names * 2
+    base, _, ours = kept[:3]
+    assert (ours.tokens, ours.keep, ours.width, ours.device, ours.samples) == (36, 4, 32, DEVICE, timing.MIN_SAMPLES)
+    assert base.speedup == 1
+    assert ours.speedup == pytest.approx(base.p50_ms / ours.p50_ms, rel=1e-2)
+    assert ours.peak_extra_mb == 12.34
+    assert kept[-1].peak_extra_mb is None, "not one of the main cases"
+    assert ours.command.startswith("python -m bench --budget 1e-9")
+    empty = {"launches"} if DEVICE == "cpu" else set()
+    assert {c for c in record.columns(Row) if getattr(ours, c) in ("", None)} == empty
+    printed = capsys.readouterr().out
+    assert "llava-1.5/64: keep 4 of (1, 36, 32)" in printed
+    assert "2 samples of [18, 36]" in printed
 
 
-def test_appending_and_foreign_columns(tmp_path):
-    path = tmp_path / "results.csv"
-    case = shapes.CASES["llava-1.5/64"]
-    rows = record.rows(record.this_run("cpu"), case, {"x": timing.Timing(1.0, 2.0, 3.0, 9)}, {}, "plain")
-    record.append(path, rows)
-    record.append(path, rows)
-    assert record.read(path) == rows * 2
-    assert rows[0].speedup is None
-    assert rows[0].peak_extra_mb is None
-    assert rows[0].gflop_per_s == pytest.approx(case.flops / 2e6, rel=1e-3)
-    path.write_text("a,b\n1,2\n")
-    with pytest.raises(ValueError, match=r"expected the columns .* got a, b"):
-        record.append(path, rows)
-
-
-def test_a_file_that_cannot_take_the_rows_is_refused_first(tmp_path, monkeypatch, capsys):
-    path = tmp_path / "other.csv"
-    path.write_text("a,b\n")
-    monkeypatch.setattr(sys, "argv", ["bench", "--out", str(path)])
-    assert runner.main() == 2
-    assert "expected the columns" in capsys.readouterr().err
+def test_a_run_without_names_says_who_is_left_out(tiny_run, monkeypatch, capsys):
+    monkeypatch.setattr(shapes, "CORE", ())
+    assert tiny_run("--cases", "keep-64") == 0
+    printed = capsys.readouterr().out
+    assert "plain-compiled" in printed
+    assert "left out: compiles for each shape" in printed
+    if DEVICE == "cpu":
+        assert "left out: ours-triton: " in printed
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--cases", "nothing/1"], "--cases: expected any of"),
+        (["--sets", "nothing"], "--sets: expected any of"),
         (["--competitors", "nobody"], "--competitors: expected any of"),
+        (["--budget", "0"], "--budget: expected seconds > 0, got 0"),
     ],
 )
-def test_unknown_names(monkeypatch, capsys, arguments, message):
-    monkeypatch.setattr(sys, "argv", ["bench", *arguments])
-    assert runner.main() == 2
+def test_wrong_options(tmp_path, capsys, arguments, message):
+    assert command.main(["--out", str(tmp_path), *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_file_that_cannot_take_the_rows_is_refused_first(tmp_path, capsys):
+    record.path_in(tmp_path, DEVICE).write_text("a,b\n")
+    assert command.main(["--out", str(tmp_path)]) == 2
+    assert "expected the columns" in capsys.readouterr().err
+
+
+def kept_row(competitor="ours-cpu", case=SMALL, p20=1.0, p50=2.0, p80=3.0, **more):
+    timings = {Entry(competitor): timing.Timing(p20, p50, p80, 9)}
+    return dataclasses.replace(rows(record.this_run("cpu"), case, RATES, timings, {}, {})[0], **more)
+
+
+def test_records_survive_the_file(tmp_path):
+    path = tmp_path / "new" / "results.csv"
+    row = kept_row()
+    record.append(path, Row, [row])
+    record.append(path, Row, [row])
+    assert record.read(path, Row) == [row, row]
+    assert row.speedup is None
+    assert [r.p50_ms for r in newest([row, dataclasses.replace(row, p50_ms=5.0)]).values()] == [5.0]
+    path.write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match=r"expected the columns .* got a, b"):
+        record.append(path, Row, [row])
+
+
+@pytest.mark.parametrize(("p20", "p50", "p80", "status"), [(1, 2, 3, 0), (3, 3.3, 4, 0), (9, 10, 11, 1)])
+def test_compare_flags_what_is_worse_beyond_the_spread(tmp_path, capsys, p20, p50, p80, status):
+    old, new = tmp_path / "old.csv", tmp_path / "new.csv"
+    base = kept_row("plain", p20=8.0, p50=10.0, p80=12.0)
+    record.append(old, Row, [base, kept_row()])
+    record.append(new, Row, [base, kept_row(p20=p20, p50=p50, p80=p80)])
+    assert command.main(["compare", str(old), str(new)]) == status
+    printed = capsys.readouterr().out
+    assert ("WORSE" in printed) == bool(status)
+    assert "small/8" in printed
+
+
+def test_compare_ignores_a_machine_that_became_slower(tmp_path):
+    old, new = tmp_path / "old.csv", tmp_path / "new.csv"
+    record.append(old, Row, [kept_row("plain"), kept_row()])
+    record.append(new, Row, [kept_row("plain", p20=100, p50=200, p80=300), kept_row(p20=100, p50=200, p80=300)])
+    assert command.main(["compare", str(old), str(new)]) == 0
+
+
+def test_compare_needs_something_in_common(tmp_path, capsys):
+    old, new = tmp_path / "old.csv", tmp_path / "new.csv"
+    record.append(old, Row, [kept_row("plain"), kept_row()])
+    record.append(new, Row, [kept_row("plain"), kept_row(machine="another")])
+    assert command.main(["compare", str(old), str(new)]) == 2
+    assert command.main(["compare", str(old), str(tmp_path / "none.csv")]) == 2
+    assert "none.csv" in capsys.readouterr().err
+
+
+def test_pictures_and_tables_from_a_run(tiny_run, tmp_path, capsys):
+    sets = ["--sets", "sweep-tokens", "sweep-keep", "sweep-batch"]
+    assert tiny_run(*sets, "--competitors", "ours-cpu", "plain", "cdpruner") == 0
+    assert tiny_run("--quick", "--cases", *shapes.CORE, "--competitors", "ours-cpu", "plain", "cosine") == 0
+    (tmp_path / "docs").mkdir()
+    names = [f"{block}-cpu" for block in ("run", "models", "others", "ahead", "core", "prefill")]
+    names += ["run-cuda", "robustness", "instructions", "prefill-measured"]
+    document = "\n".join(f"## {n}\n<!-- bench:{n} -->\nold\n<!-- /bench:{n} -->" for n in names)
+    (tmp_path / "docs" / "benchmarks.md").write_text(document)
+    (tmp_path / "README.md").write_text("before\n<!-- bench:headline -->\n<!-- /bench:headline -->\nafter\n")
+    arguments = ["plot", "--results", str(tiny_run.folder), "--root", str(tmp_path)]
+    assert command.main(arguments) == 0
+    filled = (tmp_path / "docs" / "benchmarks.md").read_text()
+    assert "old" not in filled
+    assert "**mi_pruner (cpu)**" in filled
+    assert "A short run" in filled, "--quick was given"
+    assert "EFFICIENCY" in filled
+    assert filled.count("*Not measured yet.*") == 5, "others, the GPU, robustness, instructions, the real stack"
+    readme = (tmp_path / "README.md").read_text()
+    assert "| 36 → 4 | **" in readme
+    assert readme.startswith("before\n")
+    pictures = {path.name: path.read_bytes() for path in (tmp_path / "docs" / "images").glob("*.svg")}
+    assert set(pictures) == {f"bench-cpu-{name}.svg" for name in ("tokens", "keep", "batch", "floor", "prefill")}
+    assert command.main(arguments) == 0
+    assert (tmp_path / "docs" / "benchmarks.md").read_text() == filled
+    for name, drawn in pictures.items():
+        assert (tmp_path / "docs" / "images" / name).read_bytes() == drawn, "the same figures, the same file"
+
+
+def test_the_blocks_of_the_documents_are_those_that_are_filled():
+    blocks = dict.fromkeys(plot.tables.blocks(plot.Kept({}, [], [], []), []), "")
+    for name in plot.DOCUMENTS:
+        text = (record.ROOT / name).read_text(encoding="utf-8")
+        assert plot.fill(text, blocks) != text
+    with pytest.raises(ValueError, match="block nothing: expected one of picture-cpu-tokens"):
+        plot.fill("<!-- bench:nothing --><!-- /bench:nothing -->", blocks)
+
+
+def test_labels_are_spread():
+    assert _spread([0.0, 5.0, 9.0], 1.0, 0.0, 10.0) == [0.0, 5.0, 9.0]
+    assert _spread([5.0, 5.0, 5.0], 1.0, 0.0, 10.0) == [5.0, 6.0, 7.0]
+    assert _spread([9.0, 9.5, 10.0], 1.0, 0.0, 10.0) == [8.0, 9.0, 10.0]
+
+
+def test_cost_model_counts_the_known_sizes():
+    """Vicuna-7B has 6.5 G weights in its layers; a prefill of 640 tokens is about 9 TFLOP."""
+    model = MODELS["llava-1.5/64"]
+    assert model.layers * model.layer_weights == pytest.approx(6.48e9, rel=0.01)
+    assert model.flops(640) == pytest.approx(8.5e12, rel=0.05)
+    assert model.seconds(640, 1000.0) == pytest.approx(model.flops(640) / 0.8e12)
+
+
+def test_the_decoder_stack_runs_and_weighs_what_the_model_says():
+    model = LanguageModel("tiny", layers=2, width=32, heads=4, kv_heads=2, head_dim=8, ffn=64, vocabulary=50)
+    stack = prefill.Decoder(model, "cpu", torch.float32)
+    assert sum(w.numel() for layer in stack.layers for w in layer.values()) == 2 * model.layer_weights
+    assert stack(stack.embeddings(7)).shape == (1, 50)
+    figures = prefill.measure(model, SMALL, "cpu", torch.float32, budget=1e-9)
+    assert all(figures[name] > 0 for name in ("dense_ms", "pruned_ms", "selection_ms"))
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="there is a GPU")
+def test_prefill_needs_a_gpu(tmp_path, capsys):
+    assert command.main(["prefill", "--out", str(tmp_path)]) == 2
+    assert "expected a GPU, found none" in capsys.readouterr().err

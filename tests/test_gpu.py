@@ -9,6 +9,7 @@ import math
 
 import pytest
 import torch
+import torch._dynamo.testing
 
 import mi_pruner
 from mi_pruner._dispatch import BACKENDS
@@ -173,6 +174,7 @@ def test_a_cuda_graph_replays_with_other_inputs(n, gpu):
     visual, text = clustered((2, n, 32, 512, 0), torch.bfloat16)
     call = every_call(visual, text)
     stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         call()
     stream.synchronize()

@@ -130,6 +130,25 @@ def test_nothing_at_all(device):
         assert (mi_pruner.mi_scores_varlen(visual, visual, cu, cu, 0, 0) == 0).all()
 
 
+def test_slots_that_no_sample_may_use(device):
+    visual, cu = torch.randn(6, 8, device=device), inputs.cu_seqlens([6], device)
+    tokens, indices, gains = mi_pruner.prune_varlen(visual, visual, cu, cu, inputs.cu_seqlens([4], device), 6, 6, 0, 4)
+    assert unused(tokens, indices, gains)
+    indices, gains = mi_pruner.greedy_select_varlen(
+        torch.zeros(6, device=device), visual, cu, inputs.cu_seqlens([4], device), 6, 0, 4
+    )
+    assert unused(tokens, indices, gains)
+
+
+def test_bounds_far_above_what_there_is(device):
+    """`max_*` are bounds: they cost nothing where the tensors are smaller."""
+    visual, cu = torch.randn(6, 8, device=device), inputs.cu_seqlens([6], device)
+    many = 2**31 - 1
+    packed = mi_pruner.prune_varlen(visual, visual, cu, cu, inputs.cu_seqlens([4], device), many, many, many, 4)
+    dense = mi_pruner.prune(visual[None], visual[None], 4)
+    assert all(inputs.same_bits(flat, one[0]) for flat, one in zip(packed, dense, strict=True))
+
+
 def test_tokens_of_no_sample_score_zero(device):
     visual = torch.randn(9, 8, device=device)
     cu = torch.tensor([2, 5, 5, 8], dtype=torch.int32, device=device)

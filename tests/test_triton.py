@@ -18,7 +18,7 @@ pytest.importorskip("triton", reason="triton is not installed")
 if not (inputs.INTERPRETED or torch.cuda.is_available()):
     pytest.skip("no GPU; `make test` runs these on CPU tensors with TRITON_INTERPRET=1", allow_module_level=True)
 
-from mi_pruner.triton_kernels import launches, rows, tiles
+from mi_pruner.triton_kernels import row_launches, rows, tiles
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SHAPES = ((1, 1, 1, 1), (2, 5, 3, 7), (2, 140, 70, 33))  # B, N, M, D: the last spans tiles of every kernel
@@ -105,7 +105,7 @@ def test_both_paths_give_the_same_bits(redundancy, device, monkeypatch, small_bl
 
 def test_picks_that_the_planned_rounds_do_not_reach_are_exact_too(device, monkeypatch, small_blocks):
     """In three dimensions each pick reorders the rest; one round, then the last kernel computes rows by itself."""
-    monkeypatch.setattr(launches, "row_rounds", lambda tokens, picks: 1)
+    monkeypatch.setattr(row_launches, "row_rounds", lambda tokens, picks: 1)
     visual, _ = (x.to(device) for x in exact_features(160, 1, 3))
     scores = torch.rand(2, 160, generator=torch.Generator().manual_seed(1)).to(device) * 1e-3
     check_same_bits(
@@ -114,10 +114,10 @@ def test_picks_that_the_planned_rounds_do_not_reach_are_exact_too(device, monkey
 
 
 def test_rounds_are_enough_for_one_and_a_half_rows_a_pick_and_never_more_than_all():
-    assert launches.row_rounds(32768, 2048) == 26
-    assert launches.row_rounds(5000, 500) == 8
-    assert launches.row_rounds(5000, 5000) == 40  # 40 × 128 > 5000: every row
-    assert launches.row_rounds(1, 1) == 1
+    assert row_launches.row_rounds(32768, 2048) == 26
+    assert row_launches.row_rounds(5000, 500) == 8
+    assert row_launches.row_rounds(5000, 5000) == 40  # 40 × 128 > 5000: every row
+    assert row_launches.row_rounds(1, 1) == 1
 
 
 def test_packed_samples_of_any_length_and_garbage_in_cu(path, device):
@@ -236,7 +236,7 @@ def test_a_step_of_the_row_path_moves_twenty_bytes_a_token(traffic, device, monk
     visual = torch.randn(1, n, d, dtype=torch.bfloat16)
     mi_pruner.greedy_select(torch.rand(1, n), visual, keep)
     blocks = traffic["rows_kernel"]["flops"] // (2 * 512 * rows.BLOCK * d)
-    assert traffic["rows_kernel"]["launches"] == launches.row_rounds(n, keep)
+    assert traffic["rows_kernel"]["launches"] == row_launches.row_rounds(n, keep)
     assert traffic["finish_kernel"].get("flops", 0) == 0
     assert 1 <= blocks <= 2
     steps = 20 * n * (keep - 1)

@@ -23,6 +23,7 @@ SHARED = {80: 164, 90: 228, 100: 228}  # KB a multiprocessor
 MMA = {80: "mma.sync", 90: "wgmma", 100: "tcgen05"}
 TILED = {"similarity_kernel", "rows_kernel", "finish_kernel"}
 REGISTERS = 65536  # of a multiprocessor
+SUMMING = {"similarity_kernel", "normaliser_kernel", "score_kernel", "start_kernel", "rows_kernel"}  # across lanes
 
 
 def features(batch, n, m, d, dtype):
@@ -94,6 +95,33 @@ def test_every_kernel_compiles_without_spills(architecture):
     }  # fmt: skip
 
 
+def launches_of_many_sizes(d, padding, packed):
+    """Samples of several lengths, in rows of `d` features that may lie inside wider ones."""
+    with recorded(90, compiles=True) as launches:
+        for n, m in ((576, 32), (577, 20), (2880, 77), (5000, 1), (6001, 64)):
+            visual, text = (x[..., :d] for x in features(2, n, m, d + padding, torch.bfloat16))
+            if packed:
+                cu = torch.empty(3, dtype=torch.int32, device="meta")
+                operators.prune_varlen(visual[0], text[0], cu, cu, cu, n, m, 64, 128, visual_prior=prior(1, n)[0])
+            else:
+                operators.prune(visual, text, 64, visual_prior=prior(2, n))
+    return launches
+
+
+@pytest.mark.parametrize(("d", "padding"), [(4096, 0), (1000, 0), (1024, 5)], ids=str)
+def test_no_size_changes_the_machine_code(d, padding):
+    """One program for every N, M, K and B, and for rows wherever they lie: so equal bits. Dense and packed calls differ
+    by where a sample begins, but not in the layouts of their sums across lanes."""
+    layouts = []
+    for packed in (False, True):
+        launches = [x for x in launches_of_many_sizes(d, padding, packed) if x.kernel in SUMMING]
+        for kernel in SUMMING:
+            assert len({x.compiled.hash for x in launches if x.kernel == kernel}) == 1, kernel
+        layouts.append({launch.kernel: layouts_of_sums(launch) for launch in launches})
+    assert layouts[0] == layouts[1]
+    assert layouts[0]["similarity_kernel"]
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_norm_is_summed_in_the_same_layout_wherever_cosines_are_computed(architecture):
     """Sums across lanes follow the layout of registers: the Gram path and the row path agree bit for bit only if
@@ -113,15 +141,19 @@ def test_a_norm_is_summed_in_the_same_layout_wherever_cosines_are_computed(archi
 
 def layouts_of_tile_sums(launch):
     """Shapes and layouts of the floating-point sums over a whole tile, in the order of the program."""
+    tile = {launch.options["ROWS"], launch.options["COLUMNS"], launch.options["DEPTH"]}
+    return [(shape, layout) for shape, layout in layouts_of_sums(launch) if len(shape) == 2 and set(shape) <= tile]
+
+
+def layouts_of_sums(launch):
+    """Shapes and layouts of all floating-point sums across lanes."""
     text = launch.compiled.asm["ttgir"]
     named = dict(re.findall(r"^(#\w+) = (.*)$", text, re.MULTILINE))
-    tile = {launch.options["ROWS"], launch.options["COLUMNS"], launch.options["DEPTH"]}
     found = []
     for block in re.split(r'"tt\.reduce"', text)[1:]:
-        kind = "add" if "arith.addf" in block.split("tt.reduce.return")[0] else None
-        shape = re.search(r"\(tensor<(\d+)x(\d+)xf32, (#\w+)>\)", block)
-        if kind and shape and {int(shape[1]), int(shape[2])} <= tile:
-            found.append((shape[1], shape[2], named[shape[3]]))
+        of = re.search(r"\(tensor<([\dx]+)xf32, (#\w+)>\)", block)
+        if of and "arith.addf" in block.split("tt.reduce.return")[0]:
+            found.append((tuple(map(int, of[1].split("x"))), named[of[2]]))
     return found
 
 

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from .similarity import normaliser_part
-from .tokens import add_exp, fill_unowned, log_total, log_weight, span
+from .tokens import COUNTS, add_exp, fill_unowned, log_total, log_weight, span
 
 PARTS = tl.constexpr(128)  # tiles' moments combined at a time
 NORMALISER_COLUMNS = 8  # 32 bytes of a row of cosines: one sector of memory
@@ -96,7 +96,7 @@ def _text_part(
     return top, total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def normaliser_kernel(
     cu_visual_ptr,
     visual_total,
@@ -122,7 +122,6 @@ def normaliser_kernel(
     chunks,
     text_programs,
     visual_programs,
-    SAMPLES: tl.constexpr,
     RULE: tl.constexpr,
     TILE_ROWS: tl.constexpr,
     TILE_COLUMNS: tl.constexpr,
@@ -132,9 +131,9 @@ def normaliser_kernel(
 ):
     which = tl.program_id(0) % (text_programs + visual_programs)
     sample = tl.program_id(0) // (text_programs + visual_programs)
-    start, count = span(cu_visual_ptr, sample, visual_total, longest_visual, SAMPLES)
+    start, count = span(cu_visual_ptr, sample, visual_total, longest_visual)
     if which < text_programs:
-        text_start, text_count = span(cu_text_ptr, sample, text_total, longest_text, SAMPLES)
+        text_start, text_count = span(cu_text_ptr, sample, text_total, longest_text)
         if RULE:
             own_rows, own_columns = tl.cdiv(count, TILE_ROWS), tl.cdiv(text_count, TILE_COLUMNS)
             kappa = _kappa(moment_ptr, sample, row_tiles, text_tiles, own_rows, own_columns)
@@ -175,7 +174,7 @@ def normaliser_kernel(
         tl.store(visual_log_z_ptr + part, log_z - prior_total, mask=rows < count)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def score_kernel(
     cu_visual_ptr,
     visual_total,
@@ -196,7 +195,6 @@ def score_kernel(
     score_ptr,
     samples,
     row_programs,
-    SAMPLES: tl.constexpr,
     JOINT: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -204,12 +202,12 @@ def score_kernel(
 ):
     which = tl.program_id(0) % row_programs
     sample = tl.program_id(0) // row_programs
-    start, count = span(cu_visual_ptr, sample, visual_total, longest_visual, SAMPLES)
-    text_start, text_count = span(cu_text_ptr, sample, text_total, longest_text, SAMPLES)
+    start, count = span(cu_visual_ptr, sample, visual_total, longest_visual)
+    text_start, text_count = span(cu_text_ptr, sample, text_total, longest_text)
     rows = which * ROWS + tl.arange(0, ROWS)
     row_mask = rows < count
     if which == 0:
-        fill_unowned(score_ptr, 0.0, 1, cu_visual_ptr, sample, samples, visual_total, longest_visual, SAMPLES)
+        fill_unowned(score_ptr, 0.0, 1, cu_visual_ptr, sample, samples, visual_total, longest_visual)
     if which * ROWS < count:
         kappa, prior_total = tl.load(kappa_ptr + sample), tl.load(log_total_ptr + sample)
         text_weight_total, text_valid = log_total(text_prior_ptr, text_inverse_ptr, text_start, text_count)

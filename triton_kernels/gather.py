@@ -10,12 +10,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .tokens import fill_unowned, span
+from .tokens import COUNTS, fill_unowned, span
 
 GATHER_CHUNK = 256  # picks compared at a time
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def gather_kernel(
     visual_ptr,
     visual_batch_stride,
@@ -34,15 +34,14 @@ def gather_kernel(
     gain_out_ptr,
     samples,
     programs,
-    SAMPLES: tl.constexpr,
     PICKS: tl.constexpr,
     CHUNK: tl.constexpr,
     DEPTH: tl.constexpr,
 ):
     which = tl.program_id(0) % programs
     sample = tl.program_id(0) // programs
-    start, count = span(cu_visual_ptr, sample, visual_total, longest_visual, SAMPLES)
-    slot, slots = span(cu_keep_ptr, sample, keep_total, longest_keep, SAMPLES)
+    start, count = span(cu_visual_ptr, sample, visual_total, longest_visual)
+    slot, slots = span(cu_keep_ptr, sample, keep_total, longest_keep)
     if cu_visual_ptr is None:
         visual_ptr += sample.to(tl.int64) * visual_batch_stride
     else:
@@ -67,6 +66,6 @@ def gather_kernel(
         row = tl.load(row_at + depth[None, :], mask=inside & (index >= 0)[:, None], other=0.0)
         tl.store(token_at + depth[None, :], row, mask=inside & mask[:, None])
     if which == 0:
-        fill_unowned(token_ptr, 0.0, dim, cu_keep_ptr, sample, samples, keep_total, longest_keep, SAMPLES)
-        fill_unowned(index_out_ptr, -1, 1, cu_keep_ptr, sample, samples, keep_total, longest_keep, SAMPLES)
-        fill_unowned(gain_out_ptr, float("-inf"), 1, cu_keep_ptr, sample, samples, keep_total, longest_keep, SAMPLES)
+        fill_unowned(token_ptr, 0.0, dim, cu_keep_ptr, sample, samples, keep_total, longest_keep)
+        fill_unowned(index_out_ptr, -1, 1, cu_keep_ptr, sample, samples, keep_total, longest_keep)
+        fill_unowned(gain_out_ptr, float("-inf"), 1, cu_keep_ptr, sample, samples, keep_total, longest_keep)

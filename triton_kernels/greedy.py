@@ -13,7 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .tokens import fill, fill_unowned, log_weight, span
+from .tokens import COUNTS, fill, fill_unowned, log_weight, span
 
 ABSENT = tl.constexpr(-(2**63))  # below every key
 
@@ -71,7 +71,7 @@ def gain_of(score, rho, weight, step, REDUNDANCY: tl.constexpr):
     return tl.where(step > 0, score - weight * rho, score)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def greedy_kernel(
     score_ptr,
     cu_visual_ptr,
@@ -93,14 +93,13 @@ def greedy_kernel(
     index_ptr,
     gain_ptr,
     samples,
-    SAMPLES: tl.constexpr,
     REDUNDANCY: tl.constexpr,
     STOPS: tl.constexpr,
     TOKENS: tl.constexpr,
 ):
     sample = tl.program_id(0)
-    start, count = span(cu_visual_ptr, sample, visual_total, longest_visual, SAMPLES)
-    slot, slots = span(cu_keep_ptr, sample, keep_total, longest_keep, SAMPLES)
+    start, count = span(cu_visual_ptr, sample, visual_total, longest_visual)
+    slot, slots = span(cu_keep_ptr, sample, keep_total, longest_keep)
     at = tl.arange(0, TOKENS)
     mask = at < count
     inverse = tl.load(inverse_ptr + start + at, mask=mask, other=float("nan"))
@@ -128,17 +127,13 @@ def greedy_kernel(
             if REDUNDANCY == "chain":
                 pick_log_prior = tl.max(tl.where(at == pick, log_prior, float("-inf")), axis=0)
             rho = added_redundancy(rho, row, log_z, log_prior, pick_log_prior, kappa, step, REDUNDANCY)
-    finish_slots(
-        index_ptr, gain_ptr, slot, step, slots, cu_keep_ptr, sample, samples, keep_total, longest_keep, SAMPLES
-    )
+    finish_slots(index_ptr, gain_ptr, slot, step, slots, cu_keep_ptr, sample, samples, keep_total, longest_keep)
 
 
 @triton.jit
-def finish_slots(
-    index_ptr, gain_ptr, slot, used, slots, cu_ptr, sample, samples, total, longest, SAMPLES: tl.constexpr
-):
+def finish_slots(index_ptr, gain_ptr, slot, used, slots, cu_ptr, sample, samples, total, longest):
     """-1 and -inf in the slots that a sample did not use, and in those of no sample."""
     fill(index_ptr + slot, -1, used, slots)
     fill(gain_ptr + slot, float("-inf"), used, slots)
-    fill_unowned(index_ptr, -1, 1, cu_ptr, sample, samples, total, longest, SAMPLES)
-    fill_unowned(gain_ptr, float("-inf"), 1, cu_ptr, sample, samples, total, longest, SAMPLES)
+    fill_unowned(index_ptr, -1, 1, cu_ptr, sample, samples, total, longest)
+    fill_unowned(gain_ptr, float("-inf"), 1, cu_ptr, sample, samples, total, longest)

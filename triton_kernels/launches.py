@@ -6,6 +6,7 @@ kernels that share arithmetic must give the same bits.
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -13,20 +14,24 @@ import torch
 import triton
 from torch import Tensor
 
-from . import densities, gather, greedy, rows, similarity, tiles, top_k
+from . import densities, gather, greedy, similarity, tiles, top_k
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)
-_EXACT = {"enable_fp_fusion": False}
+EXACT = {"enable_fp_fusion": False}
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """Tokens (B, count, D), or packed (total, D) with `cu` (B + 1,) and at most `longest` in a sample."""
+    """Tokens (B, count, D), or packed (total, D) with `cu` (B + 1,) and at most `bound` in a sample."""
 
     features: Tensor
     prior: Tensor | None
     cu: Tensor | None
-    longest: int
+    bound: int
+
+    @property
+    def longest(self) -> int:
+        return self.bound if self.cu is None else min(self.bound, self.features.shape[0])
 
     @property
     def samples(self) -> int:
@@ -37,13 +42,26 @@ class Tokens:
         return self.features.shape[:-1].numel()
 
     @property
-    def strides(self) -> tuple[int, int]:
-        return (0 if self.cu is not None else self.features.stride(0)), self.features.stride(-2)
-
-    @property
     def place(self) -> tuple[Tensor | None, int, int]:
         """What kernels find a sample's tokens by."""
         return self.cu, self.total, self.longest
+
+    @functools.cached_property
+    def rows(self) -> Tensor:
+        """The features as tiles read them: vectors of 16 elements, so that all are read in one layout of registers.
+
+        A copy padded by zeros where D, a stride or the address is odd; zeros change no bit of a sum.
+        """
+        given = self.features
+        if all(x % 16 == 0 for x in (given.shape[-1], *given.stride()[:-1], given.data_ptr())):
+            return given
+        padded = given.new_zeros(*given.shape[:-1], round_up(given.shape[-1], 16))
+        padded[..., : given.shape[-1]] = given
+        return padded
+
+    def strides(self, features: Tensor) -> tuple[int, int]:
+        """From a sample to the next, and from a token to the next, in `features` or their copy."""
+        return (0 if self.cu is not None else features.stride(0)), features.stride(-2)
 
     def floats(self, *shape: int) -> Tensor:
         return self.features.new_empty(shape, dtype=torch.float32)
@@ -54,11 +72,15 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Slots:
-    """Where picks go: (B, longest), or packed by `cu` into `total`."""
+    """Where picks go: (B, bound), or packed by `cu` into `total`, at most `bound` of a sample."""
 
     cu: Tensor | None
-    longest: int
+    bound: int
     total: int
+
+    @property
+    def longest(self) -> int:
+        return min(self.bound, self.total)
 
     @property
     def place(self) -> tuple[Tensor | None, int, int]:
@@ -117,10 +139,6 @@ class Normalisers:
     visual_log_z: Tensor  # (total N,)
 
 
-def _samples_constant(tokens: Tokens) -> int:
-    return triton.next_power_of_2(tokens.samples + 1)
-
-
 def _architecture(device: torch.device) -> int:
     if device.type != "cuda":
         return 90  # the interpreter follows the tiles of a GPU
@@ -128,11 +146,11 @@ def _architecture(device: torch.device) -> int:
     return 10 * major + minor
 
 
-def _round_up(value: int, to: int) -> int:
+def round_up(value: int, to: int) -> int:
     return triton.cdiv(value, to) * to
 
 
-def _tile_options(tile: tiles.Tile, dtype: torch.dtype) -> dict:
+def tile_options(tile: tiles.Tile, dtype: torch.dtype) -> dict:
     """The constants of every kernel that multiplies tiles, and its warps: the same everywhere, for the same bits."""
     return {
         "ROWS": tile.rows,
@@ -142,7 +160,7 @@ def _tile_options(tile: tiles.Tile, dtype: torch.dtype) -> dict:
         "PRECISION": "tf32x3" if dtype == torch.float32 else "ieee",
         "num_warps": tile.warps,
         "num_stages": tile.stages,
-        **_EXACT,
+        **EXACT,
     }
 
 
@@ -151,7 +169,7 @@ def similarities(visual: Tokens, text: Tokens | None, gram: bool, visual_kappa: 
     size = tiles.tile(visual.features.dtype, _architecture(visual.features.device))
     row_tiles = triton.cdiv(visual.longest, size.rows)
     visual_tiles = triton.cdiv(visual.longest, size.columns) if gram else 0
-    text = text or Tokens(visual.features, None, visual.cu, 0)
+    text = text or Tokens(visual.rows, None, visual.cu, 0)
     text_tiles = triton.cdiv(text.longest, size.columns)
     if visual_tiles == 0:
         text_tiles = max(1, text_tiles)  # one tile, if an empty one, takes the norms
@@ -159,24 +177,24 @@ def similarities(visual: Tokens, text: Tokens | None, gram: bool, visual_kappa: 
         size,
         visual.floats(visual.total),
         visual.floats(text.total),
-        visual.floats(visual.total, _round_up(text.longest, 4)),
+        visual.floats(visual.total, round_up(text.longest, 16)),
         visual.floats(visual.samples, row_tiles, text_tiles, 3),
-        visual.floats(visual.total if gram else 0, _round_up(visual.longest, 4)),
+        visual.floats(visual.total if gram else 0, round_up(visual.longest, 16)),
         visual.floats(row_tiles if gram else 0, visual.total),
         visual.floats(row_tiles if gram else 0, visual.total),
         row_tiles,
         text_tiles,
     )
     similarity.similarity_kernel[(visual.samples * row_tiles * (text_tiles + visual_tiles),)](
-        visual.features,
-        *visual.strides,
+        visual.rows,
+        *visual.strides(visual.rows),
         *visual.place,
         visual.prior,
-        text.features,
-        *text.strides,
+        text.rows,
+        *text.strides(text.rows),
         *text.place,
         text.prior,
-        visual.features.shape[-1],
+        visual.rows.shape[-1],
         visual_kappa,
         found.visual_inverse,
         found.text_inverse,
@@ -190,8 +208,7 @@ def similarities(visual: Tokens, text: Tokens | None, gram: bool, visual_kappa: 
         row_tiles,
         text_tiles,
         visual_tiles,
-        SAMPLES=_samples_constant(visual),
-        **_tile_options(size, visual.features.dtype),
+        **tile_options(size, visual.features.dtype),
     )
     return found
 
@@ -203,7 +220,7 @@ def normalisers(
     text_programs = 0 if text is None else max(1, triton.cdiv(text.longest, densities.NORMALISER_COLUMNS))
     chunks = triton.cdiv(visual.longest, densities.NORMALISER_CHUNK)
     visual_programs = triton.cdiv(visual.longest, densities.NORMALISER_ROWS) if gram else 0
-    text = text or Tokens(visual.features, None, visual.cu, 0)
+    text = text or Tokens(visual.rows, None, visual.cu, 0)
     left = Normalisers(
         visual.floats(chunks, text.total),
         visual.floats(chunks, text.total),
@@ -232,14 +249,13 @@ def normalisers(
         chunks,
         text_programs * chunks,
         visual_programs,
-        SAMPLES=_samples_constant(visual),
         RULE=bandwidth is None,
         TILE_ROWS=found.tile.rows,
         TILE_COLUMNS=found.tile.columns,
         ROWS=densities.NORMALISER_ROWS,
         COLUMNS=densities.NORMALISER_COLUMNS,
         CHUNK=densities.NORMALISER_CHUNK,
-        **_EXACT,
+        **EXACT,
     )
     return left
 
@@ -264,24 +280,23 @@ def scores(visual: Tokens, text: Tokens, found: Similarities, left: Normalisers,
         out,
         visual.samples,
         programs,
-        SAMPLES=_samples_constant(visual),
         JOINT=marginal == "joint",
         ROWS=densities.SCORE_ROWS,
         COLUMNS=densities.SCORE_COLUMNS,
         CHUNK=densities.NORMALISER_CHUNK,
-        **_EXACT,
+        **EXACT,
     )
     return out
 
 
-def _empty_slots(visual: Tokens, slots: Slots) -> tuple[Tensor, Tensor]:
+def empty_slots(visual: Tokens, slots: Slots) -> tuple[Tensor, Tensor]:
     shape = (slots.total,) if visual.cu is not None else (visual.samples, slots.longest)
     return visual.ints(*shape, dtype=torch.int64), visual.floats(*shape)
 
 
 def top_k_picks(visual: Tokens, ranks: Tensor, inverse: Tensor, slots: Slots, how: Selection) -> tuple[Tensor, Tensor]:
     """Indices and gains in the order of the picks, by score alone."""
-    indices, gains = _empty_slots(visual, slots)
+    indices, gains = empty_slots(visual, slots)
     programs = triton.cdiv(visual.longest, top_k.TOP_K_ROWS)
     top_k.top_k_kernel[(visual.samples * programs,)](
         ranks,
@@ -295,11 +310,10 @@ def top_k_picks(visual: Tokens, ranks: Tensor, inverse: Tensor, slots: Slots, ho
         gains,
         visual.samples,
         programs,
-        SAMPLES=_samples_constant(visual),
         STOPS=how.min_gain is not None,
         ROWS=top_k.TOP_K_ROWS,
         CHUNK=top_k.TOP_K_CHUNK,
-        **_EXACT,
+        **EXACT,
     )
     return indices, gains
 
@@ -308,7 +322,7 @@ def gram_picks(
     visual: Tokens, ranks: Tensor, found: Similarities, left: Normalisers, slots: Slots, how: Selection
 ) -> tuple[Tensor, Tensor]:
     """Indices and gains in the order of the picks, from all cosines."""
-    indices, gains = _empty_slots(visual, slots)
+    indices, gains = empty_slots(visual, slots)
     tokens = max(32, triton.next_power_of_2(visual.longest))
     greedy.greedy_kernel[(visual.samples,)](
         ranks,
@@ -327,85 +341,12 @@ def gram_picks(
         indices,
         gains,
         visual.samples,
-        SAMPLES=_samples_constant(visual),
         REDUNDANCY=how.redundancy,
         STOPS=how.min_gain is not None,
         TOKENS=tokens,
         num_warps=min(16, max(1, tokens // 256)),  # 8 tokens a lane
-        **_EXACT,
+        **EXACT,
     )
-    return indices, gains
-
-
-def row_rounds(tokens: int, picks: int) -> int:
-    """How many blocks of rows are planned before `finish_kernel`: for 1.5 rows a pick and two more, at most for all."""
-    return min(triton.cdiv(3 * picks, 2 * rows.BLOCK) + 2, triton.cdiv(tokens, rows.BLOCK))
-
-
-def row_picks(
-    visual: Tokens, ranks: Tensor, found: Similarities, slots: Slots, how: Selection
-) -> tuple[Tensor, Tensor]:
-    """Indices and gains in the order of the picks, from rows of cosines of the best candidates."""
-    indices, gains = _empty_slots(visual, slots)
-    samples, total, longest = visual.samples, visual.total, visual.longest
-    rounds = row_rounds(longest, slots.longest)
-    row_slots = (rounds + 1) * rows.BLOCK  # the last block is `finish_kernel`'s
-    groups = max(rows.STEP_CHUNK // rows.GROUP.value, triton.next_power_of_2(triton.cdiv(longest, rows.GROUP.value)))
-    rank, rho, log_prior = visual.floats(3, total)
-    row_slot, log_total = visual.ints(total), visual.floats(samples)
-    state, candidates = visual.ints(samples, rows.STATE.value), visual.ints(samples, rows.BLOCK)
-    cosines = visual.floats(samples * row_slots, _round_up(longest, 4))
-    parts = visual.floats(2, samples, found.row_tiles, rows.BLOCK)
-    samples_constant = _samples_constant(visual)
-    tile_options = _tile_options(found.tile, visual.features.dtype)
-    memory = (rank, rho, log_prior, row_slot, log_total, state)
-    rows.start_kernel[(samples,)](
-        ranks,
-        *visual.place,
-        visual.prior,
-        found.visual_inverse,
-        *slots.place,
-        how.budget,
-        *memory,
-        SAMPLES=samples_constant,
-        CHUNK=rows.STEP_CHUNK // 2,  # 16 tokens a lane of 4 warps
-        **_EXACT,
-    )
-    table = (cosines, cosines.stride(0))
-    block = (candidates, *table, row_slots, *parts, found.row_tiles)
-    steps = (
-        *memory,
-        visual.ints(samples, groups, dtype=torch.int64),
-        candidates,
-        *table,
-        visual.floats(samples, row_slots),
-        row_slots,
-        *parts,
-        found.row_tiles,
-        how.kappa,
-        how.weight,
-        how.threshold,
-        indices,
-        gains,
-    )
-    options = {
-        "SAMPLES": samples_constant,
-        "REDUNDANCY": how.redundancy,
-        "STOPS": how.min_gain is not None,
-        "BLOCK": rows.BLOCK,
-        "GROUPS": groups,
-        "CHUNK": rows.STEP_CHUNK,
-    }
-    features = (visual.features, *visual.strides, *visual.place, visual.prior, visual.features.shape[-1])
-    for _ in range(rounds):
-        rows.advance_kernel[(samples,)](
-            *visual.place, *slots.place, *steps, **options, TILE_ROWS=found.tile.rows, num_warps=16, **_EXACT
-        )
-        rows.rows_kernel[(samples * found.row_tiles * (rows.BLOCK // found.tile.columns),)](
-            *features, how.kappa, state, *block, SAMPLES=samples_constant, BLOCK=rows.BLOCK, **tile_options
-        )
-    options["CHUNK"] //= 4  # half the warps, and registers full of a tile
-    rows.finish_kernel[(samples,)](*features, *slots.place, *steps, samples, **options, **tile_options)
     return indices, gains
 
 
@@ -415,10 +356,10 @@ def gathered(visual: Tokens, indices: Tensor, gains: Tensor, slots: Slots) -> tu
     tokens = visual.features.new_empty((*indices.shape, dim))
     indices_out, gains_out = torch.empty_like(indices), torch.empty_like(gains)
     picks = 1 if slots.longest <= 1024 else 8  # many programs for few picks; fewer counts for many
-    programs = triton.cdiv(slots.longest, picks)
+    programs = max(1, triton.cdiv(slots.longest, picks))  # one, at least, writes the slots of no sample
     gather.gather_kernel[(visual.samples * programs,)](
         visual.features,
-        *visual.strides,
+        *visual.strides(visual.features),
         *visual.place,
         *slots.place,
         indices,
@@ -429,10 +370,9 @@ def gathered(visual: Tokens, indices: Tensor, gains: Tensor, slots: Slots) -> tu
         gains_out,
         visual.samples,
         programs,
-        SAMPLES=_samples_constant(visual),
         PICKS=picks,
         CHUNK=gather.GATHER_CHUNK,
         DEPTH=1024 // picks,
-        **_EXACT,
+        **EXACT,
     )
     return tokens, indices_out, gains_out

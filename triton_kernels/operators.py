@@ -10,8 +10,14 @@ import math
 import torch
 from torch import Tensor
 
-from . import launches
+from . import launches, row_launches
 from .launches import Selection, Slots, Tokens
+
+
+def _dense(features: Tensor, prior: Tensor | None) -> Tokens:
+    if features.dtype == torch.float64:  # CPU tensors: in the interpreter
+        raise TypeError("visual: expected float16, bfloat16 or float32 for the Triton kernels, got float64")
+    return Tokens(features, prior, None, features.shape[1])
 
 
 def _no_work(visual: Tokens, slots: Slots | None = None) -> bool:
@@ -39,7 +45,7 @@ def _picks(visual: Tokens, ranks: Tensor, found, left, slots: Slots, how: Select
         return launches.top_k_picks(visual, ranks, found.visual_inverse, slots, how)
     if path == "gram":
         return launches.gram_picks(visual, ranks, found, left, slots, how)
-    return launches.row_picks(visual, ranks, found, slots, how)
+    return row_launches.row_picks(visual, ranks, found, slots, how)
 
 
 def _run_select(scores: Tensor, visual: Tokens, slots: Slots, how: Selection) -> tuple[Tensor, Tensor]:
@@ -63,10 +69,6 @@ def _run_prune(visual: Tokens, text: Tokens, slots: Slots, bandwidth: float | No
         scores = launches.scores(visual, text, found, left, marginal)
         indices, gains = _picks(visual, scores, found, left, slots, how)
         return launches.gathered(visual, indices, gains, slots)
-
-
-def _dense(features: Tensor, prior: Tensor | None) -> Tokens:
-    return Tokens(features, prior, None, features.shape[1])
 
 
 def mi_scores(visual, text, *, visual_prior=None, text_prior=None, bandwidth=None, marginal="joint") -> Tensor:

@@ -22,20 +22,20 @@ import triton
 import triton.language as tl
 
 from .densities import combined_parts
-from .greedy import ABSENT, added_redundancy, finish_slots, gain_key, gain_of, key_gain, key_index, pick_limit
+from .greedy import ABSENT, added_redundancy, gain_key, gain_of, key_gain, key_index, pick_limit, ranked_score
 from .similarity import cosine_tile, normaliser_part
-from .tokens import log_total, log_weight, span
+from .tokens import COUNTS, log_total, log_weight, span
 
 # 128: a round's steps outweigh its fixed cost, and `visual` is read once for two tiles of columns.
 BLOCK = 128
 STEP_CHUNK = 4096  # 8 tokens a lane of 16 warps; a quarter of it, in `finish_kernel`, is a multiple of GROUP
 GROUP = tl.constexpr(256)  # tokens that a candidate's successor is looked for among
 # A sample's state: picks made, picks allowed, candidates that wait for rows, blocks of rows computed.
-_STEP, _LIMIT, _WAITING, _BLOCKS = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
+STEP, LIMIT, WAITING, BLOCKS = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
 STATE = tl.constexpr(4)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def start_kernel(
     score_ptr,
     cu_visual_ptr,
@@ -53,29 +53,30 @@ def start_kernel(
     row_slot_ptr,
     log_total_ptr,
     state_ptr,
-    SAMPLES: tl.constexpr,
+    row_stride,
     CHUNK: tl.constexpr,
 ):
     """The state before the first pick. `rank`: scores, NaN where a token can't be picked (any more)."""
     sample = tl.program_id(0)
-    start, count = span(cu_visual_ptr, sample, visual_total, longest_visual, SAMPLES)
-    _, slots = span(cu_keep_ptr, sample, keep_total, longest_keep, SAMPLES)
+    start, count = span(cu_visual_ptr, sample, visual_total, longest_visual)
+    _, slots = span(cu_keep_ptr, sample, keep_total, longest_keep)
     total, valid = log_total(visual_prior_ptr, inverse_ptr, start, count)
     limit = pick_limit(slots, valid, budget_ptr, sample)
+    own = sample.to(tl.int64) * row_stride
     for first in range(0, count, CHUNK):
         at = first + tl.arange(0, CHUNK)
         mask = at < count
         inverse = tl.load(inverse_ptr + start + at, mask=mask, other=float("nan"))
         weight = log_weight(visual_prior_ptr, start + at, inverse, mask)
         score = tl.load(score_ptr + start + at, mask=mask, other=0.0)
-        rank = tl.where(score == score, score, float("-inf"))
-        tl.store(rank_ptr + start + at, tl.where(weight > float("-inf"), rank, float("nan")), mask=mask)
-        tl.store(rho_ptr + start + at, tl.zeros((CHUNK,), tl.float32), mask=mask)
-        tl.store(log_prior_ptr + start + at, tl.where(weight > float("-inf"), weight - total, float("-inf")), mask=mask)
-        tl.store(row_slot_ptr + start + at, tl.full((CHUNK,), -1, tl.int32), mask=mask)
+        rank = tl.where(weight > float("-inf"), ranked_score(score), float("nan"))
+        tl.store(rank_ptr + own + at, rank, mask=mask)
+        tl.store(rho_ptr + own + at, tl.zeros((CHUNK,), tl.float32), mask=mask)
+        tl.store(log_prior_ptr + own + at, tl.where(weight > float("-inf"), weight - total, float("-inf")), mask=mask)
+        tl.store(row_slot_ptr + own + at, tl.full((CHUNK,), -1, tl.int32), mask=mask)
     tl.store(log_total_ptr + sample, total)
     at = tl.arange(0, STATE)
-    tl.store(state_ptr + sample * STATE + at, tl.where(at == _LIMIT, limit, 0))
+    tl.store(state_ptr + sample * STATE + at, tl.where(at == LIMIT, limit, 0))
 
 
 @triton.jit
@@ -93,7 +94,7 @@ def _scan(
     REDUNDANCY: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
-    """Adds the redundancy with `pick` (none if negative) and returns the best key. Lanes re-read what they wrote."""
+    """Adds the redundancy with `pick` (none if negative) and returns the best key."""
     best = tl.full((), ABSENT, tl.int64)
     new = pick >= 0
     pick_log_prior = 0.0
@@ -113,11 +114,12 @@ def _scan(
             tl.store(rank_ptr + at, rank, mask=mask & (at == pick))
         key = gain_key(gain_of(rank, rho, weight, step, REDUNDANCY), at, rank == rank)
         best = tl.maximum(best, tl.max(key, axis=0))
+    tl.debug_barrier()  # the next scan's lanes may read what others stored
     return best
 
 
 @triton.jit
-def _advance(
+def advance(
     rank_ptr,
     rho_ptr,
     log_prior_ptr,
@@ -163,7 +165,7 @@ def _advance(
                 tl.store(gain_ptr + step, gain)
                 step += 1
                 row_at = row_ptr + tl.maximum(row_slot, 0).to(tl.int64) * row_stride
-                log_z = tl.load(row_log_z_ptr + tl.maximum(row_slot, 0))
+                log_z = tl.load(row_log_z_ptr + row_slot, mask=row_slot >= 0, other=0.0)  # the last pick may have none
                 going = step < limit
     return step, limit, missing
 
@@ -178,7 +180,7 @@ def _missing_keys(rank_ptr, rho_ptr, row_slot_ptr, at, mask, weight, step, REDUN
 
 
 @triton.jit
-def _choose(
+def choose(
     rank_ptr,
     rho_ptr,
     row_slot_ptr,
@@ -222,7 +224,7 @@ def _choose(
     tl.store(row_slot_ptr + tokens, first_slot + slots, mask=tokens >= 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def advance_kernel(
     cu_visual_ptr,
     visual_total,
@@ -250,7 +252,6 @@ def advance_kernel(
     min_gain,
     index_ptr,
     gain_ptr,
-    SAMPLES: tl.constexpr,
     REDUNDANCY: tl.constexpr,
     STOPS: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -259,16 +260,17 @@ def advance_kernel(
     TILE_ROWS: tl.constexpr,
 ):
     sample = tl.program_id(0)
-    start, count = span(cu_visual_ptr, sample, visual_total, longest_visual, SAMPLES)
-    slot, _ = span(cu_keep_ptr, sample, keep_total, longest_keep, SAMPLES)
+    _, count = span(cu_visual_ptr, sample, visual_total, longest_visual)
+    slot, _ = span(cu_keep_ptr, sample, keep_total, longest_keep)
     state_ptr += sample * STATE
     candidate_ptr += sample * BLOCK
     row_log_z_ptr += sample.to(tl.int64) * row_slots
-    step, limit = tl.load(state_ptr + _STEP), tl.load(state_ptr + _LIMIT)
-    blocks = tl.load(state_ptr + _BLOCKS)
+    own = sample.to(tl.int64) * row_stride
+    step, limit = tl.load(state_ptr + STEP), tl.load(state_ptr + LIMIT)
+    blocks = tl.load(state_ptr + BLOCKS)
     if step < limit:
-        if tl.load(state_ptr + _WAITING) > 0:
-            _store_log_z(
+        if tl.load(state_ptr + WAITING) > 0:
+            store_log_z(
                 part_top_ptr + sample.to(tl.int64) * row_tiles * BLOCK,
                 part_sum_ptr + sample.to(tl.int64) * row_tiles * BLOCK,
                 candidate_ptr,
@@ -278,13 +280,13 @@ def advance_kernel(
                 BLOCK,
             )
             blocks += 1
-        step, limit, missing = _advance(
-            rank_ptr + start,
-            rho_ptr + start,
-            log_prior_ptr + start,
-            row_slot_ptr + start,
+        step, limit, missing = advance(
+            rank_ptr + own,
+            rho_ptr + own,
+            log_prior_ptr + own,
+            row_slot_ptr + own,
             count,
-            row_ptr + sample.to(tl.int64) * row_slots * row_stride,
+            row_ptr + own * row_slots,
             row_stride,
             row_log_z_ptr,
             kappa,
@@ -299,10 +301,10 @@ def advance_kernel(
             CHUNK,
         )
         if missing > 0:
-            _choose(
-                rank_ptr + start,
-                rho_ptr + start,
-                row_slot_ptr + start,
+            choose(
+                rank_ptr + own,
+                rho_ptr + own,
+                row_slot_ptr + own,
                 count,
                 group_ptr + sample * GROUPS,
                 candidate_ptr,
@@ -314,14 +316,14 @@ def advance_kernel(
                 GROUPS,
                 CHUNK,
             )
-        tl.store(state_ptr + _STEP, step)
-        tl.store(state_ptr + _LIMIT, limit)
-        tl.store(state_ptr + _WAITING, missing)
-        tl.store(state_ptr + _BLOCKS, blocks)
+        tl.store(state_ptr + STEP, step)
+        tl.store(state_ptr + LIMIT, limit)
+        tl.store(state_ptr + WAITING, missing)
+        tl.store(state_ptr + BLOCKS, blocks)
 
 
 @triton.jit
-def _store_log_z(part_top_ptr, part_sum_ptr, candidate_ptr, prior_total, log_z_ptr, parts, BLOCK: tl.constexpr):
+def store_log_z(part_top_ptr, part_sum_ptr, candidate_ptr, prior_total, log_z_ptr, parts, BLOCK: tl.constexpr):
     """log Z of a block's candidates, from the parts that their tiles left."""
     column = tl.arange(0, BLOCK)
     mask = tl.load(candidate_ptr + column) >= 0
@@ -331,7 +333,7 @@ def _store_log_z(part_top_ptr, part_sum_ptr, candidate_ptr, prior_total, log_z_p
 
 
 @triton.jit
-def _row_tile(
+def candidate_tile(
     visual_ptr,
     visual_stride,
     start,
@@ -382,7 +384,7 @@ def _row_tile(
     tl.store(part_sum_ptr + row_tile * BLOCK + columns, total, mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def rows_kernel(
     visual_ptr,
     visual_batch_stride,
@@ -401,7 +403,6 @@ def rows_kernel(
     part_top_ptr,
     part_sum_ptr,
     row_tiles,
-    SAMPLES: tl.constexpr,
     BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -412,15 +413,15 @@ def rows_kernel(
     column_tile = tl.program_id(0) % (BLOCK // COLUMNS)
     row_tile = tl.program_id(0) // (BLOCK // COLUMNS) % row_tiles
     sample = tl.program_id(0) // (BLOCK // COLUMNS) // row_tiles
-    start, count = span(cu_visual_ptr, sample, visual_total, longest_visual, SAMPLES)
+    start, count = span(cu_visual_ptr, sample, visual_total, longest_visual)
     state_ptr += sample * STATE
-    if (tl.load(state_ptr + _WAITING) > 0) & (row_tile * ROWS < count):
+    if (tl.load(state_ptr + WAITING) > 0) & (row_tile * ROWS < count):
         if cu_visual_ptr is None:
             visual_ptr += sample.to(tl.int64) * visual_batch_stride
         else:
             visual_ptr += start * visual_stride
-        first_slot = sample.to(tl.int64) * row_slots + tl.load(state_ptr + _BLOCKS) * BLOCK
-        _row_tile(
+        first_slot = sample.to(tl.int64) * row_slots + tl.load(state_ptr + BLOCKS) * BLOCK
+        candidate_tile(
             visual_ptr,
             visual_stride,
             start,
@@ -442,153 +443,3 @@ def rows_kernel(
             WIDEN,
             PRECISION,
         )
-
-
-@triton.jit
-def finish_kernel(
-    visual_ptr,
-    visual_batch_stride,
-    visual_stride,
-    cu_visual_ptr,
-    visual_total,
-    longest_visual,
-    visual_prior_ptr,
-    dim,
-    cu_keep_ptr,
-    keep_total,
-    longest_keep,
-    rank_ptr,
-    rho_ptr,
-    log_prior_ptr,
-    row_slot_ptr,
-    log_total_ptr,
-    state_ptr,
-    group_ptr,
-    candidate_ptr,
-    row_ptr,
-    row_stride,
-    row_log_z_ptr,
-    row_slots,
-    part_top_ptr,
-    part_sum_ptr,
-    row_tiles,
-    kappa,
-    weight,
-    min_gain,
-    index_ptr,
-    gain_ptr,
-    samples,
-    SAMPLES: tl.constexpr,
-    REDUNDANCY: tl.constexpr,
-    STOPS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    GROUPS: tl.constexpr,
-    CHUNK: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    DEPTH: tl.constexpr,
-    WIDEN: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """The rest of the steps, by one program; its rows take the last block of slots, again and again."""
-    sample = tl.program_id(0)
-    start, count = span(cu_visual_ptr, sample, visual_total, longest_visual, SAMPLES)
-    slot, slots = span(cu_keep_ptr, sample, keep_total, longest_keep, SAMPLES)
-    if cu_visual_ptr is None:
-        visual_ptr += sample.to(tl.int64) * visual_batch_stride
-    else:
-        visual_ptr += start * visual_stride
-    rank_ptr += start
-    rho_ptr += start
-    row_slot_ptr += start
-    candidate_ptr += sample * BLOCK
-    row_ptr += sample.to(tl.int64) * row_slots * row_stride
-    row_log_z_ptr += sample.to(tl.int64) * row_slots
-    part_top_ptr += sample.to(tl.int64) * row_tiles * BLOCK
-    part_sum_ptr += sample.to(tl.int64) * row_tiles * BLOCK
-    prior_total = tl.load(log_total_ptr + sample)
-    state_ptr += sample * STATE
-    step, limit = tl.load(state_ptr + _STEP), tl.load(state_ptr + _LIMIT)
-    block = tl.load(state_ptr + _BLOCKS)  # of the candidates that wait for their normalisers
-    waiting = step < limit
-    while waiting:
-        _store_log_z(
-            part_top_ptr,
-            part_sum_ptr,
-            candidate_ptr,
-            prior_total,
-            row_log_z_ptr + block * BLOCK,
-            tl.cdiv(count, ROWS),
-            BLOCK,
-        )
-        step, limit, missing = _advance(
-            rank_ptr,
-            rho_ptr,
-            log_prior_ptr + start,
-            row_slot_ptr,
-            count,
-            row_ptr,
-            row_stride,
-            row_log_z_ptr,
-            kappa,
-            weight,
-            min_gain,
-            index_ptr + slot,
-            gain_ptr + slot,
-            step,
-            limit,
-            REDUNDANCY,
-            STOPS,
-            CHUNK,
-        )
-        waiting = missing > 0
-        if waiting:
-            scratch = row_slots // BLOCK - 1
-            if block == scratch:  # the rows there are overwritten
-                tokens = tl.load(candidate_ptr + tl.arange(0, BLOCK))
-                tl.store(row_slot_ptr + tokens, tl.full((BLOCK,), -1, tl.int32), mask=tokens >= 0)
-                tl.debug_barrier()
-            block = scratch
-            _choose(
-                rank_ptr,
-                rho_ptr,
-                row_slot_ptr,
-                count,
-                group_ptr + sample * GROUPS,
-                candidate_ptr,
-                block * BLOCK,
-                weight,
-                step,
-                REDUNDANCY,
-                BLOCK,
-                GROUPS,
-                CHUNK,
-            )
-            tl.debug_barrier()
-            for tile in range(tl.cdiv(count, ROWS) * (BLOCK // COLUMNS)):
-                _row_tile(
-                    visual_ptr,
-                    visual_stride,
-                    start,
-                    count,
-                    visual_prior_ptr,
-                    candidate_ptr,
-                    row_ptr + block.to(tl.int64) * BLOCK * row_stride,
-                    row_stride,
-                    part_top_ptr,
-                    part_sum_ptr,
-                    tile // (BLOCK // COLUMNS),
-                    tile % (BLOCK // COLUMNS),
-                    dim,
-                    kappa,
-                    BLOCK,
-                    ROWS,
-                    COLUMNS,
-                    DEPTH,
-                    WIDEN,
-                    PRECISION,
-                )
-            tl.debug_barrier()
-    finish_slots(
-        index_ptr, gain_ptr, slot, step, slots, cu_keep_ptr, sample, samples, keep_total, longest_keep, SAMPLES
-    )

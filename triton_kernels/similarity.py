@@ -19,7 +19,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .tokens import inverse_norm, log_weight, span
+from .tokens import COUNTS, inverse_norm, log_weight, span
 
 
 @triton.jit
@@ -74,7 +74,7 @@ def normaliser_part(cosines, log_prior, kappa):
     return top, tl.sum(tl.exp(exponent - shift[None, :]), axis=0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def similarity_kernel(
     visual_ptr,
     visual_batch_stride,
@@ -104,7 +104,6 @@ def similarity_kernel(
     row_tiles,
     text_tiles,
     visual_tiles,
-    SAMPLES: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
@@ -114,7 +113,7 @@ def similarity_kernel(
     tile = tl.program_id(0) % (text_tiles + visual_tiles)
     row_tile = tl.program_id(0) // (text_tiles + visual_tiles) % row_tiles
     sample = tl.program_id(0) // (text_tiles + visual_tiles) // row_tiles
-    start, count = span(cu_visual_ptr, sample, visual_total, longest_visual, SAMPLES)
+    start, count = span(cu_visual_ptr, sample, visual_total, longest_visual)
     if cu_visual_ptr is None:
         visual_ptr += sample.to(tl.int64) * visual_batch_stride
     else:
@@ -127,7 +126,7 @@ def similarity_kernel(
     column_count = count
     column_start = start
     if is_text:
-        column_start, column_count = span(cu_text_ptr, sample, text_total, longest_text, SAMPLES)
+        column_start, column_count = span(cu_text_ptr, sample, text_total, longest_text)
         if cu_text_ptr is None:
             column_ptr = text_ptr + sample.to(tl.int64) * text_batch_stride
         else:

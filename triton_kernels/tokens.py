@@ -10,33 +10,41 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+# Sizes that Triton must not compile for one by one: it would for every value divisible by 16, with other layouts of
+# registers and so another order of sums. What is left to it (dtypes, None, strides of features and tables) is the same
+# for a sample alone and in any batch: `launches.py` sees to the strides.
+COUNTS = (
+    "visual_total", "longest_visual", "text_total", "longest_text", "keep_total", "longest_keep", "samples",
+    "programs", "row_programs", "text_programs", "visual_programs", "chunks", "row_tiles", "text_tiles",
+    "visual_tiles", "row_slots",
+)  # fmt: skip
 LOG_CHUNK = tl.constexpr(2048)  # tokens a step of `log_total`: 16 a lane, 32768 tokens in 16 steps
 FILL_CHUNK = tl.constexpr(1024)
+SCAN_CHUNK = tl.constexpr(256)  # samples of a packed batch looked at in one step
 _TINY = tl.constexpr(2.0**-126)  # the smallest normal float32
 _SCALE = tl.constexpr(2.0**64)  # brings denormal priors into the range of the logarithm
 _LOG_SCALE = tl.constexpr(44.3614195558365)  # log 2^64
 
 
 @triton.jit
-def _ends(cu_ptr, sample, total, SAMPLES: tl.constexpr):
-    """Where a packed sample begins and ends: the entries clamped to [0, total] and made non-decreasing.
-
-    SAMPLES: a power of two above the number of samples.
-    """
-    at = tl.arange(0, SAMPLES)
-    ends = tl.load(cu_ptr + at, mask=at <= sample + 1, other=0)
-    ends = tl.minimum(tl.maximum(ends, 0), total)
-    return tl.max(tl.where(at <= sample, ends, 0), axis=0), tl.max(ends, axis=0)
+def _ends(cu_ptr, sample, total):
+    """Where a packed sample begins and ends: the entries clamped to [0, total] and made non-decreasing."""
+    begin = tl.full((), 0, tl.int32)
+    for first in range(0, sample + 1, SCAN_CHUNK):
+        at = first + tl.arange(0, SCAN_CHUNK)
+        begin = tl.maximum(begin, tl.max(tl.load(cu_ptr + at, mask=at <= sample, other=0), axis=0))
+    begin = tl.minimum(begin, total)
+    return begin, tl.maximum(begin, tl.minimum(tl.load(cu_ptr + sample + 1), total))
 
 
 @triton.jit
-def span(cu_ptr, sample, total, longest, SAMPLES: tl.constexpr):
+def span(cu_ptr, sample, total, longest):
     """First place (int64) and number of places of a sample: `longest` at most, and for all where `cu_ptr` is null."""
     if cu_ptr is None:
         start = sample.to(tl.int64) * longest
         count = longest
     else:
-        first, end = _ends(cu_ptr, sample, total, SAMPLES)
+        first, end = _ends(cu_ptr, sample, total)
         start = first.to(tl.int64)
         count = tl.minimum(end - first, longest)
     return start, count
@@ -52,10 +60,10 @@ def fill(ptr, value, first, end):
 
 
 @triton.jit
-def fill_unowned(ptr, value, width, cu_ptr, sample, samples, total, longest, SAMPLES: tl.constexpr):
+def fill_unowned(ptr, value, width, cu_ptr, sample, samples, total, longest):
     """Writes `value` to the places (of `width` elements) of no sample: after `sample`'s own, and before the first's."""
     if cu_ptr is not None:
-        first, end = _ends(cu_ptr, sample, total, SAMPLES)
+        first, end = _ends(cu_ptr, sample, total)
         own_end = (first + tl.minimum(end - first, longest)).to(tl.int64)
         fill(ptr, value, own_end * width, tl.where(sample == samples - 1, total, end).to(tl.int64) * width)
         if sample == 0:
@@ -80,7 +88,7 @@ def log_weight(prior_ptr, at, inverse, mask):
         prior = tl.load(prior_ptr + at, mask=mask, other=0.0)
         small = prior < 1e-18
         scaled = tl.where(small, prior * _SCALE, tl.minimum(prior, 3.4028234663852886e38))
-        valid = valid & (scaled > 0)
+        valid = valid & (prior > 0)  # not `scaled`: a GPU's minimum drops a NaN
         log_prior = tl.log(tl.where(valid, scaled, 1.0)) - tl.where(small, _LOG_SCALE, 0.0)
         weight = tl.where(valid, log_prior, float("-inf"))
     return weight

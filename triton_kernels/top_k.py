@@ -11,12 +11,12 @@ import triton
 import triton.language as tl
 
 from .greedy import ABSENT, finish_slots, gain_key, key_gain, pick_limit, ranked_score
-from .tokens import log_weight, span
+from .tokens import COUNTS, log_weight, span
 
 TOP_K_ROWS, TOP_K_CHUNK = 32, 256  # 64 comparisons a lane and step of 4 warps
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def top_k_kernel(
     score_ptr,
     cu_visual_ptr,
@@ -33,15 +33,14 @@ def top_k_kernel(
     gain_ptr,
     samples,
     programs,
-    SAMPLES: tl.constexpr,
     STOPS: tl.constexpr,
     ROWS: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
     which = tl.program_id(0) % programs
     sample = tl.program_id(0) // programs
-    start, count = span(cu_visual_ptr, sample, visual_total, longest_visual, SAMPLES)
-    slot, slots = span(cu_keep_ptr, sample, keep_total, longest_keep, SAMPLES)
+    start, count = span(cu_visual_ptr, sample, visual_total, longest_visual)
+    slot, slots = span(cu_keep_ptr, sample, keep_total, longest_keep)
     rows = which * ROWS + tl.arange(0, ROWS)
     mine = _score_keys(score_ptr, visual_prior_ptr, inverse_ptr, start, rows, count, min_gain, STOPS)
     rank = tl.zeros((ROWS,), tl.int32)
@@ -56,9 +55,7 @@ def top_k_kernel(
     tl.store(index_ptr + slot + rank, rows.to(tl.int64), mask=picked)
     tl.store(gain_ptr + slot + rank, key_gain(mine), mask=picked)
     if which == 0:
-        finish_slots(
-            index_ptr, gain_ptr, slot, limit, slots, cu_keep_ptr, sample, samples, keep_total, longest_keep, SAMPLES
-        )
+        finish_slots(index_ptr, gain_ptr, slot, limit, slots, cu_keep_ptr, sample, samples, keep_total, longest_keep)
 
 
 @triton.jit

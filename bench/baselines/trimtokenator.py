@@ -1,0 +1,39 @@
+"""TrimTokenator (arXiv 2509.00320): first the tokens aligned with the text, of these the most diverse ones.
+
+Alignment, which the paper derives from a bound on the mutual information: minus the mean squared distance to the text
+tokens. Of the tokens that pass, the one least similar to all others on average comes first, then always the one of
+smallest mean cosine with what is picked.
+"""
+
+import torch
+from torch import Tensor
+
+from .cosines import row, similarity
+
+ALIGNED = 0.8  # share of the tokens that passes the first stage; at least `keep` do
+
+
+def alignment(visual: Tensor, text: Tensor) -> Tensor:
+    """-mean_j |v_i - t_j|^2 (B, N), from products: no (N, M, D) array."""
+    wide = torch.promote_types(visual.dtype, torch.float32)
+    visual, text = visual.to(wide), text.to(wide)
+    words = text.mean(dim=1, keepdim=True)
+    squares = text.square().sum(dim=2).mean(dim=1, keepdim=True)
+    return 2 * (visual @ words.mT).squeeze(2) - visual.square().sum(dim=2) - squares
+
+
+def select(visual: Tensor, text: Tensor, saliency: Tensor | None, keep: int) -> Tensor:
+    """See the package."""
+    count = visual.shape[1]
+    aligned = alignment(visual, text).topk(max(keep, int(ALIGNED * count)), dim=1).indices
+    cosines = similarity(visual.gather(1, aligned[:, :, None].expand(-1, -1, visual.shape[2])))
+    total = cosines.mean(dim=2)
+    picked = torch.zeros_like(total, dtype=torch.bool)
+    picks = []
+    for step in range(keep):
+        pick = total.masked_fill(picked, torch.inf).argmin(dim=1)
+        picks.append(pick)
+        picked.scatter_(1, pick[:, None], True)
+        chosen = row(cosines, pick)
+        total = chosen if step == 0 else total + chosen  # |S| is the same for all: no need to divide
+    return aligned.gather(1, torch.stack(picks, dim=1))

@@ -1,0 +1,219 @@
+"""The pictures of docs/benchmarks.md, one message each, as SVG. Needs matplotlib.
+
+Colours are those of Okabe and Ito, which stay apart for the colour-blind; curves also differ by marker and carry their
+names. Blue is ours, orange the same algorithm in plain PyTorch, green the other methods, grey what only ranks.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import shapes
+from .competitors import COMPETITORS, OTHER, OURS, RANKING, SAME
+from .models import MODELS, PROMPT
+from .prefill import Prefill
+from .rows import Row
+from .tables import Newest, fastest_mode, ms, ours, percent
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+COLOURS = {OURS: "#0072B2", SAME: "#D55E00", OTHER: "#009E73", RANKING: "#777777"}
+MARKERS = "osD^vP*Xh<>p"
+DEVICES = {"cpu": "CPU", "cuda": "GPU"}
+SWEEPS = {  # file -> set of cases, the attribute that varies, axis label, what stays the same
+    "tokens": ("sweep-tokens", "tokens", "visual tokens N", "K = N / 9, D = 2048, batch 1"),
+    "keep": ("sweep-keep", "keep", "kept tokens K", "N = 1152, D = 2048, batch 1"),
+    "batch": ("sweep-batch", "batch", "batch", "N = 576, K = 64, D = 2048"),
+}
+PREFILL_RIVALS = ("plain", "divprune", "cdpruner", "mmtok")
+
+
+def draw(rows: dict[str, list[Row]], prefills: list[Prefill], folder: Path) -> list[Path]:
+    """Writes what can be drawn; the paths written.
+
+    Raises:
+        ImportError: without matplotlib.
+    """
+    import matplotlib
+
+    matplotlib.use("svg")
+    style: dict[Any, Any] = {
+        "svg.hashsalt": "mi_pruner",
+        "font.size": 10,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+    }
+    matplotlib.rcParams.update(style)  # the salt: the same figures give the same file
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for device, kept in rows.items():
+        best = fastest_mode(kept)
+        drawings = {name: _sweep(best, name, device) for name in SWEEPS}
+        drawings["floor"] = _floor(best, device)
+        drawings["prefill"] = _prefill(best, prefills, device)
+        for name, figure in drawings.items():
+            if figure is not None:
+                paths.append(folder / f"bench-{device}-{name}.svg")
+                figure.savefig(paths[-1], metadata={"Date": None}, bbox_inches="tight")
+    return paths
+
+
+def _figure(width: float, height: float) -> tuple[Any, Axes]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height))
+    return figure, figure.add_subplot()
+
+
+def _sweep(rows: Newest, name: str, device: str) -> Any:
+    """Latency against one size, log-log, all competitors; None if fewer than two sizes were measured."""
+    cases, attribute, label, constant = SWEEPS[name]
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for case in shapes.SETS[cases]:
+        for competitor in COMPETITORS:
+            row = rows.get((case.name, competitor))
+            if row is not None and competitor != "ours-reference":  # it is written to be read
+                curves.setdefault(competitor, []).append((getattr(case, attribute), row.p50_ms))
+    if max((len(points) for points in curves.values()), default=0) < 2:
+        return None
+    figure, axes = _figure(8.5, 5.5)
+    for number, (competitor, points) in enumerate(curves.items()):
+        family = COMPETITORS[competitor].family
+        look: dict[str, Any] = {"color": COLOURS[family], "marker": MARKERS[number % len(MARKERS)], "markersize": 4.5}
+        width = 3.0 if family == OURS else 1.2
+        axes.plot(*zip(*points, strict=True), linewidth=width, zorder=3 if family == OURS else 2, **look)
+    axes.set(xscale="log", yscale="log", xlabel=label, ylabel="median latency of a call, ms")
+    axes.set_title(f"Selection time against {label} on a {DEVICES[device]}   ({constant})", loc="left", fontsize=11)
+    _ticks(axes, sorted({x for points in curves.values() for x, _ in points}))
+    axes.grid(True, which="major", color="#e5e5e5", linewidth=0.8)
+    _end_labels(axes, curves)
+    return figure
+
+
+def _ticks(axes: Axes, values: list[float]) -> None:
+    """One tick for each measured size; milliseconds in plain numbers."""
+    from matplotlib.ticker import FuncFormatter, NullLocator
+
+    axes.set_xticks(values, [f"{value:,.0f}" for value in values])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(_plain))
+
+
+def _plain(value: float, place: object = None) -> str:
+    """0.1, 10, 1,000,000."""
+    return f"{value:,.0f}" if value >= 1 else f"{value:g}"
+
+
+def _end_labels(axes: Axes, curves: dict[str, list[tuple[float, float]]]) -> None:
+    """Each curve's name, right of the axes, as near to its end as the other names allow; a thin line leads to it."""
+    import math
+
+    low, high = (math.log(limit) for limit in axes.get_ylim())
+    right = max(x for points in curves.values() for x, _ in points)
+    ends = sorted((math.log(points[-1][1]), name) for name, points in curves.items())
+    gap = (high - low) / 24  # the height of a line of text
+    places = _spread([y for y, _ in ends], gap, low, high)
+    for place, (_, name) in zip(places, ends, strict=True):
+        x, y = curves[name][-1]
+        colour = COLOURS[COMPETITORS[name].family]
+        at = (place - low) / (high - low)
+        text = COMPETITORS[name].label + ("" if x == right else f" (to {x:,.0f})")
+        axes.annotate(
+            text,
+            xy=(x, y),
+            xytext=(1.05, at),
+            textcoords="axes fraction",
+            color=colour,
+            fontsize=9,
+            fontweight="bold" if COMPETITORS[name].family == OURS else "normal",
+            va="center",
+            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.5, "alpha": 0.6},
+        )
+
+
+def _spread(values: list[float], gap: float, low: float, high: float) -> list[float]:
+    """Ascending values moved apart to at least `gap`, each as little as the others allow, kept in [low, high]."""
+    placed: list[float] = []
+    for value in values:
+        placed.append(max(value, low, placed[-1] + gap if placed else low))
+    ceiling = high
+    for i in reversed(range(len(placed))):
+        placed[i] = min(placed[i], ceiling)
+        ceiling = placed[i] - gap
+    return placed
+
+
+def _floor(rows: Newest, device: str) -> Any:
+    """Share of the floor in the main cases: ours and the methods that compare tokens with tokens."""
+    cases = [case for case in shapes.CORE if ours(rows, case) is not None]
+    names = [n for n, c in COMPETITORS.items() if c.family != RANKING and any((case, n) in rows for case in cases)]
+    names = [name for name in names if name not in ("ours-reference", "dart")]  # to read; hardly compares any
+    if not cases:
+        return None
+    figure, axes = _figure(8, 0.42 * len(names) + 1.6)
+    for place, name in enumerate(reversed(names)):
+        for number, case in enumerate(cases):
+            row = rows.get((case, name))
+            if row is not None:
+                look: dict[str, Any] = {
+                    "color": COLOURS[COMPETITORS[name].family],
+                    "alpha": 1 - 0.3 * number,
+                    "height": 0.26,
+                }
+                axes.barh(place + 0.27 * (1 - number), 100 * row.share_of_floor, **look)
+    axes.set_yticks(range(len(names)), [COMPETITORS[name].label for name in reversed(names)])
+    sizes = ", ".join(f"{shapes.CASES[case].tokens:,} → {shapes.CASES[case].keep:,}" for case in cases)
+    axes.set(xlabel="floor ÷ median latency, %", xlim=(0, 100))
+    what = f"How near to what the {DEVICES[device]} can do at best   (from dark to light: {sizes})"
+    axes.set_title(what, loc="left", fontsize=11)
+    axes.grid(True, axis="x", color="#e5e5e5", linewidth=0.8)
+    axes.set_axisbelow(True)
+    return figure
+
+
+def _prefill(rows: Newest, prefills: list[Prefill], device: str) -> Any:
+    """The selection of ours and of rivals beside the prefill time saved, for each language model."""
+    from matplotlib.ticker import FuncFormatter
+
+    measured = {p.case: p for p in prefills if p.device == device}
+    groups = []
+    for case, model in MODELS.items():
+        best = ours(rows, case)
+        if best is not None:
+            figures = measured.get(case)
+            rate = best.matmul_gflop_per_s
+            saved = (model.seconds(best.tokens + PROMPT, rate) - model.seconds(best.keep + PROMPT, rate)) * 1e3
+            if figures is not None:
+                saved = figures.dense_ms - figures.pruned_ms
+            groups.append((case, f"{model.name}\n{best.tokens:,} → {best.keep:,}", saved))
+    if not groups:
+        return None
+    figure, axes = _figure(8.5, 1.4 * len(groups) + 1)
+    for place, (case, _, saved) in enumerate(reversed(groups)):
+        _prefill_points(axes, rows, case, saved, place)
+    axes.set_yticks(range(len(groups)), [label for _, label, _ in reversed(groups)])
+    how = "measured" if measured else "by the cost model"
+    axes.set(xscale="log", xlabel="ms")
+    axes.xaxis.set_major_formatter(FuncFormatter(_plain))
+    axes.grid(True, axis="x", color="#e5e5e5", linewidth=0.8)
+    axes.set_axisbelow(True)
+    what = f"What selection costs beside the prefill time that it saves ({how}), on a {DEVICES[device]}"
+    axes.set_title(what, loc="left", fontsize=11)
+    left, right = axes.get_xlim()
+    axes.set_xlim(left, right * 8)  # room for the words
+    return figure
+
+
+def _prefill_points(axes: Axes, rows: Newest, case: str, saved: float, place: int) -> None:
+    best = ours(rows, case)
+    names = [best.competitor] if best is not None else []
+    names += [name for name in PREFILL_RIVALS if (case, name) in rows]
+    axes.plot(saved, place + 0.36, marker="D", color="#555555")
+    axes.text(saved * 1.25, place + 0.36, f"prefill saved: {saved / 1e3:,.3g} s", va="center", fontsize=8)
+    for number, name in enumerate(names):
+        y, value = place + 0.21 - 0.15 * number, rows[case, name].p50_ms
+        axes.plot(value, y, marker="o", color=COLOURS[COMPETITORS[name].family])
+        words = f"{COMPETITORS[name].label}: {ms(value)} ms, {percent(value / saved)}"
+        axes.text(value * 1.25, y, words, va="center", fontsize=8)

@@ -1,0 +1,161 @@
+"""Measures the competitors on each case, prints a table, appends to the CSV of this machine."""
+
+import argparse
+import contextlib
+import dataclasses
+import sys
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from . import competitors, cuda, floor, record, shapes, timing
+from .competitors import COMPETITORS
+from .record import rounded
+from .rows import Entry, Row, rows
+
+# B N^2 up to which calls are also captured: beyond, kernels are long, and each graph's own memory would not fit beside
+# that of the others.
+GRAPH_ELEMENTS = 1 << 29
+BUDGET = 6.0  # seconds of measuring for a case
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `python -m bench`."""
+    parser.add_argument("--quick", action="store_true", help=f"two cases only: {' and '.join(shapes.QUICK)}")
+    parser.add_argument("--sets", nargs="+", metavar="SET", help=f"some of: {' '.join(shapes.SETS)}")
+    parser.add_argument("--cases", nargs="+", metavar="CASE", help=f"any of: {' '.join(shapes.CASES)}")
+    parser.add_argument("--competitors", nargs="+", metavar="NAME", help=f"any of: {' '.join(COMPETITORS)}")
+    parser.add_argument("--budget", type=float, default=BUDGET, metavar="S", help="seconds of measuring for a case")
+    parser.add_argument("--out", type=Path, default=record.RESULTS, metavar="FOLDER", help="default: bench/results")
+
+
+def main(options: argparse.Namespace) -> int:
+    """Runs the cases that the options name; the exit status."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    run = record.this_run(device)
+    path = record.path_in(options.out, device)
+    try:
+        _check_names(options, device)
+        record.append(path, Row, [])  # before anything is measured for a file that can't take it
+    except (OSError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(f"{run.machine}, {run.threads} threads, torch {run.torch}, commit {run.commit}")
+    named = options.competitors or [name for name in COMPETITORS if competitors.why_not(name, device) is None]
+    for name in COMPETITORS:
+        if not options.competitors and name not in named:
+            print(f"left out: {name}: {competitors.why_not(name, device)}")
+    names = _cases(options, device)
+    for number, name in enumerate(names, start=1):
+        case = _on(device, shapes.CASES[name])
+        left_out = {} if options.competitors else _too_long(named, case, device)
+        taking_part = [n for n in named if n not in left_out]
+        measured = _measure(run, case, taking_part, options.budget, f"{number}/{len(names)} {name}")
+        record.append(path, Row, measured)
+        _print_table(case, measured, left_out)
+    print(f"\nappended to {path}")
+    return 0
+
+
+def _check_names(options: argparse.Namespace, device: str) -> None:
+    for option, known in (("sets", shapes.SETS), ("cases", shapes.CASES), ("competitors", COMPETITORS)):
+        for name in getattr(options, option) or ():
+            if name not in known:
+                raise ValueError(f"--{option}: expected any of {', '.join(known)}, got {name}")
+    for name in options.competitors or ():
+        reason = competitors.why_not(name, device)
+        if reason is not None:
+            raise ValueError(f"--competitors: {name} cannot run here: {reason}")
+    if not options.budget > 0:
+        raise ValueError(f"--budget: expected seconds > 0, got {options.budget}")
+
+
+def _cases(options: argparse.Namespace, device: str) -> list[str]:
+    if options.cases or options.quick:
+        return options.cases or list(shapes.QUICK)
+    return shapes.usual(device, options.sets or shapes.SETS)
+
+
+def _too_long(names: list[str], case: shapes.Case, device: str) -> dict[str, str]:
+    """Who sits the case out, and why."""
+    reasons = {name: competitors.too_long(name, case, case.name in shapes.CORE, device) for name in names}
+    return {name: reason for name, reason in reasons.items() if reason is not None}
+
+
+def _on(device: str, case: shapes.Case) -> shapes.Case:
+    """Models run in bfloat16 on a GPU."""
+    return dataclasses.replace(case, dtype=torch.bfloat16) if device == "cuda" else case
+
+
+@cache
+def _rates(device: str, dtype: torch.dtype) -> floor.Rates:
+    return floor.measure(device, dtype)
+
+
+def _measure(run: record.Run, case: shapes.Case, names: list[str], budget: float, label: str) -> list[Row]:
+    torch.compiler.reset()  # the compilations of earlier cases count against a limit
+    rates = _rates(run.device, case.dtype)
+    peaks: dict[str, float] = {}
+    if case.name in shapes.CORE:
+        with _progress(f"{label}: memory", len(names)) as advance:
+            for name in names:
+                peaks[name] = rounded(competitors.peak_extra_mb(case, name, run.device))
+                advance(len(peaks))
+    with _progress(f"{label}: time", 100) as advance:
+        calls = competitors.calls(case, names, run.device)
+        entries: dict[Entry, timing.Call] = {Entry(name): call for name, call in calls.items()}
+        launches: dict[str, int] = {}
+        if run.device == "cuda":
+            launches = {name: cuda.launches(call) for name, call in calls.items()}
+            if sum(tokens**2 for tokens, _ in case.samples) <= GRAPH_ELEMENTS:
+                entries |= _graphs(calls)
+        timings = timing.measure(entries, run.device, budget, on_turn=lambda share: advance(int(100 * share)))
+    return rows(run, case, rates, timings, peaks, launches)
+
+
+def _graphs(calls: dict[str, timing.Call]) -> dict[Entry, timing.Call]:
+    """The calls that a CUDA graph can capture, captured."""
+    graphs: dict[Entry, timing.Call] = {}
+    for name, call in calls.items():
+        if COMPETITORS[name].capturable:
+            try:
+                graphs[Entry(name, "graph")] = cuda.captured(call)
+            except RuntimeError as error:
+                print(f"{name}: no CUDA graph: {str(error).splitlines()[0]}", file=sys.stderr)
+    return graphs
+
+
+@contextlib.contextmanager
+def _progress(label: str, total: int) -> Iterator[Callable[[int], object]]:
+    """A bar on the terminal with tqdm, else one line; yields a function of the steps done so far."""
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        print(f"{label} ...", file=sys.stderr, flush=True)
+        yield lambda done: None
+        return
+    with tqdm(total=total, desc=label, leave=False, disable=None) as bar:
+        yield lambda done: bar.update(done - bar.n)
+
+
+def _print_table(case: shapes.Case, measured: list[Row], left_out: dict[str, str]) -> None:
+    shape = f"({case.batch}, {case.tokens}, {case.width})"
+    if case.sizes:
+        shape = f"{case.batch} samples of {sorted(case.sizes)}"
+    print(f"\n{case.name}: keep {case.keep} of {shape}, {case.text} text tokens, {measured[0].dtype}")
+    head = f"{'':24}{'p20':>10}{'p50':>10}{'p80 ms':>10}{'n':>6}"
+    print(f"{head}{'speedup':>10}{'of floor':>10}{'extra MB':>10}{'launches':>10}")
+    for row in measured:
+        name = row.competitor + (f" ({row.mode})" if row.mode != "eager" else "")
+        speedup = "" if row.speedup is None else f"{row.speedup:.2f}x"
+        memory = "" if row.peak_extra_mb is None else f"{row.peak_extra_mb:.1f}"
+        launches = "" if row.launches is None else row.launches
+        print(
+            f"{name:24}{row.p20_ms:10.3f}{row.p50_ms:10.3f}{row.p80_ms:10.3f}{row.samples:6}{speedup:>10}"
+            f"{row.share_of_floor:10.0%}{memory:>10}{launches:>10}"
+        )
+    for name, why in left_out.items():
+        print(f"{name:24}left out: {why}")
+    sys.stdout.flush()

@@ -1,0 +1,268 @@
+"""The Markdown tables of docs/benchmarks.md and README.md, from what is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from . import robustness, shapes
+from .competitors import BASELINE, COMPETITORS, OURS, RANKING
+from .models import EFFICIENCY, MODELS, PROMPT
+from .rows import Row, newest
+
+if TYPE_CHECKING:
+    from .plot import Kept
+
+NONE = "*Not measured yet.*"
+MODELS_SHOWN = ("llava-1.5/64", "qwen3-vl-8b/256", "qwen2.5-vl-7b/324", "llava-next/320", "qwen2.5-vl-7b-large/500")
+OTHERS_SHOWN = ("text-16", "text-64", "text-256", "llava-1.5/64x8", "packed-8")
+HEADLINE_RIVALS = ("plain", "plain-symmetric", "plain-compiled", "cdpruner", "mmtok", "divprune")
+PICTURES = {  # name -> what a reader who does not see it is told
+    "tokens": "Selection time against the number of visual tokens, all competitors",
+    "keep": "Selection time against the number of kept tokens, all competitors",
+    "batch": "Selection time against the batch, all competitors",
+    "floor": "Share of the floor: how near each method comes to what the machine can do at best",
+    "prefill": "Time of the selection beside the prefill time that it saves, for each language model",
+}
+Newest = dict[tuple[str, str], Row]
+
+
+def blocks(kept: Kept, drawn: Iterable[Path]) -> dict[str, str]:
+    """Name of a block -> its Markdown; `drawn`: the pictures that there are."""
+    filled = {f"picture-{device}-{name}": NONE for device in ("cpu", "cuda") for name in PICTURES}
+    filled |= {path.stem.replace("bench", "picture", 1): _picture(path) for path in drawn}
+    for device in ("cpu", "cuda"):
+        rows = fastest_mode(kept.rows.get(device, ()))
+        filled |= {
+            f"run-{device}": run(kept.rows.get(device, [])),
+            f"models-{device}": latency(rows, MODELS_SHOWN),
+            f"others-{device}": latency(rows, OTHERS_SHOWN),
+            f"ahead-{device}": ahead(rows),
+            f"core-{device}": core(rows),
+            f"prefill-{device}": selection_in_prefill(rows),
+        }
+    filled["robustness"] = robust(kept.verdicts)
+    filled["instructions"] = counted(kept)
+    filled["prefill-measured"] = measured_prefill(kept)
+    filled["headline"] = headline(fastest_mode(kept.rows.get("cpu", ())))
+    return filled
+
+
+def _picture(path: Path) -> str:
+    return f"![{PICTURES[path.stem.split('-')[-1]]}](images/{path.name})"
+
+
+def fastest_mode(rows: Iterable[Row]) -> Newest:
+    """(case, competitor) -> the newest row, of the faster mode (eager or a CUDA graph)."""
+    best: Newest = {}
+    for (case, competitor, _), row in newest(rows).items():
+        if (case, competitor) not in best or row.p50_ms < best[case, competitor].p50_ms:
+            best[case, competitor] = row
+    return best
+
+
+def ours(rows: Newest, case: str) -> Row | None:
+    """The fastest of our backends in a case."""
+    found = [row for (name, who), row in rows.items() if name == case and COMPETITORS[who].family == OURS]
+    return min(found, key=lambda row: row.p50_ms, default=None)
+
+
+def table(header: Iterable[str], lines: Iterable[Iterable[str]]) -> str:
+    """A Markdown table."""
+    head = list(header)
+    text = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    return "\n".join([*text, *(f"| {' | '.join(line)} |" for line in lines)])
+
+
+def ms(value: float) -> str:
+    """Milliseconds to three digits."""
+    digits = 2 if value < 1 else 1 if value < 100 else 0
+    return f"{value:,.{digits}f}"
+
+
+def run(rows: list[Row]) -> str:
+    """Where the numbers are from."""
+    if not rows:
+        return NONE
+    kept = newest(rows).values()
+    row = rows[-1]
+    commands = ", ".join(f"`{command}`" for command in sorted({r.command for r in kept}))
+    commits = ", ".join(sorted({r.commit for r in kept}))
+    short = any("--quick" in r.command for r in kept)
+    note = " **A short run, to show the form of the tables: not the figures to quote.**" if short else ""
+    return (
+        f"{row.machine}, {row.threads} CPU threads, torch {row.torch}, {row.versions}; {row.dtype}; commit {commits}, "
+        f"{row.date[:10]}, by {commands}.{note} Measured in the same run: copy {row.copy_gb_per_s:.0f} GB/s (read + "
+        f"written), matrix product {row.matmul_gflop_per_s:,.0f} GFLOP/s."
+    )
+
+
+def shape(case: str) -> str:
+    """A column's header."""
+    c = shapes.CASES[case]
+    if c.sizes:
+        return f"{case}: {len(c.sizes)} images of {min(c.sizes)} to {max(c.sizes)} tokens, kept 1 of 9"
+    batch = "" if c.batch == 1 else f", batch {c.batch}"
+    text = "" if c.text == 32 else f", {c.text} text"
+    return f"{case.split('/')[0]}: {c.tokens:,} → {c.keep:,}{batch}{text}"
+
+
+def latency(rows: Newest, cases: Iterable[str]) -> str:
+    """A line for each competitor, a column for each case: median, and how it compares with ours."""
+    shown = [case for case in cases if ours(rows, case) is not None]
+    if not shown:
+        return NONE
+    lines = []
+    for name, competitor in COMPETITORS.items():
+        if any((case, name) in rows for case in shown):
+            lines.append([_bold(competitor.label, competitor.family), *(_cell(rows, case, name) for case in shown)])
+    return table(["median, ms (× ours)", *map(shape, shown)], lines)
+
+
+def _bold(text: str, family: str) -> str:
+    return f"**{text}**" if family == OURS else text
+
+
+def _cell(rows: Newest, case: str, name: str) -> str:
+    row, best = rows.get((case, name)), ours(rows, case)
+    if row is None or best is None:
+        return "–"
+    return f"**{ms(row.p50_ms)}**" if row == best else f"{ms(row.p50_ms)} ({row.p50_ms / best.p50_ms:.2g}×)"
+
+
+def ahead(rows: Newest) -> str:
+    """Who is faster than we are, and where."""
+    faster: dict[str, list[str]] = {}
+    cases = [case for case in dict.fromkeys(case for case, _ in rows) if ours(rows, case) is not None]
+    for case in cases:
+        best = ours(rows, case)
+        for name, competitor in COMPETITORS.items():
+            row = rows.get((case, name))
+            if best is not None and row is not None and competitor.family != OURS and row.p50_ms < best.p50_ms:
+                faster.setdefault(name, []).append(case)
+    if not cases:
+        return NONE
+    if not faster:
+        return f"None, in any of the {len(cases)} cases."
+    every = [f"{COMPETITORS[n].label} ({_where(found, cases)})" for n, found in faster.items()]
+    return "Faster than mi_pruner: " + "; ".join(every) + "."
+
+
+def _where(found: list[str], cases: list[str]) -> str:
+    if len(found) == len(cases):
+        return f"in all {len(cases)} cases"
+    return f"{len(found)} of {len(cases)} cases" + (f": {', '.join(found)}" if len(found) <= 4 else "")
+
+
+def core(rows: Newest) -> str:
+    """Spread, share of the floor and memory."""
+    lines = []
+    for case in shapes.CORE:
+        for name, competitor in COMPETITORS.items():
+            row = rows.get((case, name))
+            if row is not None and competitor.family != RANKING:
+                memory = "" if row.peak_extra_mb is None else f"{row.peak_extra_mb:,.0f}"
+                launches = "" if row.launches is None else f"{row.launches}"
+                spread = f"{ms(row.p20_ms)} – {ms(row.p50_ms)} – {ms(row.p80_ms)} ({row.samples})"
+                share = f"{row.share_of_floor:.0%} ({row.floor})"
+                lines.append([shape(case), _bold(competitor.label, competitor.family), spread, share, memory, launches])
+    head = ("case", "competitor", "p20 – p50 – p80, ms (samples)", "share of the floor", "extra MB", "launches")
+    return table(head, lines) if lines else NONE
+
+
+def selection_in_prefill(rows: Newest) -> str:
+    """The selection beside the prefill time that it saves, by the cost model."""
+    lines = []
+    for case, model in MODELS.items():
+        best = ours(rows, case)
+        if best is None:
+            continue
+        dense = model.seconds(best.tokens + PROMPT, best.matmul_gflop_per_s)
+        pruned = model.seconds(best.keep + PROMPT, best.matmul_gflop_per_s)
+        saved = dense - pruned
+        others = [f"{_share(rows.get((case, name)), saved)}" for name in ("plain", "cdpruner", "mmtok", "divprune")]
+        seconds = (f"{dense:,.3g}", f"{pruned:,.3g}")
+        lines.append([model.name, f"{best.tokens:,} → {best.keep:,}", *seconds, _share(best, saved), *others])
+    if not lines:
+        return NONE
+    names = [COMPETITORS[name].label for name in ("plain", "cdpruner", "mmtok", "divprune")]
+    head = ("model", "tokens", "prefill of all, s", "of the kept, s", "selection, share of what is saved", *names)
+    return table(head, lines) + f"\n\nEFFICIENCY = {EFFICIENCY}, {PROMPT} tokens of text around the image."
+
+
+def _share(row: Row | None, saved: float) -> str:
+    return "–" if row is None else percent(row.p50_ms / 1e3 / saved)
+
+
+def percent(share: float) -> str:
+    """A share to two digits."""
+    return f"{100 * share:.2g} %"
+
+
+def measured_prefill(kept: Kept) -> str:
+    """What bench/prefill.py measured."""
+    newest_of = {record.model: record for record in kept.prefills}
+    lines = [
+        [p.model, f"{p.tokens:,} → {p.keep:,}", ms(p.dense_ms), ms(p.pruned_ms), ms(p.selection_ms)]
+        for p in newest_of.values()
+    ]
+    return table(("model", "tokens", "all, ms", "kept, ms", "selection, ms"), lines) if lines else NONE
+
+
+def robust(verdicts: list[robustness.Verdict]) -> str:
+    """The robustness table."""
+    newest_of = {verdict.competitor: verdict for verdict in verdicts if verdict.device == verdicts[-1].device}
+    lines = []
+    for v in newest_of.values():
+        counts = (
+            _right(v.identical, robustness.KEEP),
+            _right(v.forty, robustness.KEEP),
+            _right(v.halves, robustness.KEEP_OF_HALVES),
+        )
+        competitor = COMPETITORS[v.competitor]
+        lines.append([_bold(competitor.label, competitor.family), *counts, v.batch, v.padding, v.nan_free])
+    head = (
+        "competitor",
+        f"all tokens equal: {robustness.KEEP} kept",
+        f"{robustness.DISTINCT} distinct rows: {robustness.KEEP} kept",
+        f"every other token equal: {robustness.KEEP_OF_HALVES} kept",
+        "same alone and in a batch",
+        "same with padding",
+        "free of NaN",
+    )
+    return table(head, lines) if lines else NONE
+
+
+def _right(count: int, expected: int) -> str:
+    return f"{count}" if count == expected else f"**{count}**"
+
+
+def counted(kept: Kept) -> str:
+    """Instruction counts."""
+    newest_of = {count.workload: count for count in kept.counts}
+    if not newest_of:
+        return NONE
+    last = kept.counts[-1]
+    lines = [[count.workload, f"`{count.arguments}`", f"{count.instructions:,}"] for count in newest_of.values()]
+    made = f"{last.compiler}, {last.valgrind}, {last.isa}, commit {last.commit}, by `{last.command}`."
+    return table(("workload", "tokens, keep, width, text, ...", "instructions"), lines) + f"\n\n{made}"
+
+
+def headline(rows: Newest) -> str:
+    """README's table: ours against the same algorithm and the nearest rivals."""
+    shown = [case for case in shapes.CORE if ours(rows, case) is not None]
+    if not shown:
+        return NONE
+    rivals = [name for name in HEADLINE_RIVALS if any((case, name) in rows for case in shown)]
+    lines = []
+    for case in shown:
+        best, base = ours(rows, case), rows.get((case, BASELINE))
+        assert best is not None
+        memory = "–"
+        if base is not None and base.peak_extra_mb is not None and best.peak_extra_mb is not None:
+            memory = f"{best.peak_extra_mb:,.0f} / {base.peak_extra_mb:,.0f} MB"
+        cells = [_cell(rows, case, name) for name in rivals]
+        lines.append([f"{best.tokens:,} → {best.keep:,}", f"**{ms(best.p50_ms)}**", *cells, memory])
+    head = ("tokens → kept; ms", "mi_pruner", *(COMPETITORS[name].label for name in rivals), "memory: ours / plain")
+    return table(head, lines) + "\n\n" + run([row for row in rows.values() if row.case in shown])
