@@ -6,6 +6,7 @@ harness. The rest of the suite runs on the twin, too; how it works: tests/cuda_h
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import os
 import re
@@ -99,6 +100,19 @@ def test_the_number_of_blocks_changes_no_bit(blocks, monkeypatch):
 @pytest.mark.parametrize("redundancy", ["mean", "max"])
 def test_picks_from_many_tokens_are_greedy(redundancy):
     check_selection(batch_of((1, GRAM_TOKENS + 5, 2, 12), torch.float32, "odd"), "cpu", 70, redundancy=redundancy)
+
+
+# ---- launches --------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("redundancy", ["mean", "none"])
+@pytest.mark.parametrize("rows", [False, True], ids=["gram", "rows"])
+def test_a_prune_is_five_launches(rows, redundancy):
+    launches = ctypes.c_uint.in_dll(ctypes.CDLL(str(cuda_host.LIBRARY)), "mi_pruner_host_launches")
+    arguments, priors = packed_arguments(
+        [inputs.make_sample("clustered", 20, 3, 8, seed=1, visual_prior="float")], [5], rows
+    )
+    before = launches.value
+    mi_pruner.prune_varlen(*arguments, **priors, redundancy=redundancy)
+    assert launches.value - before == 5
 
 
 # ---- threads ---------------------------------------------------------------------------------------------------------

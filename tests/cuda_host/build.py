@@ -40,6 +40,9 @@ def torch_folder() -> Path:
     return Path(spec.submodule_search_locations[0])
 
 
+LIBRARY = ROOT / "build/cuda_host/cuda_host.so"  # the one that MI_PRUNER_CUDA_HOST=1 loads
+
+
 def build(folder: Path, *flags: str) -> Path:
     """Compiles what has changed since the last time; returns the library."""
     folder.mkdir(parents=True, exist_ok=True)

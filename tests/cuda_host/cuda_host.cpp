@@ -16,6 +16,11 @@
 
 dim3 threadIdx, blockIdx, blockDim;
 
+extern "C" {
+extern __attribute__((visibility("default"))) unsigned mi_pruner_host_launches; // so far, for the tests to count
+unsigned mi_pruner_host_launches = 0;
+}
+
 // Saves the callee's registers on this stack, the stack in *from, and goes on where `to` was saved.
 extern "C" void mi_pruner_switch(void** from, void* to);
 asm(R"(
@@ -312,6 +317,7 @@ void Grid::enter() { grid->body(); }
 
 cudaError_t run(unsigned blocks, unsigned threads, size_t shared, bool cooperative,
                 const std::function<void()>& thread) {
+  ++mi_pruner_host_launches;
   Grid here(threads, shared, thread);
   grid = &here;
   bool good = true;
