@@ -5,8 +5,11 @@ ARGS ?=
 
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
-CXX_FILES := $(shell find csrc bench -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
+CXX_FILES := $(shell find csrc bench tests/cuda_host -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
 BUILD_FILES := pyproject.toml setup.py CMakeLists.txt $(CXX_FILES)
+
+# The CUDA kernels as C++ on the CPU: what is theirs, and the guarantees of every backend.
+CUDA_HOST_TESTS := tests/test_cuda_host.py tests/test_backends.py tests/test_packed.py tests/test_properties.py
 
 .PHONY: help demo test lint format build bench clean
 .DELETE_ON_ERROR:
@@ -25,6 +28,7 @@ demo: $(VENV)/.installed-demo
 test: lint
 	$(BIN)/pytest $(ARGS)
 	TRITON_INTERPRET=1 $(BIN)/pytest tests/test_triton.py
+	MI_PRUNER_CUDA_HOST=1 $(BIN)/pytest $(CUDA_HOST_TESTS)
 
 lint: build
 	$(BIN)/ruff check .

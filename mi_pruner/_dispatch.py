@@ -12,6 +12,7 @@ import importlib
 import importlib.util
 import os
 import types
+import warnings
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -32,19 +33,25 @@ class Backend:
     name: str
     device: str  # "any", "cpu" or "cuda"
     what: str
-    missing: str | None
+    missing: str | None  # known when the package is imported
     operators: types.ModuleType | torch._ops._OpNamespace | _TritonOperators | None
+    probe: Callable[[], str | None] = lambda: None  # the same, asked of the driver on first use
+
+    def unavailable(self) -> str | None:
+        """Why it can't be used in this installation; None where it can."""
+        return self.missing or self.probe()
 
     def why_not(self, device_type: str) -> str | None:
         """Why it can't serve tensors of this device type; None where it can."""
         if self.missing is None and self.device not in ("any", device_type):
             return f"runs on {self.device} tensors only"
-        return self.missing
+        return self.unavailable()
 
 
 _NATIVE_MISSING = _native.load()
-_LIBRARIES = [_schema.define("mi_pruner"), _schema.define("mi_pruner_cpu")]  # alive as long as the package
-_NOT_YET = "not part of this version yet"
+_LIBRARIES = [  # alive as long as the package
+    _schema.define(namespace) for namespace in ("mi_pruner", "mi_pruner_cpu", "mi_pruner_cuda")
+]
 
 
 class _TritonOperators:
@@ -73,13 +80,21 @@ _TRITON_MISSING, _TRITON_DEVICE, _TRITON_OPERATORS = _load_triton()
 BACKENDS = {
     backend.name: backend
     for backend in (  # in order of preference
-        Backend("cuda", "cuda", "compiled CUDA kernels", _NOT_YET, None),
+        Backend(
+            "cuda",
+            "cuda",
+            "compiled CUDA kernels",
+            _native.cuda_missing(),
+            torch.ops.mi_pruner_cuda,
+            _native.cuda_unusable,
+        ),
         Backend("cpu", "cpu", "compiled, fused, multi-threaded", _NATIVE_MISSING, torch.ops.mi_pruner_cpu),
         Backend("triton", _TRITON_DEVICE, "Triton kernels", _TRITON_MISSING, _TRITON_OPERATORS),
         Backend("reference", "any", "plain PyTorch", None, reference),
     )
 }
 
+_fallback_is_known: list[str] = []  # the backend that the warning named
 _override: ContextVar[str] = ContextVar("mi_pruner_backend", default="auto")
 
 
@@ -99,8 +114,9 @@ def backend(name: str) -> Iterator[None]:
     if name != "auto":
         if name not in BACKENDS:
             raise ValueError(f"name: expected 'auto' or one of {sorted(BACKENDS)}, got {name!r}")
-        if BACKENDS[name].missing is not None:
-            raise RuntimeError(f"backend {name!r} is not available: {BACKENDS[name].missing}")
+        why = BACKENDS[name].unavailable()
+        if why is not None:
+            raise RuntimeError(f"backend {name!r} is not available: {why}")
     token = _override.set(name)
     try:
         yield
@@ -116,18 +132,34 @@ def choose(device_type: str) -> Backend:
     """
     asked = _override.get()
     if asked == "auto":
-        return next(b for b in BACKENDS.values() if b.why_not(device_type) is None)
+        chosen = next(b for b in BACKENDS.values() if b.why_not(device_type) is None)
+        if device_type == "cuda" and chosen.name != "cuda":
+            _warn_of_fallback(BACKENDS["cuda"], chosen.name)
+        return chosen
     why = BACKENDS[asked].why_not(device_type)
     if why is not None:
         raise RuntimeError(f"backend {asked!r} can't take {device_type} tensors: {why}")
     return BACKENDS[asked]
 
 
+def _warn_of_fallback(cuda: Backend, name: str) -> None:
+    """Says once in a process that CUDA kernels are there, but that the driver or the GPU can't run them."""
+    if cuda.missing is None and not _fallback_is_known:
+        _fallback_is_known.append(name)
+        why = cuda.unavailable()
+        warnings.warn(
+            f"mi_pruner: the compiled CUDA kernels can't run here ({why}); {name!r} runs instead",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
 def show_backends() -> None:
     """Prints which backends can be used here, for which tensors, and why the others can't."""
     print(f"mi_pruner on torch {torch.__version__}; the first available backend for a tensor's device runs:")
     for b in BACKENDS.values():
-        state = "available" if b.missing is None else f"not available: {b.missing}"
+        why = b.unavailable()
+        state = "available" if why is None else f"not available: {why}"
         print(f"  {b.name:<10} {b.device + ' tensors':<13} {b.what:<33} {state}")
 
 

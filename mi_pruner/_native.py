@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import os
 from pathlib import Path
 
 import torch
+
+_NO_CUDA = "the library was built without the CUDA kernels (MI_PRUNER_BUILD=cuda asks for them)"
 
 
 def library_path() -> Path:
@@ -28,3 +31,25 @@ def load() -> str | None:
     except OSError as error:  # another torch, another platform: the reference still works
         return f"{path.name} cannot be loaded: {error}"
     return None
+
+
+def cuda_missing() -> str | None:
+    """Why the library has no CUDA kernels for this PyTorch (None: it has); asks nothing of the driver."""
+    missing = load()
+    if missing is not None:
+        return missing
+    if not hasattr(ctypes.CDLL(str(library_path())), "mi_pruner_cuda_unusable"):
+        return _NO_CUDA
+    return "this PyTorch is built without CUDA" if torch.version.cuda is None else None
+
+
+@functools.cache
+def cuda_unusable() -> str | None:
+    """Why the CUDA kernels that the library has can't run on the GPUs here (None: they can).
+
+    Asked of the driver, so not before there is a reason to: a process that has asked can't be forked any more.
+    """
+    unusable = ctypes.CDLL(str(library_path())).mi_pruner_cuda_unusable
+    unusable.restype = ctypes.c_char_p
+    why = unusable()
+    return None if why is None else why.decode()

@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, settings
 import mi_pruner
 from mi_pruner._dispatch import BACKENDS
 
-from .inputs import INTERPRETED, UNDER_TEST
+from .cuda_host import build as cuda_host
+from .inputs import CUDA_ON_HOST, INTERPRETED, UNDER_TEST
 
 _COMMON = {
     "deadline": None,  # the first call of a size pays for caches
@@ -19,7 +20,12 @@ _COMMON = {
 settings.register_profile("ci", max_examples=30, derandomize=True, database=None, **_COMMON)
 settings.register_profile("explore", max_examples=300, **_COMMON)  # HYPOTHESIS_PROFILE=explore pytest ...
 settings.register_profile("interpreter", max_examples=4, derandomize=True, database=None, **_COMMON)
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "interpreter" if INTERPRETED else "ci"))
+settings.register_profile("host", max_examples=12, derandomize=True, database=None, **_COMMON)  # a fiber a CUDA thread
+_PROFILE = "interpreter" if INTERPRETED else "host" if CUDA_ON_HOST else "ci"
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", _PROFILE))
+
+if CUDA_ON_HOST:
+    BACKENDS["cuda"] = cuda_host.backend(cuda_host.build(cuda_host.LIBRARY.parent, "-O2"))
 
 
 def pytest_report_header():
@@ -42,8 +48,9 @@ if INTERPRETED:
 @pytest.fixture(params=UNDER_TEST)
 def backend(request):
     """The name of a backend, which runs every operator called in the test."""
-    if BACKENDS[request.param].missing is not None:
-        pytest.skip(f"backend {request.param!r}: {BACKENDS[request.param].missing}")
+    missing = BACKENDS[request.param].unavailable()
+    if missing is not None:
+        pytest.skip(f"backend {request.param!r}: {missing}")
     with mi_pruner.backend(request.param):
         yield request.param
 

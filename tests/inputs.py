@@ -10,9 +10,12 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-# The backends that the suite runs on: with TRITON_INTERPRET=1 Triton's kernels, on CPU tensors.
+# The backends that the suite runs on: with TRITON_INTERPRET=1 Triton's kernels, with MI_PRUNER_CUDA_HOST=1 the CUDA
+# kernels, compiled as C++ (tests/cuda_host), both on CPU tensors.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-UNDER_TEST = os.environ.get("MI_PRUNER_TEST_BACKENDS", "triton" if INTERPRETED else "reference,cpu").split(",")
+CUDA_ON_HOST = os.environ.get("MI_PRUNER_CUDA_HOST") == "1"
+_DEFAULT = "triton" if INTERPRETED else "cuda" if CUDA_ON_HOST else "reference,cpu"
+UNDER_TEST = os.environ.get("MI_PRUNER_TEST_BACKENDS", _DEFAULT).split(",")
 FULL = (torch.float32, torch.float64) if {"triton", "cuda"}.isdisjoint(UNDER_TEST) else (torch.float32,)
 DTYPES = (torch.float16, torch.bfloat16, *FULL)
 REDUNDANCIES = ("mean", "chain", "max", "none")

@@ -115,6 +115,57 @@ def test_a_backend_that_does_not_run_on_the_tensors_is_an_error_that_says_so(cal
     assert calls == []
 
 
+@pytest.fixture
+def unusable_cuda(monkeypatch):
+    """CUDA kernels that are built but can't run, beside Triton ones that can; gives the questions to the driver."""
+    questions = []
+
+    def probe():
+        questions.append("usable?")
+        return "the driver is too old"
+
+    for name, probed in (("cuda", probe), ("triton", lambda: None)):
+        entry = dataclasses.replace(_dispatch.BACKENDS[name], device="cuda", missing=None, probe=probed)
+        monkeypatch.setitem(_dispatch.BACKENDS, name, entry)
+    monkeypatch.setattr(_dispatch, "_fallback_is_known", [])
+    return questions
+
+
+def test_kernels_that_the_driver_cannot_run_are_replaced_with_one_warning(unusable_cuda, recwarn):
+    with pytest.warns(RuntimeWarning, match=r"CUDA kernels can't run here \(the driver is too old\); 'triton' runs"):
+        assert _dispatch.choose("cuda").name == "triton"
+    recwarn.clear()
+    assert _dispatch.choose("cuda").name == "triton"
+    assert not recwarn
+
+
+def test_the_driver_is_not_asked_for_the_sake_of_other_tensors(unusable_cuda, recwarn):
+    assert _dispatch.choose("cpu").name != "triton"
+    assert unusable_cuda == []
+    assert not recwarn
+
+
+def test_kernels_that_the_driver_cannot_run_are_explained(unusable_cuda, capsys):
+    with pytest.raises(RuntimeError, match="'cuda' is not available: the driver is too old"), mi_pruner.backend("cuda"):
+        pass
+    mi_pruner.show_backends()
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.split()[0] == "cuda")
+    assert line.endswith("not available: the driver is too old")
+
+
+def test_kernels_that_are_not_built_need_no_warning(unusable_cuda, monkeypatch, recwarn):
+    monkeypatch.setitem(
+        _dispatch.BACKENDS, "cuda", dataclasses.replace(_dispatch.BACKENDS["cuda"], missing="not built")
+    )
+    assert _dispatch.choose("cuda").name == "triton"
+    assert not recwarn
+
+
+def test_usable_cuda_kernels_come_first(unusable_cuda, monkeypatch):
+    monkeypatch.setitem(_dispatch.BACKENDS, "cuda", dataclasses.replace(_dispatch.BACKENDS["cuda"], probe=lambda: None))
+    assert _dispatch.choose("cuda").name == "cuda"
+
+
 def test_show_backends_has_a_line_for_each_with_its_state(calls, capsys):
     assert mi_pruner.show_backends() is None
     heading, *lines = capsys.readouterr().out.splitlines()
@@ -129,6 +180,6 @@ def test_show_backends_tells_the_truth_here(capsys):
     mi_pruner.show_backends()
     for line in capsys.readouterr().out.splitlines()[1:]:
         name = line.split()[0]
-        missing = _dispatch.BACKENDS[name].missing
+        missing = _dispatch.BACKENDS[name].unavailable()
         assert line.endswith("available" if missing is None else missing)
         assert ("not available" in line) == (missing is not None)

@@ -36,8 +36,9 @@ MODELS = {  # B, N, M, D, K
 @pytest.fixture(params=("triton", "cuda"))
 def gpu(request):
     """The name of a GPU backend, which runs every operator called in the test."""
-    if BACKENDS[request.param].missing is not None:
-        pytest.skip(f"backend {request.param!r}: {BACKENDS[request.param].missing}")
+    missing = BACKENDS[request.param].unavailable()
+    if missing is not None:
+        pytest.skip(f"backend {request.param!r}: {missing}")
     with mi_pruner.backend(request.param):
         yield request.param
 

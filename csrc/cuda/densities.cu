@@ -1,0 +1,23 @@
+#include "cuda/densities.cuh"
+
+#include "cuda/run.cuh"
+
+namespace mi_pruner::cuda {
+
+cudaError_t normalisers(const Tokens& visual, const Tokens& text, const Similarities& found, float kappa,
+                        const Densities& densities, unsigned* arrivals, int64_t arrivals_count, cudaStream_t stream) {
+  const int64_t text_programs = ceil_div(text.layout.longest, kNormaliserColumns),
+                visual_programs = ceil_div(visual.layout.longest, kPriorRows);
+  const int64_t blocks = visual.layout.samples * (text_programs + visual_programs);
+  return run(normaliser_kernel, {blocks, kNormaliserThreads, sizeof(DensityShared)}, stream, visual, text, found, kappa,
+             densities, arrivals, arrivals_count, text_programs, visual_programs);
+}
+
+cudaError_t scores(const Layout& visual, const Layout& text, const Similarities& found, const Densities& densities,
+                   bool joint, float* scores, cudaStream_t stream) {
+  const int64_t programs = ceil_div(visual.longest, kScoreRows);
+  return run(score_kernel, {visual.samples * programs, kScoreThreads, 0}, stream, visual, text, found, densities, joint,
+             scores, programs);
+}
+
+} // namespace mi_pruner::cuda

@@ -1,0 +1,71 @@
+// The arithmetic of a greedy step and the order of picks: one home for both ways of selecting, so that they agree in
+// every bit.
+#pragma once
+
+#include "cuda/weights.cuh"
+
+namespace mi_pruner::cuda {
+
+// Keys in the order of picks: larger gain first, then lower index; 0 is below every key. -0 counts as 0.
+__device__ inline uint64_t key_of(float gain, int64_t index) {
+  const unsigned bits = __float_as_uint(gain + 0.0f);
+  const unsigned ordered = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+  return uint64_t{ordered} << 32 | (0xffffffffu - static_cast<unsigned>(index));
+}
+
+__device__ inline float gain_of(uint64_t key) {
+  const unsigned ordered = static_cast<unsigned>(key >> 32);
+  return __uint_as_float(ordered & 0x80000000u ? ordered & 0x7fffffffu : ~ordered);
+}
+
+__device__ inline int64_t index_of(uint64_t key) { return 0xffffffffu - static_cast<unsigned>(key); }
+
+// The largest key of a warp, to all lanes.
+__device__ inline uint64_t warp_best(uint64_t key) {
+  const unsigned high = static_cast<unsigned>(key >> 32), best = __reduce_max_sync(kFullWarp, high);
+  const unsigned low = __reduce_max_sync(kFullWarp, high == best ? static_cast<unsigned>(key) : 0u);
+  return uint64_t{best} << 32 | low;
+}
+
+// A score as the greedy step wants it.
+__device__ inline float pickable(float score) { return isnan(score) ? -MI_PRUNER_INFINITY : score; }
+
+// R[i, s] = pi_i exp(l) l with l = (cosine - 1) / h^2 - log Z_s, of a valid token i.
+__device__ inline float redundancy_of(float cosine, float log_z, float log_prior, float kappa) {
+  const float log_r = log_kernel(cosine, kappa) - log_z;
+  return expf(log_r + log_prior) * log_r;
+}
+
+// rho once the `picked`-th pick (from 1) has joined; chain: `prior` is that of the pick.
+__device__ inline float joined(float rho, float redundancy, Redundancy mode, int64_t picked, float prior) {
+  if (mode == Redundancy::kMax) return picked == 1 ? redundancy : fmaxf(rho, redundancy);
+  return mode == Redundancy::kChain ? fmaf(redundancy, prior, rho) : rho + redundancy;
+}
+
+// What rho is multiplied by after `picked` picks.
+__device__ inline float scale_of(const Selection& selection, int64_t picked) {
+  if (selection.redundancy != Redundancy::kMean || picked == 0) return selection.weight;
+  return selection.weight / static_cast<float>(picked);
+}
+
+__device__ inline float gain_from(float score, float rho, float scale) { return fmaf(-scale, rho, score); }
+
+__device__ inline int64_t limit_of(const Picks& picks, int64_t sample, const Span& slots) {
+  if (picks.budget == nullptr) return slots.count;
+  const int64_t budget = picks.budget[sample];
+  return budget < slots.count ? budget : slots.count;
+}
+
+// -1 and -infinity in the slots from `used` on and in those that no sample owns, by `members` threads.
+__device__ inline void clear_slots(const Picks& picks, const Span& slots, int64_t used, int64_t member,
+                                   int64_t members) {
+  const auto clear = [&](int64_t slot) {
+    picks.indices[slot] = -1;
+    picks.gains[slot] = -MI_PRUNER_INFINITY;
+  };
+  for (int64_t at = used + member; at < slots.count; at += members)
+    clear(slots.begin + at);
+  slots.for_each_unowned(member, members, clear);
+}
+
+} // namespace mi_pruner::cuda

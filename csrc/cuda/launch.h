@@ -1,0 +1,135 @@
+// The launches, and what they are told. Free of Torch; memory belongs to the caller.
+#pragma once
+
+#include <cstdint>
+
+#ifdef MI_PRUNER_CUDA_HOST
+#include "cuda_host.h"
+#else
+#include <cuda_runtime_api.h>
+#endif
+
+namespace mi_pruner::cuda {
+
+enum class Dtype { kFloat16, kBFloat16, kFloat32 };
+enum class Redundancy { kMean, kChain, kMax };
+
+// Tiles of cosines: a sample's rows and columns.
+constexpr int kTileRows = 128, kTileColumns = 64;
+
+// Samples in an array of `total` entries: `longest` each, or packed by `cu` (samples + 1), at most `longest` each.
+struct Layout {
+  const int32_t* cu;
+  int64_t samples, total, longest;
+};
+
+// Visual or text tokens; strides in elements, `batch_stride` for dense ones only.
+struct Tokens {
+  Layout layout;
+  const void* features;
+  int64_t batch_stride, stride;
+  bool aligned;       // every row starts at a multiple of 16 bytes
+  const float* prior; // (total), null: uniform
+};
+
+// Where a selection goes, in the order of the picks.
+struct Picks {
+  Layout slots;
+  const int64_t* budget; // (samples), null: none
+  float min_gain;        // -infinity: none
+  int64_t* indices;      // (slots.total)
+  float* gains;
+};
+
+// The largest of some logarithms, and the sum of exp relative to it: a tile's share of a normaliser.
+struct LogSum {
+  float top, total;
+};
+
+// What the similarities leave for the kernels after them; N, M: total tokens.
+struct Similarities {
+  float* visual_norm; // (N)
+  float* text_norm;   // (M)
+  float* cosines;     // (N, cosine_stride): visual token by the text tokens of its sample
+  int64_t cosine_stride;
+  float* moments; // (samples, row_tiles, text_tiles, 3)
+  float* gram;    // (N, gram_stride): visual token by the visual tokens of its sample
+  int64_t gram_stride;
+  LogSum* parts;                               // (N, visual_tiles): of the normaliser of the visual-visual kernel
+  int64_t row_tiles, text_tiles, visual_tiles; // tiles of a sample; visual_tiles = 0: no gram
+};
+
+// What the normalisers leave.
+struct Densities {
+  float* text_log_z;   // (M)
+  float* text_weight;  // (M) normalised; 0: absent
+  float* kappa;        // (samples) 1/h^2 of the cross-modal kernel
+  float* log_total;    // (samples) log of the sum of the visual prior
+  float* log_prior;    // (N) normalised; -infinity: absent
+  float* visual_log_z; // (N)
+};
+
+// The row path, see rows.cuh: a ring of kGenerations blocks of 128 rows (67 MB for 32,768 tokens) for each team.
+constexpr int kGenerations = 4;
+constexpr int64_t kCachedRows = int64_t{kGenerations} * kTileRows;
+constexpr int64_t kMostTeams = 8;
+constexpr int64_t kMostMembers = 512;
+// Candidates that the members propose, twice as many as a product takes: the best are spread unevenly over members.
+constexpr int64_t kProposals = 2 * kTileRows;
+constexpr int64_t kMostCandidates = kProposals + kMostMembers;
+
+// A member's best token.
+struct Post {
+  uint64_t key;
+  int64_t slot; // of its row, or kNoRow
+};
+
+struct RowMemory {
+  int64_t teams, members; // blocks: teams x members
+  int64_t row_stride, tiles;
+  float* rows;          // (teams, kCachedRows, row_stride)
+  LogSum* parts;        // (teams, kCachedRows, tiles)
+  float* log_z;         // (teams, kCachedRows)
+  float* rho;           // (N)
+  int32_t* slot;        // (N)
+  Post* posts;          // (2, teams, members)
+  uint64_t* candidates; // (teams, kMostCandidates)
+  unsigned* arrivals;   // (teams)
+};
+
+struct Selection {
+  float kappa; // 1/h^2 of the visual-visual kernel
+  Redundancy redundancy;
+  float weight;
+};
+
+cudaError_t similarity(Dtype dtype, const Tokens& visual, const Tokens& text, int64_t dim, float kappa,
+                       const Similarities& found, cudaStream_t stream);
+
+// kappa <= 0: by the bandwidth rule. `arrivals` (count) become 0, for a row path that follows.
+cudaError_t normalisers(const Tokens& visual, const Tokens& text, const Similarities& found, float kappa,
+                        const Densities& densities, unsigned* arrivals, int64_t arrivals_count, cudaStream_t stream);
+
+cudaError_t scores(const Layout& visual, const Layout& text, const Similarities& found, const Densities& densities,
+                   bool joint, float* scores, cudaStream_t stream);
+
+cudaError_t greedy_on_gram(const Layout& visual, const float* scores, const Similarities& found,
+                           const Densities& densities, const Selection& selection, const Picks& picks,
+                           cudaStream_t stream);
+
+cudaError_t top_k(const Layout& visual, const float* scores, const float* log_prior, const Picks& picks,
+                  cudaStream_t stream);
+
+// Blocks that the current device runs at a time, in teams for `samples` samples: fills `teams` and `members`.
+cudaError_t size_teams(Dtype dtype, int64_t samples, int64_t longest, RowMemory& memory);
+
+cudaError_t greedy_on_rows(Dtype dtype, const Tokens& visual, int64_t dim, const float* scores,
+                           const Densities& densities, const Selection& selection, const RowMemory& memory,
+                           const Picks& picks, cudaStream_t stream);
+
+// `element`: bytes of a feature. The picks in ascending order, to `sorted`; their tokens (slots.total, dim) to
+// `tokens`.
+cudaError_t gather(const Tokens& visual, int64_t dim, int64_t element, const Picks& picks, void* tokens,
+                   int64_t* sorted_indices, float* sorted_gains, cudaStream_t stream);
+
+} // namespace mi_pruner::cuda

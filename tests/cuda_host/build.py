@@ -1,0 +1,75 @@
+"""Builds csrc/cuda as plain C++ (see cuda_host.h) into a library whose operators take CPU tensors."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import os
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+
+from mi_pruner._dispatch import BACKENDS, Backend
+
+ROOT = Path(__file__).resolve().parents[2]
+HERE = Path(__file__).parent
+CUDA = ROOT / "csrc" / "cuda"
+KERNELS = ("similarity.cu", "densities.cu", "selection.cu", "rows.cu")
+WARNINGS = ("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas")  # the pragmas are nvcc's
+# As nvcc is told: sums are fused where the source says so and nowhere else.
+FLAGS = ("-std=c++20", "-fPIC", "-fvisibility=hidden", "-g", "-ffp-contract=off", *WARNINGS, "-DMI_PRUNER_CUDA_HOST")
+SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer", "-O1")
+
+
+def compiler() -> str | None:
+    return shutil.which(os.environ.get("CXX", "g++"))
+
+
+def run(*command: object) -> None:
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{done.args}\n{done.stdout}\n{done.stderr}")
+
+
+def torch_folder() -> Path:
+    spec = importlib.util.find_spec("torch")
+    assert spec is not None
+    return Path(spec.submodule_search_locations[0])
+
+
+LIBRARY = ROOT / "build/cuda_host/cuda_host.so"  # the one that MI_PRUNER_CUDA_HOST=1 loads
+
+
+def build(folder: Path, *flags: str) -> Path:
+    """Compiles what has changed since the last time; returns the library."""
+    folder.mkdir(parents=True, exist_ok=True)
+    headers = [*CUDA.glob("*.cuh"), *CUDA.glob("*.h"), CUDA.parent / "check.h", HERE / "cuda_host.h"]
+    sources = [
+        *(CUDA / name for name in KERNELS),
+        CUDA / "register.cpp",
+        *(HERE / name for name in ("cuda_host.cpp", "matrices.cpp")),
+    ]
+    newest = max(path.stat().st_mtime for path in headers)
+    includes = (f"-I{CUDA.parent}", f"-I{HERE}", "-isystem", torch_folder() / "include")
+    objects = [folder / f"{source.stem}.o" for source in sources]
+
+    def compile_one(source: Path, target: Path) -> None:
+        if not target.exists() or target.stat().st_mtime < max(newest, source.stat().st_mtime):
+            defines = "-DTORCH_TARGET_VERSION=0x020b000000000000"
+            run(compiler(), *FLAGS, *flags, defines, *includes, "-x", "c++", "-c", source, "-o", target)
+
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
+        list(threads.map(compile_one, sources, objects))
+    library = folder / "cuda_host.so"
+    lib = torch_folder() / "lib"
+    run(compiler(), "-shared", *flags, "-o", library, *objects, f"-L{lib}", "-ltorch", "-ltorch_cpu")
+    return library
+
+
+def backend(library: Path) -> Backend:
+    """The backend "cuda" on a library that `build` made: its operators take CPU tensors."""
+    torch.ops.load_library(library)
+    return dataclasses.replace(BACKENDS["cuda"], device="cpu", missing=None, probe=lambda: None)

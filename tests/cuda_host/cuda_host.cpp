@@ -1,0 +1,377 @@
+// Fibers, their scheduler, and the collectives; see cuda_host.h.
+#include "cuda_host.h"
+
+#include <sys/mman.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <deque>
+#include <memory>
+#include <string>
+#include <vector>
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/common_interface_defs.h>
+#endif
+
+dim3 threadIdx, blockIdx, blockDim;
+
+extern "C" {
+extern __attribute__((visibility("default"))) unsigned mi_pruner_host_launches; // so far, for the tests to count
+unsigned mi_pruner_host_launches = 0;
+}
+
+// Saves the callee's registers on this stack, the stack in *from, and goes on where `to` was saved.
+extern "C" void mi_pruner_switch(void** from, void* to);
+asm(R"(
+.text
+.type mi_pruner_switch, @function
+mi_pruner_switch:
+  pushq %rbp
+  pushq %rbx
+  pushq %r12
+  pushq %r13
+  pushq %r14
+  pushq %r15
+  movq %rsp, (%rdi)
+  movq %rsi, %rsp
+  popq %r15
+  popq %r14
+  popq %r13
+  popq %r12
+  popq %rbx
+  popq %rbp
+  ret
+.size mi_pruner_switch, . - mi_pruner_switch
+)");
+
+namespace mi_pruner::cuda::host {
+namespace {
+
+constexpr size_t kStack = 128 * 1024, kPage = 4096;
+
+std::string last_error;
+
+struct Barrier {
+  unsigned arrived = 0;
+  Where where;
+  std::vector<unsigned> waiting;
+};
+
+struct Warp {
+  Barrier barrier;
+  unsigned ended = 0;
+  void* slots[32];
+};
+
+struct Block {
+  unsigned index, ended = 0;
+  std::unique_ptr<unsigned char, decltype(&std::free)> shared{nullptr, &std::free};
+  Barrier barrier;
+  int votes = 0, result = 0;
+  std::vector<Warp> warps;
+  std::deque<unsigned> ready; // fibers
+};
+
+struct Copy {
+  void* to;
+  const void* from;
+  unsigned bytes, group;
+
+  void run() const {
+    std::memset(to, 0, 16);
+    if (bytes > 0) std::memcpy(to, from, bytes);
+  }
+};
+
+struct Fiber {
+  void* stack_pointer;
+  Block* block;
+  unsigned thread;
+  bool done = false;
+  std::vector<Copy> copies{}; // on their way, oldest first
+  unsigned groups = 0;        // committed
+};
+
+// Stacks live as long as the process; the lowest page of each is never there.
+class Stacks {
+public:
+  char* at(size_t number) {
+    while (stacks_.size() <= number) {
+      void* memory = mmap(nullptr, kStack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+      if (memory == MAP_FAILED) std::abort();
+      mprotect(memory, kPage, PROT_NONE);
+      stacks_.push_back(static_cast<char*>(memory));
+    }
+    return stacks_[number];
+  }
+
+private:
+  std::vector<char*> stacks_;
+};
+
+Stacks stacks;
+
+class Grid {
+public:
+  Grid(unsigned threads, size_t shared, const std::function<void()>& thread)
+      : threads_(threads), shared_(shared), thread_(thread) {
+    const char* seed = std::getenv("MI_PRUNER_HOST_SEED");
+    random_ = seed == nullptr ? 0 : std::strtoull(seed, nullptr, 10);
+    random_ *= 0x9e3779b97f4a7c15u;
+  }
+
+  // Runs blocks [first, last) together; false: an error.
+  bool run(unsigned first, unsigned last) {
+    blocks_.clear();
+    fibers_.clear();
+    ready_ = 0;
+    favourite_ = 0;
+    for (unsigned b = first; b < last; ++b)
+      add_block(b);
+    idle_ = 0;
+    while (ready_ > 0 && error_.empty())
+      resume(next());
+    if (error_.empty())
+      for (const Fiber& fiber : fibers_)
+        if (!fiber.done) fail("thread " + std::to_string(fiber.thread) + " waits for ever");
+    return error_.empty();
+  }
+
+  const std::string& error() const { return error_; }
+  Block& block() { return *fibers_[current_].block; }
+  Warp& warp() { return block().warps[fibers_[current_].thread / 32]; }
+  unsigned lane() const { return fibers_[current_].thread % 32; }
+  unsigned threads() const { return threads_; }
+
+  // Counts this fiber in, `ended` of `all` having ended; true for the last, which goes on, the others once it has
+  // called `open`.
+  bool arrive(Barrier& barrier, unsigned all, unsigned ended, const Where& where) {
+    if (barrier.arrived == 0) barrier.where = where;
+    if (barrier.where.line() != where.line() || (barrier.where.file_name() != where.file_name() &&
+                                                 std::strcmp(barrier.where.file_name(), where.file_name()) != 0))
+      fail("divergent barrier: some threads wait at " + place(barrier.where) + ", others at " + place(where));
+    else if (ended > 0)
+      fail("divergent barrier: a thread has ended while others wait at " + place(where));
+    if (!error_.empty()) leave();
+    if (++barrier.arrived == all) return true;
+    barrier.waiting.push_back(current_);
+    leave();
+    return false;
+  }
+
+  void open(Barrier& barrier) {
+    idle_ = 0;
+    barrier.arrived = 0;
+    for (const unsigned fiber : barrier.waiting)
+      make_ready(fiber);
+    barrier.waiting.clear();
+  }
+
+  void copy(void* to, const void* from, unsigned bytes) {
+    Fiber& fiber = fibers_[current_];
+    const Copy copy{to, from, bytes, fiber.groups};
+    if (random_ != 0 && random(2) == 0)
+      copy.run();
+    else
+      fiber.copies.push_back(copy);
+  }
+
+  void commit() { ++fibers_[current_].groups; }
+
+  void finish_copies(unsigned pending) {
+    Fiber& fiber = fibers_[current_];
+    while (!fiber.copies.empty() && fiber.copies.front().group + pending < fiber.groups) {
+      fiber.copies.front().run();
+      fiber.copies.erase(fiber.copies.begin());
+    }
+  }
+
+  void pause() {
+    if (++idle_ > 1000 * fibers_.size()) fail("all threads spin for ever");
+    make_ready(current_);
+    leave();
+  }
+
+  void body() {
+#if defined(__SANITIZE_ADDRESS__)
+    __sanitizer_finish_switch_fiber(nullptr, &main_bottom_, &main_size_);
+#endif
+    thread_();
+    Fiber& fiber = fibers_[current_];
+    fiber.done = true;
+    ++fiber.block->ended;
+    ++warp().ended;
+    idle_ = 0;
+    if (fiber.block->barrier.arrived > 0 || warp().barrier.arrived > 0)
+      fail("divergent barrier: a thread ends while others wait at " +
+           place(fiber.block->barrier.arrived > 0 ? fiber.block->barrier.where : warp().barrier.where));
+    leave();
+  }
+
+private:
+  static std::string place(const Where& where) {
+    return std::string(where.file_name()) + ":" + std::to_string(where.line());
+  }
+
+  void fail(const std::string& what) {
+    if (error_.empty()) error_ = what;
+  }
+
+  void add_block(unsigned index) {
+    auto block = std::make_unique<Block>();
+    block->index = index;
+    block->warps.resize((threads_ + 31) / 32);
+    void* memory = nullptr;
+    if (posix_memalign(&memory, 128, shared_ > 0 ? shared_ : 1) != 0) std::abort();
+    std::memset(memory, 0xff, shared_);
+    block->shared.reset(static_cast<unsigned char*>(memory));
+    for (unsigned t = 0; t < threads_; ++t) {
+      // Tops at different distances from a page's end: otherwise all stacks would meet in the same lines of the cache.
+      char* top = stacks.at(fibers_.size()) + kStack - t * 13 % 64 * 64;
+      void** pointer =
+          reinterpret_cast<void**>(top) - 8; // six registers, the place to go to, and no place to return to
+      std::memset(pointer, 0, 8 * sizeof *pointer);
+      pointer[6] = reinterpret_cast<void*>(&Grid::enter);
+      fibers_.push_back({pointer, block.get(), t});
+      make_ready(static_cast<unsigned>(fibers_.size() - 1));
+    }
+    blocks_.push_back(std::move(block));
+  }
+
+  static void enter();
+
+  void make_ready(unsigned fiber) {
+    fibers_[fiber].block->ready.push_back(fiber);
+    ++ready_;
+  }
+
+  unsigned random(size_t below) {
+    random_ = random_ * 6364136223846793005u + 1442695040888963407u;
+    return static_cast<unsigned>((random_ >> 33) % below);
+  }
+
+  // First come, first served, block by block; or at random, one block running ahead of the others for a while.
+  unsigned next() {
+    --ready_;
+    if (random_ == 0)
+      ++favourite_;
+    else if (random(512) == 0)
+      favourite_ = random(blocks_.size());
+    while (blocks_[favourite_ %= blocks_.size()]->ready.empty())
+      favourite_ += 1;
+    std::deque<unsigned>& ready = blocks_[favourite_]->ready;
+    if (random_ != 0) std::swap(ready.front(), ready[random(ready.size())]);
+    const unsigned fiber = ready.front();
+    ready.pop_front();
+    return fiber;
+  }
+
+  void resume(unsigned fiber) {
+    current_ = fiber;
+    threadIdx.x = fibers_[fiber].thread;
+    blockIdx.x = fibers_[fiber].block->index;
+    blockDim.x = threads_;
+#if defined(__SANITIZE_ADDRESS__)
+    void* fake = nullptr;
+    __sanitizer_start_switch_fiber(&fake, stacks.at(fiber), kStack);
+#endif
+    mi_pruner_switch(&main_stack_, fibers_[fiber].stack_pointer);
+#if defined(__SANITIZE_ADDRESS__)
+    __sanitizer_finish_switch_fiber(fake, nullptr, nullptr);
+#endif
+  }
+
+  // Back to the scheduler; returns when it is this fiber's turn again.
+  void leave() {
+    Fiber& fiber = fibers_[current_];
+#if defined(__SANITIZE_ADDRESS__)
+    void* fake = nullptr;
+    __sanitizer_start_switch_fiber(fiber.done ? nullptr : &fake, main_bottom_, main_size_);
+#endif
+    mi_pruner_switch(&fiber.stack_pointer, main_stack_);
+#if defined(__SANITIZE_ADDRESS__)
+    __sanitizer_finish_switch_fiber(fake, nullptr, nullptr);
+#endif
+  }
+
+  const unsigned threads_;
+  const size_t shared_;
+  const std::function<void()>& thread_;
+  std::vector<std::unique_ptr<Block>> blocks_;
+  std::vector<Fiber> fibers_;
+  size_t ready_ = 0, favourite_ = 0, idle_ = 0;
+  uint64_t random_;
+  unsigned current_ = 0;
+  void* main_stack_ = nullptr;
+  [[maybe_unused]] const void* main_bottom_ = nullptr;
+  [[maybe_unused]] size_t main_size_ = 0;
+  std::string error_;
+};
+
+Grid* grid = nullptr;
+
+void Grid::enter() { grid->body(); }
+
+} // namespace
+
+cudaError_t run(unsigned blocks, unsigned threads, size_t shared, bool cooperative,
+                const std::function<void()>& thread) {
+  ++mi_pruner_host_launches;
+  Grid here(threads, shared, thread);
+  grid = &here;
+  bool good = true;
+  if (cooperative)
+    good = here.run(0, blocks);
+  else
+    for (unsigned b = 0; b < blocks && good; ++b)
+      good = here.run(b, b + 1);
+  grid = nullptr;
+  if (!good) last_error = here.error();
+  return good ? cudaSuccess : cudaErrorLaunchFailure;
+}
+
+void* shared_memory() { return grid->block().shared.get(); }
+
+void wait_a_moment() { grid->pause(); }
+
+int block_barrier(bool vote, const Where& where) {
+  Block& block = grid->block();
+  block.votes += vote;
+  if (grid->arrive(block.barrier, grid->threads(), block.ended, where)) {
+    block.result = block.votes;
+    block.votes = 0;
+    grid->open(block.barrier);
+  }
+  return block.result;
+}
+
+void warp_barrier(void* mine, const std::function<void(void* const*)>& complete, const Where& where) {
+  Warp& warp = grid->warp();
+  warp.slots[grid->lane()] = mine;
+  if (grid->arrive(warp.barrier, 32, warp.ended, where)) {
+    complete(warp.slots);
+    grid->open(warp.barrier);
+  }
+}
+
+} // namespace mi_pruner::cuda::host
+
+const char* cudaGetErrorString(cudaError_t error) {
+  if (error == cudaErrorLaunchFailure) return mi_pruner::cuda::host::last_error.c_str();
+  return error == cudaSuccess ? "no error" : "invalid configuration";
+}
+
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
+  const char* blocks = std::getenv("MI_PRUNER_HOST_BLOCKS");
+  *value = blocks == nullptr ? 5 : std::atoi(blocks);
+  return cudaSuccess;
+}
+
+namespace mi_pruner::cuda {
+
+void copy_async(void* shared, const void* global, unsigned bytes) { host::grid->copy(shared, global, bytes); }
+void commit_copies() { host::grid->commit(); }
+void wait_for_copies(unsigned pending) { host::grid->finish_copies(pending); }
+
+} // namespace mi_pruner::cuda

@@ -1,0 +1,182 @@
+// The CUDA kernels as plain C++ on the CPU: one fiber for each CUDA thread.
+//
+// A fiber runs until it has to wait for others: at a barrier, a warp collective, a spin on memory. Which goes on next
+// is first come, first served, or random by seed. Blocks run one after another, those of a cooperative launch together.
+// What is checked on the way: threads of a block (of a warp) that wait at different places of the source, that end
+// while others wait, or that wait for ever; fresh shared memory holds NaN. A missing barrier shows as a wrong result
+// under some seed, a write out of bounds under the address sanitizer: shared memory is an allocation of its exact size.
+// What is not: the order of memory accesses between real threads, and the encoding of the instructions in ptx.cuh.
+#pragma once
+
+#include <math.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <source_location>
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+
+using cudaStream_t = void*;
+enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidConfiguration = 9, cudaErrorLaunchFailure = 719 };
+enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount = 16 };
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
+
+const char* cudaGetErrorString(cudaError_t error);
+inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+
+inline cudaError_t cudaGetDevice(int* device) {
+  *device = 0;
+  return cudaSuccess;
+}
+
+// MI_PRUNER_HOST_BLOCKS: blocks at a time, 5 by default.
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device);
+
+template <typename F> cudaError_t cudaFuncSetAttribute(F*, cudaFuncAttribute, int) { return cudaSuccess; }
+template <typename F> cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, F*, int, size_t) {
+  *blocks = 1;
+  return cudaSuccess;
+}
+
+struct dim3 {
+  unsigned x = 1, y = 1, z = 1;
+};
+struct alignas(8) float2 {
+  float x, y;
+};
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
+
+extern dim3 threadIdx, blockIdx, blockDim;
+
+namespace mi_pruner::cuda::host {
+
+using Where = std::source_location;
+
+// Runs `thread` in every thread of every block. MI_PRUNER_HOST_SEED: of the order, 0 by default: as they come.
+cudaError_t run(unsigned blocks, unsigned threads, size_t shared, bool cooperative,
+                const std::function<void()>& thread);
+
+void* shared_memory();
+void wait_a_moment();                             // until others have had their turn
+int block_barrier(bool vote, const Where& where); // returns the number of votes
+void warp_barrier(void* mine, const std::function<void(void* const*)>& complete, const Where& where);
+
+// All lanes give a slot; the last to come completes them all.
+template <typename Slot, typename F> Slot exchange(Slot mine, const F& complete, const Where& where) {
+  warp_barrier(&mine, [&](void* const* lanes) { complete(reinterpret_cast<Slot* const*>(lanes)); }, where);
+  return mine;
+}
+
+} // namespace mi_pruner::cuda::host
+
+using mi_pruner::cuda::host::Where;
+
+inline void __syncthreads(const Where where = Where::current()) { mi_pruner::cuda::host::block_barrier(false, where); }
+inline int __syncthreads_count(int vote, const Where where = Where::current()) {
+  return mi_pruner::cuda::host::block_barrier(vote != 0, where);
+}
+
+inline float __shfl_xor_sync(unsigned, float value, int distance, const Where where = Where::current()) {
+  return mi_pruner::cuda::host::exchange(
+      value,
+      [distance](float* const* lanes) {
+        float old[32];
+        for (int lane = 0; lane < 32; ++lane)
+          old[lane] = *lanes[lane];
+        for (int lane = 0; lane < 32; ++lane)
+          *lanes[lane] = old[lane ^ distance];
+      },
+      where);
+}
+
+inline unsigned __reduce_max_sync(unsigned, unsigned value, const Where where = Where::current()) {
+  return mi_pruner::cuda::host::exchange(
+      value,
+      [](unsigned* const* lanes) {
+        unsigned most = 0;
+        for (int lane = 0; lane < 32; ++lane)
+          most = *lanes[lane] > most ? *lanes[lane] : most;
+        for (int lane = 0; lane < 32; ++lane)
+          *lanes[lane] = most;
+      },
+      where);
+}
+
+template <typename To, typename From> To mi_pruner_bits(From from) {
+  To to;
+  static_assert(sizeof to == sizeof from);
+  std::memcpy(&to, &from, sizeof to);
+  return to;
+}
+inline unsigned __float_as_uint(float x) { return mi_pruner_bits<unsigned>(x); }
+inline float __uint_as_float(unsigned x) { return mi_pruner_bits<float>(x); }
+inline float __int_as_float(int x) { return mi_pruner_bits<float>(x); }
+
+template <typename T> T __ldg(const T* from) { return *from; }
+template <typename T> T __ldcg(const T* from) { return *from; }
+inline void __threadfence() {}
+inline unsigned atomicAdd(unsigned* to, unsigned value) {
+  *to += value;
+  return *to - value;
+}
+
+#define MI_PRUNER_SHARED(type, name) type& name = *static_cast<type*>(mi_pruner::cuda::host::shared_memory())
+
+namespace mi_pruner::cuda {
+
+// Twins of the functions in ptx.cuh.
+
+// Copies arrive when they are waited for; in random orders, some at once.
+void copy_async(void* shared, const void* global, unsigned bytes);
+void commit_copies();
+void wait_for_copies(unsigned pending);
+template <int kPending> void wait_for_copies() { wait_for_copies(kPending); }
+inline void prefetch(const void* global) { // must be memory of ours
+  static_cast<void>(*static_cast<const volatile char*>(global));
+}
+inline unsigned load_acquire(const unsigned* global) { return *static_cast<const volatile unsigned*>(global); }
+inline void wait_a_moment() { host::wait_a_moment(); }
+
+struct Half {
+  uint16_t bits;
+};
+struct Brain {
+  uint16_t bits;
+};
+inline float widen(Brain x) { return __uint_as_float(uint32_t{x.bits} << 16); }
+inline float widen(Half x) {
+  const uint32_t sign = uint32_t(x.bits & 0x8000) << 16, magnitude = uint32_t(x.bits & 0x7fff) << 13;
+  if (magnitude >= 0x0f800000) return __uint_as_float(sign | 0x7f800000 | magnitude);
+  return __uint_as_float(sign | __float_as_uint(__uint_as_float(magnitude) * 0x1p112f));
+}
+
+void load_matrices(uint32_t (&to)[4], const void* shared_row, const host::Where where = host::Where::current());
+
+// c += a b, rounded to float32 once, as tensor cores nearly do; layouts as in the PTX manual.
+struct MatrixLane {
+  float* c;
+  const uint32_t* a;
+  uint32_t b[2];
+};
+void multiply_lanes(MatrixLane* const* lanes, float (*widened)(uint16_t));
+
+template <typename T>
+void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, T,
+                  const host::Where where = host::Where::current()) {
+  host::exchange(
+      MatrixLane{c, a, {b0, b1}},
+      [](MatrixLane* const* lanes) { multiply_lanes(lanes, [](uint16_t bits) { return widen(T{bits}); }); }, where);
+}
+
+} // namespace mi_pruner::cuda

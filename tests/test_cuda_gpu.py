@@ -1,0 +1,128 @@
+"""The CUDA kernels on a GPU, beyond what test_gpu.py and the suite ask of every backend."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import mi_pruner
+from mi_pruner._dispatch import BACKENDS
+
+from . import inputs
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
+]
+SIZES = ((576, 32, 64), (4100, 8, 130))  # N, M, K: on the Gram matrix, and on rows as needed
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+
+@pytest.fixture(autouse=True)
+def _on_cuda():
+    why = BACKENDS["cuda"].unavailable()
+    if why is not None:
+        pytest.skip(why)
+    with mi_pruner.backend("cuda"):
+        yield
+
+
+def batch_of(n, m, dtype, seed, d=128, samples=2):
+    many = [inputs.make_sample("clustered", n, m, d, dtype, seed + i, "float") for i in range(samples)]
+    return inputs.batch(many).to("cuda")
+
+
+def packed(s, keep):
+    """Arguments of `prune_varlen` for a batch."""
+    b, n, _ = s.visual.shape
+    m = s.text.shape[1]
+    cu = [inputs.cu_seqlens([size] * b, "cuda") for size in (n, m, keep)]
+    return (s.visual.flatten(0, 1), s.text.flatten(0, 1), *cu, n, m, keep, keep * b)
+
+
+def prune(s, keep, **options):
+    return mi_pruner.prune(s.visual, s.text, keep, visual_prior=s.visual_prior, **options)
+
+
+def all_same(outputs, expected):
+    return all(inputs.same_bits(a, b) for a, b in zip(outputs, expected, strict=True))
+
+
+def test_it_is_the_default_for_cuda_tensors():
+    with mi_pruner.backend("auto"):
+        assert mi_pruner._dispatch.choose("cuda").name == "cuda"
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_a_captured_graph_of_packed_samples_follows_new_lengths(size):
+    n, m, keep = size
+    s = batch_of(n, m, torch.bfloat16, 0)
+    arguments = packed(s, keep)
+    mi_pruner.prune_varlen(*arguments)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        outputs = mi_pruner.prune_varlen(*arguments)
+    for lengths in ((n, n), (n // 3, n), (0, 7)):
+        arguments[2].copy_(inputs.cu_seqlens(lengths, "cuda"))
+        expected = mi_pruner.prune_varlen(*arguments)
+        graph.replay()
+        torch.cuda.synchronize()
+        assert all_same(outputs, expected)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_streams_do_not_disturb_one_another(size):
+    n, m, keep = size
+    samples = [batch_of(n, m, torch.bfloat16, 10 * i) for i in range(4)]
+    expected = [prune(s, keep) for s in samples]
+    streams = [torch.cuda.Stream() for _ in samples]
+    torch.cuda.synchronize()
+    for _ in range(3):
+        outputs = []
+        for s, stream in zip(samples, streams, strict=True):
+            with torch.cuda.stream(stream):
+                outputs.append(prune(s, keep))
+        torch.cuda.synchronize()
+        assert all(all_same(a, b) for a, b in zip(outputs, expected, strict=True))
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU")
+def test_tensors_of_another_device_run_there():
+    s = batch_of(576, 32, torch.bfloat16, 0)
+    other = s.to("cuda:1")
+    outputs = prune(other, 64)
+    assert all(x.device == other.visual.device for x in outputs)
+    assert all_same([x.to("cuda:0") for x in outputs], prune(s, 64))
+
+
+@pytest.mark.parametrize("redundancy", inputs.REDUNDANCIES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_rows_as_needed_give_the_bits_of_the_whole_matrix(dtype, redundancy):
+    """The bound on the length chooses the way, and must not choose the result."""
+    n, keep = 900, 500
+    s = inputs.make_sample("clustered", n, 5, 256, dtype, 0, "float").to("cuda")
+    unowned = 4097 - n
+    visual = torch.cat([s.visual, torch.zeros(unowned, 256, dtype=dtype, device="cuda")])
+    prior = torch.cat([s.visual_prior, torch.ones(unowned, device="cuda")])
+    cu = [inputs.cu_seqlens([size], "cuda") for size in (n, 5, keep)]
+    options = {"visual_prior": prior, "redundancy": redundancy, "redundancy_weight": 3.0}
+    outputs = [mi_pruner.prune_varlen(visual, s.text, *cu, longest, 5, keep, keep, **options) for longest in (n, 4097)]
+    assert all_same(*outputs)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_triton_picks_the_same_tokens(dtype):
+    """Index for index on separated data, where no two gains are within rounding of each other."""
+    triton = BACKENDS["triton"].unavailable()
+    if triton is not None:
+        pytest.skip(triton)
+    for n, m, keep in ((576, 32, 64), (2880, 20, 320)):
+        many = [inputs.make_sample("separated", n, m, 512, dtype, seed, "float") for seed in range(2)]
+        s = inputs.batch(many).to("cuda")
+        ours = prune(s, keep)
+        with mi_pruner.backend("triton"):
+            theirs = prune(s, keep)
+        assert torch.equal(ours[1], theirs[1])
+        assert inputs.same_bits(ours[0], theirs[0])
+        assert torch.allclose(ours[2], theirs[2], rtol=1e-3, atol=1e-6)

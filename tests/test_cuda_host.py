@@ -1,0 +1,205 @@
+"""What is particular to the CUDA kernels, on their host twin (MI_PRUNER_CUDA_HOST=1).
+
+Both ways of selecting, any number of blocks, any order of the threads, the sanitizers, and faults planted to test the
+harness. The rest of the suite runs on the twin, too; how it works: tests/cuda_host.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import mi_pruner
+
+from . import inputs
+from .cuda_host import build as cuda_host
+from .test_backends import batch_of, check_selection
+from .test_sanitizers import runtime
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+GRAM_TOKENS = int(re.search(r"kGramTokens = (\d+)", (cuda_host.CUDA / "paths.h").read_text()).group(1))
+MODES = (*({"redundancy": name} for name in inputs.REDUNDANCIES), {"redundancy": "max", "redundancy_weight": 3.0})
+
+
+@pytest.fixture(autouse=True)
+def _on_the_host():
+    if not inputs.CUDA_ON_HOST:
+        pytest.skip("MI_PRUNER_CUDA_HOST=1 runs the CUDA kernels on the CPU")
+    with mi_pruner.backend("cuda"):
+        yield
+
+
+def packed_arguments(samples, keep, rows):
+    """Arguments of `prune_varlen`; with `rows`, tokens of no sample raise the bound to where rows are computed."""
+    visual, text = (torch.cat([getattr(s, name) for s in samples]) for name in ("visual", "text"))
+    prior = torch.cat([s.visual_prior for s in samples])
+    longest = max(s.n for s in samples)
+    if rows:
+        unowned = GRAM_TOKENS + 1 - longest
+        visual = torch.cat([visual, torch.full((unowned, visual.shape[1]), torch.nan, dtype=visual.dtype)])
+        prior = torch.cat([prior, torch.ones(unowned)])
+        longest = GRAM_TOKENS + 1
+    cu = [inputs.cu_seqlens(n) for n in ([s.n for s in samples], [len(s.text) for s in samples], keep)]
+    sizes = (longest, max(len(s.text) for s in samples), max(keep), sum(keep) + 2)
+    return (visual, text, *cu, *sizes), {"visual_prior": prior}
+
+
+def assert_same(samples, keep, **options):
+    outputs = []
+    for rows in (False, True):
+        arguments, priors = packed_arguments(samples, keep, rows)
+        outputs.append(mi_pruner.prune_varlen(*arguments, **priors, **options))
+    assert all(inputs.same_bits(a, b) for a, b in zip(*outputs, strict=True))
+
+
+# ---- the row path ----------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("options", MODES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_rows_as_needed_give_the_bits_of_the_whole_matrix(dtype, options):
+    kinds = {
+        1: ("separated", "float"),
+        37: ("duplicates", "odd"),
+        300: ("clustered", "float"),
+        90: ("identical", "bool"),
+    }
+    samples = [inputs.make_sample(kind, n, 3, 33, dtype, n, prior) for n, (kind, prior) in kinds.items()]
+    assert_same(samples, [1, 40, 120, 90], **options)
+
+
+@pytest.mark.parametrize("redundancy", ["mean", "chain", "max"])
+def test_rows_are_computed_again_when_the_ring_has_gone_round(redundancy):
+    """Tokens of rank 4: every pick reorders the others, and guesses are wrong."""
+    g = torch.Generator().manual_seed(3)
+    visual = torch.randn(700, 4, generator=g) @ torch.randn(4, 20, generator=g)
+    sample = inputs.Sample(visual, visual[:5].clone(), torch.rand(700, generator=g) + 0.1)
+    assert_same([sample], [700], redundancy=redundancy, redundancy_weight=50.0, visual_bandwidth=0.2)
+
+
+def test_rows_stop_at_min_gain():
+    samples = [inputs.make_sample("clustered", n, 3, 16, torch.float32, n, "float") for n in (200, 90)]
+    assert_same(samples, [150, 60], min_gain=0.002)
+
+
+@pytest.mark.parametrize("blocks", ["1", "2", "7", "16"])
+def test_the_number_of_blocks_changes_no_bit(blocks, monkeypatch):
+    samples = [inputs.make_sample("clustered", n, 3, 16, torch.bfloat16, n, "float") for n in (260, 33, 140)]
+    arguments, priors = packed_arguments(samples, [100, 33, 70], rows=True)
+    expected = mi_pruner.prune_varlen(*arguments, **priors)
+    monkeypatch.setenv("MI_PRUNER_HOST_BLOCKS", blocks)
+    outputs = mi_pruner.prune_varlen(*arguments, **priors)
+    assert all(inputs.same_bits(a, b) for a, b in zip(outputs, expected, strict=True))
+
+
+@pytest.mark.parametrize("redundancy", ["mean", "max"])
+def test_picks_from_many_tokens_are_greedy(redundancy):
+    check_selection(batch_of((1, GRAM_TOKENS + 5, 2, 12), torch.float32, "odd"), "cpu", 70, redundancy=redundancy)
+
+
+# ---- launches --------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("redundancy", ["mean", "none"])
+@pytest.mark.parametrize("rows", [False, True], ids=["gram", "rows"])
+def test_a_prune_is_five_launches(rows, redundancy):
+    launches = ctypes.c_uint.in_dll(ctypes.CDLL(str(cuda_host.LIBRARY)), "mi_pruner_host_launches")
+    arguments, priors = packed_arguments(
+        [inputs.make_sample("clustered", 20, 3, 8, seed=1, visual_prior="float")], [5], rows
+    )
+    before = launches.value
+    mi_pruner.prune_varlen(*arguments, **priors, redundancy=redundancy)
+    assert launches.value - before == 5
+
+
+# ---- threads ---------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("seed", ["1", "2", "3"])
+@pytest.mark.parametrize("rows", [False, True], ids=["gram", "rows"])
+def test_the_order_of_the_threads_changes_no_bit(rows, seed, monkeypatch):
+    for dtype, options in zip(itertools.cycle((torch.float32, torch.float16)), MODES[:4], strict=False):
+        samples = [inputs.make_sample("clustered", n, m, 70, dtype, n, "float") for n, m in ((150, 70), (20, 3))]
+        arguments, priors = packed_arguments(samples, [50, 20], rows)
+        monkeypatch.delenv("MI_PRUNER_HOST_SEED", raising=False)
+        expected = mi_pruner.prune_varlen(*arguments, **priors, **options)
+        monkeypatch.setenv("MI_PRUNER_HOST_SEED", seed)
+        outputs = mi_pruner.prune_varlen(*arguments, **priors, **options)
+        assert all(inputs.same_bits(a, b) for a, b in zip(outputs, expected, strict=True))
+
+
+# ---- the harness itself, and the kernels under the sanitizers --------------------------------------------------------
+@pytest.fixture(scope="module")
+def faults(tmp_path_factory):
+    runtime("libasan.so")
+    program = tmp_path_factory.mktemp("faults") / "faults"
+    sources = [cuda_host.HERE / "faults.cpp", cuda_host.HERE / "cuda_host.cpp"]
+    cuda_host.run(cuda_host.compiler(), *cuda_host.FLAGS, *cuda_host.SANITIZE, *sources, "-o", program)
+    return program
+
+
+def run_fault(program, name, seed):
+    environment = {**os.environ, "MI_PRUNER_HOST_SEED": str(seed)}
+    done = subprocess.run([program, name], env=environment, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name", ["neighbours", "waits-for-a-block"])
+def test_a_kernel_without_fault_is_right_in_any_order(name, faults):
+    for seed in range(8):
+        assert run_fault(faults, name, seed) == (0, "right\n")
+
+
+def test_a_missing_barrier_gives_a_wrong_result_in_some_order(faults):
+    assert (1, "wrong\n") in [run_fault(faults, "missing-barrier", seed) for seed in range(8)]
+
+
+@pytest.mark.parametrize(
+    ("name", "report"),
+    [
+        ("out-of-bounds", "heap-buffer-overflow"),
+        ("divergent", "divergent barrier: some threads wait at"),
+        ("divergent-warp", "divergent barrier: a thread"),
+        ("ends-early", "divergent barrier: a thread"),
+        ("spins", "all threads spin for ever"),
+    ],
+)
+def test_a_planted_fault_is_reported(name, report, faults):
+    code, output = run_fault(faults, name, 1)
+    assert code != 0
+    assert report in output
+
+
+def test_no_kernel_touches_foreign_memory_or_undefined_behaviour():
+    asan = runtime("libasan.so")
+    library = cuda_host.build(cuda_host.ROOT / "build/cuda_host_sanitized", *cuda_host.SANITIZE)
+    done = subprocess.run(
+        [sys.executable, cuda_host.HERE / "workload.py", library],
+        env={
+            **os.environ,
+            "PYTHONPATH": str(cuda_host.ROOT),
+            "LD_PRELOAD": f"{asan} {runtime('libstdc++.so')}",  # exceptions pass through both
+            "ASAN_OPTIONS": "detect_leaks=0",  # the interpreter's own
+            "UBSAN_OPTIONS": "print_stacktrace=1",
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    report = done.stdout + done.stderr
+    assert "ERROR: AddressSanitizer" not in report, report[-6000:]
+    assert "runtime error" not in report, report[-6000:]
+    assert done.stdout.splitlines()[-1:] == ["all was run"], report[-6000:]
+
+
+# ---- one home per fact -----------------------------------------------------------------------------------------------
+def test_every_instruction_has_a_twin():
+    """What ptx.cuh defines for the GPU, cuda_host.h defines for the host."""
+    names = re.compile(r"\b([a-z_0-9]+)\([^;{}]*\)\s*\{")
+    gpu = set(names.findall((cuda_host.CUDA / "ptx.cuh").read_text()))
+    host = set(
+        names.findall("".join(path.read_text() for path in cuda_host.HERE.glob("*.*") if path.suffix in (".h", ".cpp")))
+    )
+    assert len(gpu) >= 8
+    assert gpu <= host
