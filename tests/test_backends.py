@@ -113,8 +113,8 @@ def check_selection(s, device, keep, **options):
     with mi_pruner.backend("reference"):
         _, plain = judge(*select(s, scores))
     magnitude = max(scores.abs().max().item(), options.get("redundancy_weight", 1.0))
-    # Rounding a cosine once moves a gain by up to about half a unit / h^2 (the reference has been lucky with less).
-    conditioning = 1 + min(0.25 / options.get("visual_bandwidth", 0.63) ** 2, 25)
+    # As for scores: rounding a cosine once moves a gain by up to about half a unit / h².
+    conditioning = 1 + min(0.25 / options.get("visual_bandwidth", 0.63) ** 2, 8)
     allowed = 2 * plain + 4 * inputs.epsilon(s.visual.dtype) * conditioning * magnitude + 1e-14
     assert error <= allowed, f"gains: error {error:.2e}, allowed {allowed:.2e}"
     assert regret <= 2 * allowed, f"picks: regret {regret:.2e}, allowed {2 * allowed:.2e}"
