@@ -78,8 +78,8 @@ constexpr int64_t kMostMembers = 512;
 constexpr int64_t kProposals = 2 * kTileRows;
 constexpr int64_t kMostCandidates = kProposals + kMostMembers;
 
-// A member's best token.
-struct Post {
+// A member's best token, read in one access.
+struct alignas(16) Post {
   uint64_t key;
   int64_t slot; // of its row, or kNoRow
 };

@@ -6,6 +6,7 @@
 #include "cuda_host.h"
 #else
 #include <cstdint>
+#include <cstring>
 
 #include <cuda_runtime.h>
 
@@ -72,10 +73,25 @@ __device__ __forceinline__ float widen(Brain x) { return __uint_as_float(uint32_
 // Hints that the cache line at `global` will be read soon.
 __device__ __forceinline__ void prefetch(const void* global) { asm volatile("prefetch.global.L1 [%0];" ::"l"(global)); }
 
+// Adds to a counter; a block that then reads it by `load_acquire` sees what was written before, also by other threads
+// of this block that met this one at a barrier.
+__device__ __forceinline__ void add_release(unsigned* global, unsigned value) {
+  asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(global), "r"(value) : "memory");
+}
+
 // What other blocks wrote before this thread saw them arrive.
 __device__ __forceinline__ unsigned load_acquire(const unsigned* global) {
   unsigned value;
   asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(global) : "memory");
+  return value;
+}
+
+// 16 bytes that another block wrote, past L1 and in one access.
+template <typename T> __device__ __forceinline__ T load_whole(const T* global) {
+  static_assert(sizeof(T) == sizeof(uint4) && alignof(T) == alignof(uint4));
+  const uint4 words = __ldcg(reinterpret_cast<const uint4*>(global));
+  T value;
+  memcpy(&value, &words, sizeof value);
   return value;
 }
 

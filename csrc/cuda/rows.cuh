@@ -40,13 +40,11 @@ public:
 
   __device__ void wait() {
     expected_ += members_;
-    __threadfence();
-    __syncthreads();
+    __syncthreads(); // what the block's threads wrote is released with the arrival: release is cumulative
     if (threadIdx.x == 0) {
-      atomicAdd(arrivals_, 1u);
+      add_release(arrivals_, 1u);
       while (static_cast<int>(load_acquire(arrivals_) - expected_) < 0)
         wait_a_moment();
-      __threadfence();
     }
     __syncthreads();
   }
@@ -113,8 +111,8 @@ template <typename T> struct RowTeam {
     barrier.wait();
     Post top{0, kNoRow};
     for (int64_t m = threadIdx.x; m < memory.members; m += kTileThreads) {
-      const uint64_t key = __ldcg(&posts[m].key);
-      if (key > top.key) top = {key, __ldcg(&posts[m].slot)};
+      const Post post = load_whole(posts + m);
+      if (post.key > top.key) top = post;
     }
     const uint64_t winner = warp_best(top.key);
     if (winner == top.key && (winner != 0 || threadIdx.x % 32 == 0)) shared.posts[threadIdx.x / 32] = top;

@@ -125,11 +125,6 @@ inline float __int_as_float(int x) { return mi_pruner_bits<float>(x); }
 
 template <typename T> T __ldg(const T* from) { return *from; }
 template <typename T> T __ldcg(const T* from) { return *from; }
-inline void __threadfence() {}
-inline unsigned atomicAdd(unsigned* to, unsigned value) {
-  *to += value;
-  return *to - value;
-}
 
 #define MI_PRUNER_SHARED(type, name) type& name = *static_cast<type*>(mi_pruner::cuda::host::shared_memory())
 
@@ -144,6 +139,11 @@ void wait_for_copies(unsigned pending);
 template <int kPending> void wait_for_copies() { wait_for_copies(kPending); }
 inline void prefetch(const void* global) { // must be memory of ours
   static_cast<void>(*static_cast<const volatile char*>(global));
+}
+inline void add_release(unsigned* global, unsigned value) { *static_cast<volatile unsigned*>(global) += value; }
+template <typename T> T load_whole(const T* global) {
+  static_assert(sizeof(T) == 16 && alignof(T) == 16);
+  return *global;
 }
 inline unsigned load_acquire(const unsigned* global) { return *static_cast<const volatile unsigned*>(global); }
 inline void wait_a_moment() { host::wait_a_moment(); }

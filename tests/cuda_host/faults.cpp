@@ -55,7 +55,7 @@ void waits_for_a_block(unsigned* flag) {
     while (mi_pruner::cuda::load_acquire(flag) == 0)
       mi_pruner::cuda::wait_a_moment();
   } else if (threadIdx.x == 0) {
-    atomicAdd(flag, 1);
+    mi_pruner::cuda::add_release(flag, 1);
   }
 }
 
