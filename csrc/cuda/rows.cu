@@ -19,7 +19,7 @@ cudaError_t resident_blocks(Dtype dtype, int64_t& blocks) {
     if (error == cudaSuccess)
       error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, rows_kernel<decltype(t)>, kTileThreads,
                                                             sizeof(RowShared));
-    blocks = int64_t{processors} * each;
+    blocks = int64_t{processors} * std::min(each, 1); // see the launch bounds of rows_kernel
     return error;
   });
 }
