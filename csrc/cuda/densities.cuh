@@ -172,7 +172,7 @@ __global__ void __launch_bounds__(kScoreThreads)
   if (row >= rows.count) return;
   const float log_prior = densities.log_prior[token];
   float score = 0;
-  if (log_prior > -MI_PRUNER_INFINITY)
+  if (log_prior > -MI_PRUNER_INFINITY && columns.count > 0) // without text there is no kappa
     score = score_of(found.cosines + token * found.cosine_stride, densities.text_log_z + columns.begin,
                      densities.text_weight + columns.begin, columns.count, densities.kappa[sample], log_prior, joint);
   if (threadIdx.x % 32 == 0) scores[token] = score;
