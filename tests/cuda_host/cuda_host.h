@@ -140,7 +140,7 @@ template <int kPending> void wait_for_copies() { wait_for_copies(kPending); }
 inline void prefetch(const void* global) { // must be memory of ours
   static_cast<void>(*static_cast<const volatile char*>(global));
 }
-inline void add_release(unsigned* global, unsigned value) { *static_cast<volatile unsigned*>(global) += value; }
+inline void add_release(unsigned* global, unsigned value) { *global += value; }
 template <typename T> T load_whole(const T* global) {
   static_assert(sizeof(T) == 16 && alignof(T) == 16);
   return *global;
