@@ -35,17 +35,18 @@ class Backend:
     what: str
     missing: str | None  # known when the package is imported
     operators: types.ModuleType | torch._ops._OpNamespace | _TritonOperators | None
-    probe: Callable[[], str | None] = lambda: None  # the same, asked of the driver on first use
+    # The same of the device of an index, or (None) of any, asked of the driver on first use.
+    probe: Callable[[int | None], str | None] = lambda index: None
 
-    def unavailable(self) -> str | None:
-        """Why it can't be used in this installation; None where it can."""
-        return self.missing or self.probe()
+    def unavailable(self, index: int | None = None) -> str | None:
+        """Why it can't be used in this installation, on the device of this index if any; None where it can."""
+        return self.missing or self.probe(index)
 
-    def why_not(self, device_type: str) -> str | None:
-        """Why it can't serve tensors of this device type; None where it can."""
+    def why_not(self, device_type: str, index: int | None = None) -> str | None:
+        """Why it can't serve tensors of this device; None where it can."""
         if self.missing is None and self.device not in ("any", device_type):
             return f"runs on {self.device} tensors only"
-        return self.unavailable()
+        return self.unavailable(index)
 
 
 _NATIVE_MISSING = _native.load()
@@ -124,29 +125,29 @@ def backend(name: str) -> Iterator[None]:
         _override.reset(token)
 
 
-def choose(device_type: str) -> Backend:
-    """The backend for tensors of this device type ("cpu", "cuda", ...).
+def choose(device_type: str, index: int | None = None) -> Backend:
+    """The backend for tensors of this device: its type ("cpu", "cuda", ...) and, of several GPUs, which.
 
     Raises:
         RuntimeError: if `backend()` asked for one that does not run on such tensors.
     """
     asked = _override.get()
     if asked == "auto":
-        chosen = next(b for b in BACKENDS.values() if b.why_not(device_type) is None)
+        chosen = next(b for b in BACKENDS.values() if b.why_not(device_type, index) is None)
         if device_type == "cuda" and chosen.name != "cuda":
-            _warn_of_fallback(BACKENDS["cuda"], chosen.name)
+            _warn_of_fallback(BACKENDS["cuda"], chosen.name, index)
         return chosen
-    why = BACKENDS[asked].why_not(device_type)
+    why = BACKENDS[asked].why_not(device_type, index)
     if why is not None:
         raise RuntimeError(f"backend {asked!r} can't take {device_type} tensors: {why}")
     return BACKENDS[asked]
 
 
-def _warn_of_fallback(cuda: Backend, name: str) -> None:
+def _warn_of_fallback(cuda: Backend, name: str, index: int | None) -> None:
     """Says once in a process that CUDA kernels are there, but that the driver or the GPU can't run them."""
     if cuda.missing is None and not _fallback_is_known:
         _fallback_is_known.append(name)
-        why = cuda.unavailable()
+        why = cuda.unavailable(index)
         warnings.warn(
             f"mi_pruner: the compiled CUDA kernels can't run here ({why}); {name!r} runs instead",
             RuntimeWarning,
@@ -183,7 +184,7 @@ def _implementation(name: str) -> Callable:
         check(*arguments, **options)
         visual = arguments[positional.index("visual")]
         dtype = _checks.accumulation_dtype(visual.dtype)
-        operator = getattr(choose(visual.device.type).operators, name)
+        operator = getattr(choose(visual.device.type, visual.device.index).operators, name)
         with torch.no_grad():
             return operator(
                 *(_canonical(key, value, dtype) for key, value in zip(positional, arguments, strict=True)),

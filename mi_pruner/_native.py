@@ -44,12 +44,12 @@ def cuda_missing() -> str | None:
 
 
 @functools.cache
-def cuda_unusable() -> str | None:
-    """Why the CUDA kernels that the library has can't run on the GPUs here (None: they can).
+def cuda_unusable(index: int | None = None) -> str | None:
+    """Why the CUDA kernels that the library has can't run on this GPU; without an index, on any (None: they can).
 
     Asked of the driver, so not before there is a reason to: a process that has asked can't be forked any more.
     """
     unusable = ctypes.CDLL(str(library_path())).mi_pruner_cuda_unusable
-    unusable.restype = ctypes.c_char_p
-    why = unusable()
+    unusable.argtypes, unusable.restype = [ctypes.c_int], ctypes.c_char_p
+    why = unusable(-1 if index is None else index)
     return None if why is None else why.decode()

@@ -120,11 +120,11 @@ def unusable_cuda(monkeypatch):
     """CUDA kernels that are built but can't run, beside Triton ones that can; gives the questions to the driver."""
     questions = []
 
-    def probe():
+    def probe(index):
         questions.append("usable?")
         return "the driver is too old"
 
-    for name, probed in (("cuda", probe), ("triton", lambda: None)):
+    for name, probed in (("cuda", probe), ("triton", lambda index: None)):
         entry = dataclasses.replace(_dispatch.BACKENDS[name], device="cuda", missing=None, probe=probed)
         monkeypatch.setitem(_dispatch.BACKENDS, name, entry)
     monkeypatch.setattr(_dispatch, "_fallback_is_known", [])
@@ -162,8 +162,17 @@ def test_kernels_that_are_not_built_need_no_warning(unusable_cuda, monkeypatch, 
 
 
 def test_usable_cuda_kernels_come_first(unusable_cuda, monkeypatch):
-    monkeypatch.setitem(_dispatch.BACKENDS, "cuda", dataclasses.replace(_dispatch.BACKENDS["cuda"], probe=lambda: None))
+    usable = dataclasses.replace(_dispatch.BACKENDS["cuda"], probe=lambda index: None)
+    monkeypatch.setitem(_dispatch.BACKENDS, "cuda", usable)
     assert _dispatch.choose("cuda").name == "cuda"
+
+
+def test_a_gpu_that_is_too_old_leaves_the_others_theirs(unusable_cuda, monkeypatch):
+    one = dataclasses.replace(_dispatch.BACKENDS["cuda"], probe=lambda index: "too old" if index == 1 else None)
+    monkeypatch.setitem(_dispatch.BACKENDS, "cuda", one)
+    assert _dispatch.choose("cuda", 0).name == "cuda"
+    with pytest.warns(RuntimeWarning, match=r"can't run here \(too old\)"):
+        assert _dispatch.choose("cuda", 1).name == "triton"
 
 
 def test_show_backends_has_a_line_for_each_with_its_state(calls, capsys):

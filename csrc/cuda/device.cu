@@ -1,26 +1,26 @@
-// Whether this library can run on the GPUs that are there. Looks at versions and properties only: no context is made.
+// Whether this library can run on the GPUs that are there, each by itself. Looks at versions and properties only: no
+// context is made.
 #include <cstdio>
 
 #include <cuda_runtime_api.h>
 
 namespace {
 
-constexpr int kArchitectures[] = {__CUDA_ARCH_LIST__}; // 800 for 8.0; PTX of the last one serves what is newer
+// MI_PRUNER_PTX: the oldest architecture, 100 for 10.0, of which there is PTX for what is newer; 0: none.
+constexpr int kArchitectures[] = {__CUDA_ARCH_LIST__}; // 800 for 8.0
 
 bool runs_on(int capability) { // 90 for 9.0
-  int newest = 0;
   for (const int architecture : kArchitectures) {
     const int compiled = architecture / 10;
     if (compiled / 10 == capability / 10 && compiled <= capability) return true;
-    newest = compiled > newest ? compiled : newest;
   }
-  return capability > newest;
+  return MI_PRUNER_PTX > 0 && capability >= MI_PRUNER_PTX;
 }
 
 } // namespace
 
-// Null: it can. Otherwise why not, in memory that lasts until the next call.
-extern "C" __attribute__((visibility("default"))) const char* mi_pruner_cuda_unusable() {
+// Null: it can run on this device; -1: on any. Otherwise why not, in memory that lasts until the next call.
+extern "C" __attribute__((visibility("default"))) const char* mi_pruner_cuda_unusable(int device) {
   static thread_local char why[160];
   int driver = 0, devices = 0;
   cudaError_t error = cudaDriverGetVersion(&driver);
@@ -31,16 +31,16 @@ extern "C" __attribute__((visibility("default"))) const char* mi_pruner_cuda_unu
     return why;
   }
   if (error == cudaSuccess) error = cudaGetDeviceCount(&devices);
-  for (int device = 0; error == cudaSuccess && device < devices; ++device) {
+  const int end = device < 0 ? devices : device + 1;
+  std::snprintf(why, sizeof why, "no GPU");
+  for (device = device < 0 ? 0 : device; error == cudaSuccess && device < end; ++device) {
     int major = 0, minor = 0;
     error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
     if (error == cudaSuccess) error = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
-    if (error == cudaSuccess && !runs_on(10 * major + minor)) {
-      std::snprintf(why, sizeof why, "not built for device %d, of compute capability %d.%d", device, major, minor);
-      return why;
-    }
+    if (error == cudaSuccess && runs_on(10 * major + minor)) return nullptr;
+    std::snprintf(why, sizeof why, "not built for device %d, of compute capability %d.%d", device, major, minor);
   }
-  if (error == cudaSuccess) return nullptr;
+  if (error == cudaSuccess) return why;
   cudaGetLastError();
   std::snprintf(why, sizeof why, "%s", cudaGetErrorString(error));
   return why;

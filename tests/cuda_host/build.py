@@ -72,4 +72,4 @@ def build(folder: Path, *flags: str) -> Path:
 def backend(library: Path) -> Backend:
     """The backend "cuda" on a library that `build` made: its operators take CPU tensors."""
     torch.ops.load_library(library)
-    return dataclasses.replace(BACKENDS["cuda"], device="cpu", missing=None, probe=lambda: None)
+    return dataclasses.replace(BACKENDS["cuda"], device="cpu", missing=None, probe=lambda index: None)
