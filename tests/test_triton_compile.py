@@ -65,12 +65,13 @@ def launches_of_every_kind(dtype):
 
 
 def check_budgets(launches, architecture):
-    """At most one value of a thread on its stack; two programs a multiprocessor by shared memory; tensor cores where tiles are multiplied."""
+    """Stack, registers; two programs a multiprocessor by shared memory; tensor cores where tiles are multiplied."""
     different = {launch.compiled.hash: launch for launch in launches}.values()
     for launch in different:
         what, used = f"{launch.kernel} {launch.options}", launch.resources()
         assert used["LOCAL"] == 0, f"{what}: {used}"
-        assert used["STACK"] <= 8, f"{what} spills: {used}"  # the compiler keeps one value there, far below its limit
+        # Values that live across a loop, written and read once; spilling in a loop takes hundreds of bytes.
+        assert used["STACK"] <= 24, f"{what} spills: {used}"
         assert used["REG"] * launch.threads <= REGISTERS, f"{what}: {used}"
         assert used["SHARED"] <= SHARED[architecture] * 1024 // 2, f"{what} leaves room for one program only: {used}"
         if launch.kernel in TILED:
