@@ -6,11 +6,11 @@
 #   bench/gpu_check.sh OUT build test              some of them; `build` comes first on a new machine
 #   BACKENDS=triton bench/gpu_check.sh OUT test    on one backend
 #
-# Stages: build, test, suite (every backend's guarantees, on the GPU), sanitize, bench, prefill. OUT gets a log a stage
-# and the measurements, and ends with a table; the exit code is 1 if a stage failed.
+# Stages: build, test, suite (every backend's guarantees, on the GPU), sanitize, bench, prefill, ncu (skipped where
+# there is none). OUT gets a log a stage and the measurements, and ends with a table; the exit code is 1 if a stage failed.
 set -uo pipefail
 cd "$(dirname "$0")/.."
-STAGES=(build test suite sanitize bench prefill)
+STAGES=(build test suite sanitize bench prefill ncu)
 [ $# -ge 1 ] || { sed -n '2,12s/^# \{0,1\}//p' "$0"; exit 2; }
 export OUT VENV=${VENV:-/tmp/mi_pruner_gpu} BACKENDS=${BACKENDS:-triton,cuda}
 OUT=$(realpath -m "$1")
@@ -73,8 +73,24 @@ bench() {
 
 prefill() { "$PY" -m bench prefill --out "$OUT" && "$PY" -m bench robustness --out "$OUT"; }
 
-run_stage() { if [ "$1" = test ]; then gpu_tests; else "$1"; fi; }
-export -f build available gpu_tests suite sanitize bench prefill run_stage
+# What bounds each compiled kernel: one prune for each way of selecting.
+profile() {
+  command -v ncu && available | grep -x cuda || { echo "skipped: no ncu, or no compiled kernels"; return 0; }
+  for tokens in 576 4100; do
+    ncu --clock-control none --set basic --kernel-name 'regex:^(similarity|normaliser|score|greedy|rows|gather)_kernel' \
+      "$PY" -c "import torch, mi_pruner; mi_pruner.backend('cuda').__enter__()
+v, t = (torch.randn(1, n, 4096, device='cuda').bfloat16() for n in ($tokens, 32)); mi_pruner.prune(v, t, 64)" || return 1
+  done
+}
+
+run_stage() {
+  case $1 in
+    test) gpu_tests ;;
+    ncu) profile ;;
+    *) "$1" ;;
+  esac
+}
+export -f build available gpu_tests suite sanitize bench prefill profile run_stage
 
 failures=0
 : >"$OUT/stages.txt"

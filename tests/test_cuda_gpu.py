@@ -111,6 +111,27 @@ def test_rows_as_needed_give_the_bits_of_the_whole_matrix(dtype, redundancy):
     assert all_same(*outputs)
 
 
+def test_rows_as_needed_never_miss_what_another_multiprocessor_wrote():
+    """A soak, as no tool checks a barrier in global memory: more samples than teams, beside a busy stream."""
+    samples, n, m = 9, 1100, 5
+    # All picks but the last need a row, a product gives 128 at most: 9 products or more, over two turns of the ring.
+    g = torch.Generator().manual_seed(3)
+    # Tokens of rank 4: every pick reorders the others, and guesses are wrong.
+    visual = (torch.randn(samples * n, 4, generator=g) @ torch.randn(4, 20, generator=g)).to("cuda")
+    text = visual.unflatten(0, (samples, n))[:, :m].flatten(0, 1).clone()
+    cu = [inputs.cu_seqlens([size] * samples, "cuda") for size in (n, m, n)]
+    options = {"redundancy_weight": 50.0, "visual_bandwidth": 0.2}
+    expected = mi_pruner.prune_varlen(visual, text, *cu, n, m, n, samples * n, **options)
+    load, busy = torch.randn(2048, 2048, device="cuda"), torch.cuda.Stream()
+    torch.cuda.synchronize()
+    for _ in range(200):
+        with torch.cuda.stream(busy):
+            torch.mm(load, load)
+        outputs = mi_pruner.prune_varlen(visual, text, *cu, 4097, m, n, samples * n, **options)
+        assert all_same(outputs, expected)
+    torch.cuda.synchronize()
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_triton_picks_the_same_tokens(dtype):
     """Index for index on separated data, where no two gains are within rounding of each other."""
