@@ -86,7 +86,7 @@ def test_bad_folders_are_one_line(content, says, checkpoint, folder, capsys):
 def test_baselines_keep_as_many_and_spare_structural_rows():
     made = batch("llava_next", [1, 1])
     for select in (by_chance(3), *map(by_baseline, BASELINES.values())):
-        pruned = rewrite_inputs(model("llava_next"), made.inputs, 7, select)
+        pruned = rewrite_inputs(model("llava_next"), made.inputs, 7, select, text="image")
         assert [len(image.rows) for image in pruned.images] == [7 + ends for ends in made.structural]
 
 
