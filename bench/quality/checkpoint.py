@@ -101,16 +101,22 @@ def evaluate(
     jobs = [("dense", "1.0"), *((name, keep) for keep in keeps for name in selectors(read_keep(keep), 0))]
     answers: dict[tuple[str, str], list[_Answer]] = {job: [] for job in jobs}
     for number, question in enumerate(tqdm(questions, unit="question")):
-        try:
-            encoded, scored = _asked(checkpoint, question, brief)
-            if number == 0:  # the first generation pays for caches
-                _answer(checkpoint, encoded, scored, "dense", 1.0, number, new_tokens)
-            for name, keep in jobs:
-                answer = _answer(checkpoint, encoded, scored, name, read_keep(keep), number, new_tokens)
-                answers[name, keep].append(answer)
-        except (ValueError, TypeError) as error:
-            raise InputError(f"question {number + 1} ({question.image}, {question.text!r}): {error}") from error
+        for job, answer in zip(jobs, _answers(checkpoint, question, number, jobs, brief, new_tokens), strict=True):
+            answers[job].append(answer)
     return [_figures(name, keep, answers[name, keep], answers[jobs[0]], questions) for name, keep in jobs]
+
+
+def _answers(
+    checkpoint: Checkpoint, question: Question, number: int, jobs: list[tuple[str, str]], brief: str, new_tokens: int
+) -> list[_Answer]:
+    """The answer of each job, a selector and its keep."""
+    try:
+        encoded, scored = _asked(checkpoint, question, brief)
+        if number == 0:  # the first generation pays for caches
+            _answer(checkpoint, encoded, scored, "dense", 1.0, number, new_tokens)
+        return [_answer(checkpoint, encoded, scored, name, read_keep(keep), number, new_tokens) for name, keep in jobs]
+    except (ValueError, TypeError) as error:
+        raise InputError(f"question {number + 1} ({question.image}, {question.text!r}): {error}") from error
 
 
 def _asked(checkpoint: Checkpoint, question: Question, brief: str) -> tuple[dict[str, Any], torch.Tensor]:

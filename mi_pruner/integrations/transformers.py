@@ -146,12 +146,16 @@ def check_version() -> None:
         )
 
 
+def check_family(family: str) -> None:
+    """ValueError if the family (`config.model_type`) is not supported."""
+    if family not in SUPPORTED:
+        raise ValueError(f"model: expected one of {', '.join(SUPPORTED)}, got {family!r}")
+
+
 def check_model(model: Any) -> None:
     """ImportError if transformers is too old, ValueError if the model is of no supported family."""
     check_version()
-    family = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
-    if family not in SUPPORTED:
-        raise ValueError(f"model: expected one of {', '.join(SUPPORTED)}, got {family!r}")
+    check_family(getattr(getattr(model, "config", None), "model_type", type(model).__name__))
     if not hasattr(model, "generate"):
         raise ValueError(f"model: expected a ...ForConditionalGeneration with generate(), got {type(model).__name__}")
 
