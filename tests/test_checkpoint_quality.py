@@ -89,11 +89,12 @@ def test_what_cannot_work_is_said_before_the_run(checkpoint, folder, capsys):
     for arguments, says in (
         (["--new-tokens", "0"], "--new-tokens: expected at least 1, got 0"),
         (["--out", str(folder)], f"--out: cannot write {folder}: Is a directory"),
-        ([], f"--data: {folder / 'coffee.png'} is not a picture"),
+        (["--out", str(folder / "t.csv")], f"--data: {folder / 'coffee.png'} is not a picture"),
     ):
         assert main(["--model", "/absent", "--data", str(folder), *arguments]) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert says in line
+    assert not (folder / "t.csv").exists()
 
 
 def test_a_question_that_fails_is_named(checkpoint, folder, capsys):

@@ -208,7 +208,10 @@ def _check_options(options: argparse.Namespace) -> None:
     if options.out is not None:
         try:
             options.out.parent.mkdir(parents=True, exist_ok=True)
+            absent = not options.out.exists()
             options.out.open("a").close()
+            if absent:
+                options.out.unlink()
         except OSError as error:
             raise InputError(f"--out: cannot write {options.out}: {error.strerror}") from error
 
