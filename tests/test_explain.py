@@ -176,7 +176,9 @@ class TestProcessors:
 
 
 class TestCommand:
-    def test_explains(self, checkpoint_folder, tmp_path, capsys):
+    @pytest.mark.parametrize("family", tiny_checkpoints.WITH_PROCESSOR)
+    def test_explains(self, family, tmp_path, capsys):
+        checkpoint_folder = tiny_checkpoints.save(family, tmp_path / "checkpoint")
         picture, out = tmp_path / "coffee.jpg", tmp_path / "out.png"
         Image.fromarray(data.coffee()).save(picture)
         arguments = ["--model", str(checkpoint_folder), "--image", str(picture), "--text", "where is the cup?"]
