@@ -16,7 +16,6 @@ _EXTRAS = {  # module -> the extra that brings it
     "safetensors": "demo",
     "sklearn": "demo",
     "transformers": "transformers",
-    "torchvision": "transformers",
 }
 
 
@@ -93,7 +92,7 @@ def _add_explain(commands: "argparse._SubParsersAction[_Parser]") -> None:
         description="Draws which visual tokens of a picture are kept for a question, and times the prefill.",
     )
     explain.add_argument("--model", required=True, metavar="ID_OR_PATH", help="a checkpoint that transformers loads")
-    explain.add_argument("--image", required=True, type=Path, metavar="FILE", help="the picture")
+    explain.add_argument("--image", required=True, type=Path, metavar="FILE", help="the picture", action="append")
     explain.add_argument("--text", required=True, metavar="QUESTION", help="the question")
     explain.add_argument(
         "--keep",
@@ -110,4 +109,6 @@ def _add_explain(commands: "argparse._SubParsersAction[_Parser]") -> None:
 def _run_explain(options: argparse.Namespace) -> None:
     from .integrations.explain import explain
 
-    explain(options.model, options.image, options.text, options.keep, options.device, options.out)
+    if len(options.image) != 1:
+        raise InputError(f"--image: expected one picture, got {len(options.image)}: explain them one by one")
+    explain(options.model, options.image[0], options.text, options.keep, options.device, options.out)

@@ -44,16 +44,16 @@ def check_out(path: Path) -> None:
         raise InputError(f"--out: no folder {path.parent} to write {path.name} to")
 
 
-def open_picture(path: Path) -> "Image":
-    """A picture file, upright and in RGB."""
+def open_picture(path: Path, option: str = "--image") -> "Image":
+    """A picture file, upright and in RGB; option: what named it."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
         with Image.open(path) as image:
             return ImageOps.exif_transpose(image).convert("RGB")
     except UnidentifiedImageError as error:
-        raise InputError(f"--image: {path} is not a picture that can be read: give a PNG or JPEG file") from error
+        raise InputError(f"{option}: {path} is not a picture that can be read: give a PNG or JPEG file") from error
     # What Pillow raises for a broken file depends on its format: SyntaxError for a PNG, ValueError for a PPM.
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise InputError(f"--image: cannot read {path} ({reason}): give a PNG or JPEG file") from error
+        raise InputError(f"{option}: cannot read {path} ({reason}): give a PNG or JPEG file") from error

@@ -16,8 +16,9 @@ pytest.importorskip("tqdm")
 from PIL import Image
 from skimage import data
 
-from bench.quality.checkpoint import main, plain
+from bench.quality.checkpoint import Question, _asked, main, plain
 from bench.quality.selectors import BASELINES, by_baseline, by_chance, selectors
+from mi_pruner.integrations.checkpoint import load_checkpoint
 from mi_pruner.integrations.packed_selection import PackedImages
 from mi_pruner.integrations.transformers import rewrite_inputs
 
@@ -83,10 +84,40 @@ def test_bad_folders_are_one_line(content, says, checkpoint, folder, capsys):
     assert says in line
 
 
+def test_what_cannot_work_is_said_before_the_run(checkpoint, folder, capsys):
+    (folder / "coffee.png").write_bytes(b"no picture")
+    for arguments, says in (
+        (["--new-tokens", "0"], "--new-tokens: expected at least 1, got 0"),
+        (["--out", str(folder)], f"--out: cannot write {folder}: Is a directory"),
+        (["--out", str(folder / "t.csv")], f"--data: {folder / 'coffee.png'} is not a picture"),
+    ):
+        assert main(["--model", "/absent", "--data", str(folder), *arguments]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert says in line
+    assert not (folder / "t.csv").exists()
+
+
+def test_a_question_that_fails_is_named(checkpoint, folder, capsys):
+    entry = {"image": "cat.jpg", "question": "what is <image>?", "answer": "x"}
+    (folder / "questions.json").write_text(json.dumps([entry]))
+    assert main(["--model", str(checkpoint), "--data", str(folder), "--keep", "4"]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert f"question 1 ({folder / 'cat.jpg'}, 'what is <image>?'): " in line
+
+
+def test_the_brief_is_not_scored(checkpoint, folder):
+    loaded = load_checkpoint(str(checkpoint), "cpu")
+    question = Question(folder / "coffee.png", "what is in the cup?", ("coffee",))
+    encoded, scored = _asked(loaded, question, "Answer in one word.")
+    assert loaded.processor.tokenizer.decode(encoded["input_ids"][scored]).startswith("what is in the cup?")
+    assert "Answer" not in loaded.processor.tokenizer.decode(encoded["input_ids"][scored])
+    assert "Answer in one word." in loaded.processor.tokenizer.decode(encoded["input_ids"][0])
+
+
 def test_baselines_keep_as_many_and_spare_structural_rows():
     made = batch("llava_next", [1, 1])
     for select in (by_chance(3), *map(by_baseline, BASELINES.values())):
-        pruned = rewrite_inputs(model("llava_next"), made.inputs, 7, select)
+        pruned = rewrite_inputs(model("llava_next"), made.inputs, 7, select, text="image")
         assert [len(image.rows) for image in pruned.images] == [7 + ends for ends in made.structural]
 
 

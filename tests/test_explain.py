@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,9 @@ from PIL import Image
 from skimage import data
 
 from mi_pruner import MIPruner
+from mi_pruner._errors import InputError
 from mi_pruner.cli import main
-from mi_pruner.integrations.checkpoint import Checkpoint
+from mi_pruner.integrations.checkpoint import Checkpoint, load_checkpoint
 from mi_pruner.integrations.transformers import encode_inputs, prune_inputs
 from mi_pruner.integrations.views import image_views
 from mi_pruner.viz import View, views_figure
@@ -118,6 +120,13 @@ class TestViews:
             with pytest.raises(ValueError, match="expected one image"):
                 image_views(model(family), made.inputs, object(), made.images[0], np.zeros(made.images[0], bool))
 
+    def test_video_of_onevision_is_refused(self):
+        made = batch("llava_onevision", [1], video=True)
+        with pytest.raises(
+            ValueError, match=r"expected pixel_values, got .*: .*Qwen-VL models only, not for llava_one"
+        ):
+            image_views(model("llava_onevision"), made.inputs, object(), made.images[0])
+
 
 class TestFigure:
     def test_of_two_views(self):
@@ -167,7 +176,9 @@ class TestProcessors:
 
 
 class TestCommand:
-    def test_explains(self, checkpoint_folder, tmp_path, capsys):
+    @pytest.mark.parametrize("family", tiny_checkpoints.WITH_PROCESSOR)
+    def test_explains(self, family, tmp_path, capsys):
+        checkpoint_folder = tiny_checkpoints.save(family, tmp_path / "checkpoint")
         picture, out = tmp_path / "coffee.jpg", tmp_path / "out.png"
         Image.fromarray(data.coffee()).save(picture)
         arguments = ["--model", str(checkpoint_folder), "--image", str(picture), "--text", "where is the cup?"]
@@ -198,6 +209,29 @@ class TestCommand:
         assert main(["explain", *(part for pair in given.items() for part in pair)]) == 2
         (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("mi_pruner")]
         assert says in line
+
+    def test_two_pictures(self, capsys):
+        assert main(["explain", "--model", "x", "--image", "a.png", "--image", "b.png", "--text", "what"]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "--image: expected one picture, got 2" in line
+
+    def test_family_is_checked_before_the_processor_and_that_before_the_weights(self, checkpoint_folder, tmp_path):
+        config = json.loads((checkpoint_folder / "config.json").read_text())
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        with pytest.raises(InputError, match="rocessor") as refused:  # there are no weights either
+            load_checkpoint(str(tmp_path))
+        assert "safetensors" not in str(refused.value)
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+        with pytest.raises(InputError, match=r"cannot load .*: model: expected one of gemma3, .*, got 'bert'"):
+            load_checkpoint(str(tmp_path))
+
+    def test_processor_that_needs_torchvision(self, checkpoint_folder, monkeypatch):
+        def absent(name):
+            raise ImportError("\nAProcessor requires the Torchvision library but it was not found in your environment.")
+
+        monkeypatch.setattr("transformers.AutoProcessor.from_pretrained", absent)
+        with pytest.raises(InputError, match=r"install the torchvision that belongs to your torch$"):
+            load_checkpoint(str(checkpoint_folder))
 
     def test_old_transformers(self, tmp_path, monkeypatch, capsys):
         monkeypatch.setattr("transformers.__version__", "4.57.6")

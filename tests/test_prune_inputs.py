@@ -17,10 +17,11 @@ pytest.importorskip("transformers")
 
 from mi_pruner import MIPruner
 from mi_pruner.functional import count_from_ratio
+from mi_pruner.integrations import transformers as integration
 from mi_pruner.integrations.instruction import ending_ids, instruction_mask
 from mi_pruner.integrations.next_turn import next_turn
 from mi_pruner.integrations.prompt_columns import original_positions
-from mi_pruner.integrations.transformers import PrunedInputs, encode_inputs, prune_inputs
+from mi_pruner.integrations.transformers import PrunedInputs, encode_inputs
 
 from . import tiny_models
 from .tiny_models import FAMILIES, QWEN, batch, model
@@ -29,6 +30,11 @@ CASES = {"one": [1], "left-padded": [1, 1, 1], "several images": [2, 2], "one sa
 VIDEO_CASES = [(family, [1, 2]) for family in (*QWEN, "llava_onevision")]
 TOLERANCE = 1e-5
 NEW_TOKENS = 5
+PLAIN = SimpleNamespace(all_special_ids=[], added_tokens_decoder={})  # a tokenizer without template and special tokens
+
+
+def prune_inputs(model: Any, inputs: Any, pruner: Any, **options: Any) -> PrunedInputs:
+    return integration.prune_inputs(model, inputs, pruner, **{"processor": PLAIN, **options})
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -300,6 +306,13 @@ class TestConversation:
         with pytest.raises(ValueError, match=r"input_ids: expected \(1, T\), got \(2, 2\)"):
             next_turn(model("llava"), pruned, generated, torch.ones(2, 2, dtype=torch.int64))
 
+    @pytest.mark.parametrize("options", [{"num_beams": 2}, {"do_sample": True, "num_return_sequences": 2}])
+    def test_several_answers_for_a_sample_are_refused(self, options):
+        pruned = prune_inputs(model("llava"), batch("llava", [1]).inputs, MIPruner(keep=4))
+        made = model("llava").generate(**pruned, **options, max_new_tokens=2, return_dict_in_generate=True)
+        with pytest.raises(ValueError, match=r"expected one answer for each of the 1 samples, .*without num_beams"):
+            next_turn(model("llava"), pruned, made, torch.ones(1, 2, dtype=torch.int64))
+
 
 class TestBudgets:
     @pytest.mark.parametrize(("keep", "rows"), [(5, [5, 5, 5]), (0.5, [9, 14, 9]), (1000, [18, 27, 18])])
@@ -475,6 +488,20 @@ class TestText:
         assert words.decode(ending_ids(words)) == ending
         assert ending_ids(None) == []
 
+    def test_a_mask_is_without_special_tokens_and_ending_where_the_processor_is_known(self):
+        ids = torch.tensor([[1, 95, 20, 5, 21, 22, 30, 31]])
+        marked = torch.tensor([[0, 1, 0, 1, 1, 1, 1, 1]]).bool()
+        mask = instruction_mask(ids, ids > 0, ids == 95, {1, 5}, [30, 31], marked)
+        assert ids[mask].tolist() == [21, 22]
+        made = batch("llava", [1])
+        marked = torch.zeros_like(made.inputs["input_ids"]).bool()
+        marked[:, -4:] = True
+        special = SimpleNamespace(all_special_ids=made.inputs["input_ids"][0, -2:].tolist(), added_tokens_decoder={})
+        by_processor = prune_inputs(model("llava"), made.inputs, MIPruner(9), text_mask=marked, processor=special)
+        marked[:, -2:] = False
+        by_mask = prune_inputs(model("llava"), made.inputs, MIPruner(9), text_mask=marked, processor=None)
+        assert torch.equal(by_processor.images[0].scores, by_mask.images[0].scores)
+
     def test_no_instruction(self):
         made = batch("llava", [1, 1])
         ids = made.inputs["input_ids"]
@@ -516,12 +543,17 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("change", "options", "message"),
         [
-            ({"pixel_values": None}, {}, "expected pixel_values or pixel_values_videos, got .*no image to prune"),
+            (
+                {"pixel_values": None},
+                {},
+                "expected pixel_values or pixel_values_videos, got .*no image to prune; call model.generate",
+            ),
             ({"input_ids": [[1, 2]]}, {}, r"expected input_ids \(B, L\) as a tensor, got list: .*return_tensors"),
             ({"input_ids": torch.full((1, 48), 5)}, {}, "a placeholder for each of the 36 image tokens, got none: "),
             ({"input_ids": torch.full((1, 48), 95)}, {}, "expected 36 image placeholders, .* got 48: was .*truncated"),
             ({"position_ids": torch.zeros(1, 48)}, {}, "position_ids are computed here"),
             ({"mm_encoder_outputs": {"image": 1}}, {}, "got both: leave out pixel_values"),
+            ({}, {"processor": None}, "processor: expected .* got None: pass processor=.*text_mask.*text='image'"),
             ({}, {"text": "question"}, "text: expected 'instruction' or 'image', got 'question'"),
             ({}, {"per": "batch"}, "per: expected 'image' or 'sample', got 'batch'"),
             ({}, {"text_mask": torch.ones(1, 48)}, r"text_mask: expected \(1, 48\) bool, as input_ids, got \(1, 48\) "),
@@ -536,6 +568,13 @@ class TestBadInput:
         inputs = {**batch("llava", [1]).inputs, **change}
         with pytest.raises(ValueError, match=message):
             prune_inputs(model("llava"), inputs, MIPruner(), **options)
+
+    def test_another_type(self):
+        inputs = batch("llava", [1]).inputs
+        with pytest.raises(TypeError, match=r"pruner: expected an MIPruner, such as MIPruner\(keep=0.25\), got float"):
+            prune_inputs(model("llava"), inputs, 0.25)
+        with pytest.raises(TypeError, match=r"text_mask: expected \(1, 48\) bool as a tensor, got list"):
+            prune_inputs(model("llava"), inputs, MIPruner(), text_mask=[[True] * 48])
 
     def test_videos_for_a_model_of_images(self):
         inputs = {**batch("llava", [1]).inputs, "pixel_values_videos": torch.zeros(1)}

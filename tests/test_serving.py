@@ -67,8 +67,18 @@ class TestOrders:
         (order,) = selection_orders([image], MIPruner(keep=0.5), structural=[fixed])
         assert len(order) == kept_count(30, 0.5, 5) - 5 == 13
         assert not fixed[order].any()
-        rows = kept_rows(order, 4, fixed)
+        for budget in (0.1, 0.25, 0.5, 1, 13):
+            count = kept_count(30, budget, 5)
+            assert len(kept_rows(order, count, fixed)) == count
+        rows = kept_rows(order, kept_count(30, 4, 5), fixed)
         assert rows.tolist() == sorted([*order[:4].tolist(), 5, 11, 17, 23, 29])
+
+    def test_more_or_fewer_rows_than_there_are(self):
+        fixed = torch.arange(30) % 6 == 5
+        (order,) = selection_orders(features(30), MIPruner(keep=3), structural=[fixed])
+        for keep in (4, 9):
+            with pytest.raises(ValueError, match=rf"keep: expected 5 to 8 rows \(5 structural, .* has 3\), got {keep}"):
+                kept_rows(order, keep, fixed)
 
     def test_the_count_holds_whatever_the_features(self):
         (image,) = features(12)

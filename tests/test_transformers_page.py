@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -39,6 +40,19 @@ def blocks() -> tuple[str, dict[str, str]]:
     return re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)[0], dict(found)
 
 
+def on_disk(block: str, folder: Path) -> str:
+    """The block with the checkpoint of a folder, and a count that is less than its tiny images have."""
+    block, changed = re.subn(r'from_pretrained\("[^"]+"', f'from_pretrained("{folder}"', block)
+    assert changed == 2
+    return re.sub(r"keep=\d+\)", "keep=5)", block)
+
+
+def run(program: str) -> dict[str, Any]:
+    names = {"picture": Image.fromarray(data.coffee())}
+    exec(compile(program, str(PAGE), "exec"), names)
+    return names
+
+
 def test_every_family_has_a_block():
     imports, found = blocks()
     assert list(found) == list(SECTIONS)
@@ -51,10 +65,22 @@ def test_every_family_has_a_block():
 def test_block_runs(section, tmp_path):
     imports, found = blocks()
     folder = tiny_checkpoints.save(SECTIONS[section], tmp_path)
-    block, changed = re.subn(r'from_pretrained\("[^"]+"', f'from_pretrained("{folder}"', found[section])
-    assert changed == 2
-    names = {"picture": Image.fromarray(data.coffee())}
-    exec(compile(imports + block, section, "exec"), names)
-    lengths = [names[inputs]["input_ids"].shape[1] for inputs in ("pruned", "inputs")]
-    assert lengths[0] < lengths[1] if "keep=0.25" in block else lengths[0] == lengths[1]  # tiny images: below the count
+    names = run(imports + on_disk(found[section], folder))
+    assert names["pruned"]["input_ids"].shape[1] < names["inputs"]["input_ids"].shape[1]
     assert isinstance(names["answer"][0], str)
+
+
+def test_conversation_runs(tmp_path):
+    imports, found = blocks()
+    folder = tiny_checkpoints.save("llava", tmp_path)
+    section = PAGE.read_text(encoding="utf-8").partition("\n## A conversation\n")[2].partition("\n## ")[0]
+    shared, reused, anew = re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)
+    before = imports + on_disk(found["LLaVA-1.5"], folder) + shared
+    names = run(before + reused)
+    words = names["processor"].tokenizer.decode(names["ids"][0])
+    assert words == "<end>\n<turn>user\nAnd what colour is it?<end>\n<turn>assistant\n"
+    assert names["second"].sequences.shape[1] > names["turn"]["input_ids"].shape[1]
+    names = run(before + anew)
+    marked = names["processor"].tokenizer.decode(names["inputs"]["input_ids"][names["text_mask"]])
+    assert marked == "<turn>user\nAnd what colour is it?<end>\n<turn>assistant\n"
+    assert names["pruned"]["input_ids"].shape[1] == names["inputs"]["input_ids"].shape[1] - 27

@@ -68,7 +68,7 @@ def read_questions(folder: Path) -> list[Question]:
     """The questions of FOLDER/questions.json.
 
     Raises:
-        InputError: for a file that is absent or of another form, or a picture that is absent.
+        InputError: for a file that is absent or of another form, or a picture that is absent or cannot be read.
     """
     path = folder / "questions.json"
     form = '[{"image": "a.jpg", "question": "...", "answer": "..." or ["...", ...]}, ...]'
@@ -89,6 +89,8 @@ def read_questions(folder: Path) -> list[Question]:
     absent = [question.image for question in made if not question.image.is_file()]
     if absent or not made:
         raise InputError(f"--data: no picture {absent[0]}" if absent else f"--data: no questions in {path}")
+    for image in dict.fromkeys(question.image for question in made):
+        open_picture(image, "--data")
     return made
 
 
@@ -99,23 +101,53 @@ def evaluate(
     jobs = [("dense", "1.0"), *((name, keep) for keep in keeps for name in selectors(read_keep(keep), 0))]
     answers: dict[tuple[str, str], list[_Answer]] = {job: [] for job in jobs}
     for number, question in enumerate(tqdm(questions, unit="question")):
-        inputs = checkpoint.ask(open_picture(question.image), f"{question.text}\n{brief}".strip())
-        encoded = encode_inputs(checkpoint.model, inputs)
-        if number == 0:  # the first generation pays for caches
-            _answer(checkpoint, encoded, "dense", 1.0, number, new_tokens)
-        for name, keep in jobs:
-            answers[name, keep].append(_answer(checkpoint, encoded, name, read_keep(keep), number, new_tokens))
+        for job, answer in zip(jobs, _answers(checkpoint, question, number, jobs, brief, new_tokens), strict=True):
+            answers[job].append(answer)
     return [_figures(name, keep, answers[name, keep], answers[jobs[0]], questions) for name, keep in jobs]
 
 
+def _answers(
+    checkpoint: Checkpoint, question: Question, number: int, jobs: list[tuple[str, str]], brief: str, new_tokens: int
+) -> list[_Answer]:
+    """The answer of each job, a selector and its keep."""
+    try:
+        encoded, scored = _asked(checkpoint, question, brief)
+        if number == 0:  # the first generation pays for caches
+            _answer(checkpoint, encoded, scored, "dense", 1.0, number, new_tokens)
+        return [_answer(checkpoint, encoded, scored, name, read_keep(keep), number, new_tokens) for name, keep in jobs]
+    except (ValueError, TypeError) as error:
+        raise InputError(f"question {number + 1} ({question.image}, {question.text!r}): {error}") from error
+
+
+def _asked(checkpoint: Checkpoint, question: Question, brief: str) -> tuple[dict[str, Any], torch.Tensor]:
+    """The encoded inputs, and the mask (1, L) of what is scored: the question, without the brief that follows it."""
+    picture = open_picture(question.image, "--data")
+    inputs = checkpoint.ask(picture, f"{question.text}\n{brief}".strip())
+    ids, alone = inputs["input_ids"], checkpoint.ask(picture, question.text)["input_ids"]
+    length = min(ids.shape[1], alone.shape[1])
+    same = torch.zeros_like(ids, dtype=torch.bool)
+    same[:, :length] = (ids[:, :length] == alone[:, :length]).cumprod(1).bool()
+    place = torch.arange(ids.shape[1], device=ids.device)
+    last_visual = place[(ids == checkpoint.model.config.image_token_id)[0]].amax()
+    return encode_inputs(checkpoint.model, inputs), same & (place > last_visual)
+
+
 def _answer(
-    checkpoint: Checkpoint, encoded: dict[str, Any], name: str, keep: int | float, seed: int, new_tokens: int
+    checkpoint: Checkpoint,
+    encoded: dict[str, Any],
+    scored: torch.Tensor,
+    name: str,
+    keep: int | float,
+    seed: int,
+    new_tokens: int,
 ) -> _Answer:
     start = time.perf_counter()
     inputs, kept = encoded, int((encoded["input_ids"] == checkpoint.model.config.image_token_id).sum())
     if name != "dense":
         select = selectors(keep, seed)[name]
-        inputs = rewrite_inputs(checkpoint.model, encoded, keep, select, processor=checkpoint.processor)
+        inputs = rewrite_inputs(
+            checkpoint.model, encoded, keep, select, processor=checkpoint.processor, text_mask=scored
+        )
         kept = sum(len(image.rows) for image in inputs.images)
     prompt = inputs["input_ids"].shape[1]
     made = checkpoint.model.generate(**inputs, max_new_tokens=new_tokens, do_sample=False)[0, prompt:].tolist()
@@ -161,7 +193,6 @@ def _print_table(rows: list[Figures]) -> None:
 def _write(rows: list[Figures], path: Path, model: str, device: str) -> None:
     """The figures with what made them: date, commit, machine, versions, command, checkpoint."""
     origin = {**asdict(this_run(device, "bench.quality.checkpoint")), "model": model}
-    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, [*(field.name for field in fields(Figures)), *origin])
         writer.writeheader()
@@ -170,18 +201,36 @@ def _write(rows: list[Figures], path: Path, model: str, device: str) -> None:
             writer.writerow({**figures, **origin})
 
 
+def _check_options(options: argparse.Namespace) -> None:
+    """Refuses, before the run of hours, what would fail in it or after it."""
+    if options.new_tokens < 1:
+        raise InputError(f"--new-tokens: expected at least 1, got {options.new_tokens}")
+    if options.out is not None:
+        try:
+            options.out.parent.mkdir(parents=True, exist_ok=True)
+            absent = not options.out.exists()
+            options.out.open("a").close()
+            if absent:
+                options.out.unlink()
+        except OSError as error:
+            raise InputError(f"--out: cannot write {options.out}: {error.strerror}") from error
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="a folder, or an id on the hub")
     parser.add_argument("--data", required=True, type=Path, help="the folder of pictures and questions.json")
     parser.add_argument("--keep", nargs="+", default=["0.5", "0.25", "0.1"], help="ratios, or counts")
-    parser.add_argument("--brief", default=_BRIEF, help="added to every question (default: %(default)s)")
+    parser.add_argument(
+        "--brief", default=_BRIEF, help="added to every question, and not scored (default: %(default)s)"
+    )
     parser.add_argument("--new-tokens", type=int, default=16, help="the longest answer (default: %(default)s)")
     parser.add_argument("--device", help="default: cuda where there is one, else cpu")
     parser.add_argument("--out", type=Path, help="the CSV to write")
     options = parser.parse_args(arguments)
     try:
+        _check_options(options)
         questions = read_questions(options.data)
         for keep in options.keep:
             read_keep(keep)

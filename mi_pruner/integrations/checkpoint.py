@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from .._errors import InputError
-from .transformers import check_model, check_version
+from .transformers import check_family, check_version
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,9 @@ def load_checkpoint(name: str, device: str | None = None) -> Checkpoint:
 
     try:
         check_version()
-        model: Any = transformers.AutoModelForImageTextToText.from_pretrained(name, dtype="auto")
-        check_model(model)
+        check_family(transformers.AutoConfig.from_pretrained(name).model_type)
         processor = transformers.AutoProcessor.from_pretrained(name)
+        model: Any = transformers.AutoModelForImageTextToText.from_pretrained(name, dtype="auto")  # GBs: last
         model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     except (OSError, ValueError, ImportError, RuntimeError) as error:
         raise InputError(f"cannot load {name}: {_first_sentence(error)}") from error
@@ -50,5 +50,7 @@ def load_checkpoint(name: str, device: str | None = None) -> Checkpoint:
 
 
 def _first_sentence(error: Exception) -> str:
+    if isinstance(error, ImportError) and "torchvision" in str(error).lower():
+        return "its processor needs torchvision: install the torchvision that belongs to your torch"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__

@@ -11,22 +11,29 @@ _WORDS = "⟦the user's words⟧"  # what no template holds itself
 
 
 def instruction_mask(
-    input_ids: Tensor, attended: Tensor, visual: Tensor, ignored: set[int], ending: list[int]
+    input_ids: Tensor,
+    attended: Tensor,
+    visual: Tensor,
+    ignored: set[int],
+    ending: list[int],
+    marked: Tensor | None = None,
 ) -> Tensor:
-    """The tokens after the last visual one, without special tokens and without the prompt's fixed ending.
+    """The marked tokens, without visual and special ones and without the prompt's fixed ending.
 
     Args:
         input_ids: (B, L) int64; attended, visual: (B, L) bool, True where a token is attended, is visual.
         ignored: ids of special tokens.
         ending: ids that close every prompt; as many of the last of them as a row ends in are left out.
+        marked: (B, L) bool. None: the tokens after the last visual one.
 
     Returns:
         (B, L) bool.
     """
     place = torch.arange(input_ids.shape[1], device=input_ids.device)
-    last_visual = torch.where(visual, place, -1).amax(1, keepdim=True)
+    if marked is None:
+        marked = place > torch.where(visual, place, -1).amax(1, keepdim=True)
     special = torch.isin(input_ids, torch.tensor(sorted(ignored), dtype=input_ids.dtype, device=input_ids.device))
-    mask = attended & (place > last_visual) & ~special
+    mask = marked & attended & ~visual & ~special
     for row, (ids, valid) in enumerate(zip(input_ids.tolist(), attended.tolist(), strict=True)):
         columns = [column for column, is_valid in enumerate(valid) if is_valid]
         for column, expected in zip(reversed(columns), reversed(ending), strict=False):

@@ -24,12 +24,20 @@ def next_turn(
         attention_mask: (B, T), where the questions are of different lengths (left-padded).
 
     Raises:
-        ValueError: if `generated` has no sequences and cache, or `input_ids` are not for as many samples.
+        ValueError: if `generated` has no sequences and cache, is of beam search or of another number of samples, or if
+            `input_ids` are not for as many.
     """
     cache = next((name for name in ("cache", "past_key_values") if getattr(generated, name, None) is not None), None)
     if cache is None:
         raise ValueError(
             "generated: expected sequences and a cache, got none: call generate(..., return_dict_in_generate=True)"
+        )
+    samples = len(pruned["input_ids"])
+    if hasattr(generated, "beam_indices") or len(generated.sequences) != samples:
+        raise ValueError(
+            f"generated: expected one answer for each of the {samples} samples, got "
+            f"{len(generated.sequences)} of a {type(generated).__name__}: generate without num_beams and "
+            "num_return_sequences"
         )
     if input_ids.dim() != 2 or len(input_ids) != len(generated.sequences):
         raise ValueError(f"input_ids: expected ({len(generated.sequences)}, T), got {tuple(input_ids.shape)}")

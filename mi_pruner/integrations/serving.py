@@ -98,11 +98,20 @@ def _complete(order: Tensor, structural: Tensor) -> Tensor:
 
 
 def kept_rows(order: Tensor, keep: int, structural: Tensor | None = None) -> Tensor:
-    """Rows that stay, (K,) int64 ascending: the first `keep` of an order, and the structural rows ((N,) bool)."""
-    rows = order[:keep]
-    if structural is not None:
-        rows = torch.cat([rows, structural.nonzero()[:, 0]])
-    return rows.sort().values
+    """Rows that stay, (keep,) int64 ascending: the structural rows ((N,) bool), and the first of an order.
+
+    keep: how many rows in all, as `kept_count` counts them: structural rows among them.
+
+    Raises:
+        ValueError: if `keep` is less than the structural rows, or more than these and the order.
+    """
+    fixed = order[:0] if structural is None else structural.nonzero()[:, 0]
+    if not len(fixed) <= keep <= len(fixed) + len(order):
+        raise ValueError(
+            f"keep: expected {len(fixed)} to {len(fixed) + len(order)} rows ({len(fixed)} structural, the order has "
+            f"{len(order)}), got {keep}"
+        )
+    return torch.cat([order[: keep - len(fixed)], fixed]).sort().values
 
 
 def linear_positions(start: int, tokens: int, rows: Tensor) -> tuple[Tensor, int]:

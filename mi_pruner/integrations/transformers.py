@@ -94,10 +94,11 @@ def prune_inputs(
             features (`image_newline`) are always kept and not counted.
         processor: the model's processor or tokenizer. It tells which tokens are special, and what the chat template
             puts after the user's words ("ASSISTANT:"): both are left out of the instruction. Without it only the
-            special tokens in the model's configuration are.
+            special tokens in the model's configuration are, and `text_mask` or text="image" is needed.
         text: "instruction": score against the tokens after the sample's last visual token. "image": against the
             image's own tokens, so that the selection does not depend on the question.
-        text_mask: (B, L) bool, the tokens to score against, for prompts where the question comes before the image.
+        text_mask: (B, L) bool, the tokens to score against, where the question comes before the image or is a part of
+            the prompt. What `processor` leaves out is left out of these, too.
         per: "image": `keep` counts for each image. "sample": for all images of a sample together, which share it by
             gain, at least one token each.
 
@@ -108,6 +109,8 @@ def prune_inputs(
     Raises:
         ImportError: if transformers is older than 5.18. ValueError, TypeError: naming the argument.
     """
+    if not isinstance(pruner, MIPruner):
+        raise TypeError(f"pruner: expected an MIPruner, such as MIPruner(keep=0.25), got {type(pruner).__name__}")
     return rewrite_inputs(
         model,
         inputs,
@@ -143,12 +146,16 @@ def check_version() -> None:
         )
 
 
+def check_family(family: str) -> None:
+    """ValueError if the family (`config.model_type`) is not supported."""
+    if family not in SUPPORTED:
+        raise ValueError(f"model: expected one of {', '.join(SUPPORTED)}, got {family!r}")
+
+
 def check_model(model: Any) -> None:
     """ImportError if transformers is too old, ValueError if the model is of no supported family."""
     check_version()
-    family = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
-    if family not in SUPPORTED:
-        raise ValueError(f"model: expected one of {', '.join(SUPPORTED)}, got {family!r}")
+    check_family(getattr(getattr(model, "config", None), "model_type", type(model).__name__))
     if not hasattr(model, "generate"):
         raise ValueError(f"model: expected a ...ForConditionalGeneration with generate(), got {type(model).__name__}")
 
@@ -168,6 +175,11 @@ def rewrite_inputs(
     """`prune_inputs` with any selector."""
     check_model(model)
     _check_inputs(inputs, text, text_mask, per)
+    if processor is None and text_mask is None and text == "instruction":
+        raise ValueError(
+            "processor: expected the model's processor, which tells the question from what the chat template adds, got "
+            "None: pass processor=..., or mark the question with text_mask (B, L) bool, or pass text='image'"
+        )
     outputs = _encoded(model, inputs)
     ids = inputs["input_ids"]
     attended = inputs["attention_mask"].bool() if "attention_mask" in inputs else torch.ones_like(ids, dtype=torch.bool)
@@ -202,6 +214,8 @@ def _check_inputs(inputs: Mapping[str, Any], text: str, text_mask: Tensor | None
         )
     if inputs.get("position_ids") is not None:
         raise ValueError("inputs: position_ids are computed here: leave them out")
+    if text_mask is not None and not isinstance(text_mask, Tensor):
+        raise TypeError(f"text_mask: expected {tuple(ids.shape)} bool as a tensor, got {type(text_mask).__name__}")
     if text_mask is not None and (text_mask.shape != ids.shape or text_mask.dtype != torch.bool):
         raise ValueError(
             f"text_mask: expected {tuple(ids.shape)} bool, as input_ids, got {tuple(text_mask.shape)} {text_mask.dtype}"
@@ -227,7 +241,8 @@ def _encoded(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
             outputs[modality] = encode(**arguments, return_dict=True)
     if not outputs:
         raise ValueError(
-            f"inputs: expected {' or '.join(_PIXELS.values())}, got {', '.join(inputs)}: no image to prune"
+            f"inputs: expected {' or '.join(_PIXELS.values())}, got {', '.join(inputs)}: no image to prune; "
+            "call model.generate(**inputs) directly"
         )
     return outputs
 
@@ -249,10 +264,11 @@ def _texts(
     ids = inputs["input_ids"]
     places = torch.zeros_like(attended)
     places[visual.places[:, 0], visual.places[:, 1]] = True
-    if text_mask is None:
-        mask = instruction_mask(ids, attended, places, special_ids(model, processor), ending_ids(processor))
-    else:
-        mask = text_mask.to(ids.device) & attended & ~places
+    ignored, ending = special_ids(model, processor), ending_ids(processor)
+    marked = None if text_mask is None else text_mask.to(ids.device)
+    if marked is not None and processor is None:
+        ignored = set()  # the caller's mask is all that is known
+    mask = instruction_mask(ids, attended, places, ignored, ending, marked)
     counts = mask.sum(1).tolist()
     for sample in visual.samples:
         if counts[sample] == 0:

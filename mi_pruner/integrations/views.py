@@ -32,12 +32,17 @@ def image_views(
         size: (H, W) of the original picture, to lay out the tiles of InternVL, SmolVLM and Idefics3.
 
     Raises:
-        ValueError: for several images.
+        ValueError: for several images, and for a video of another family than Qwen-VL.
     """
     family = model.config.model_type
     shown = _unnormalise(getattr(processor, "image_processor", processor))
     if family in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl"):
         return _merged_patches(model.config.vision_config, inputs, shown)
+    if inputs.get("pixel_values") is None:
+        raise ValueError(
+            f"inputs: expected pixel_values, got {', '.join(inputs)}: pass the processor's output for one image; "
+            f"videos are drawn for the Qwen-VL models only, not for {family}"
+        )
     pixels = inputs["pixel_values"].float().cpu().numpy()
     if family in ("llava_next", "llava_onevision"):
         if newlines is None:
