@@ -11,7 +11,7 @@ import mi_pruner
 from mi_pruner._dispatch import BACKENDS
 
 from . import cuda, memory, timing
-from .baselines import cdpruner, dart, divprune, mmr, mmtok, plain, ranking, scope, trimtokenator
+from .baselines import cdpruner, cosines, dart, divprune, mmr, mmtok, plain, ranking, scope, trimtokenator
 from .floor import Work
 from .shapes import Case, Inputs, inputs
 
@@ -102,7 +102,7 @@ def _mmtok_masked(given: Inputs, valid: Tensor, keep: int) -> Tensor:
 def _other(name: str, label: str, select: Selector, work: Work, family: str = OTHER, **more: Any) -> Competitor:
     def prune(given: Inputs, keep: int) -> tuple[Tensor, Tensor]:
         indices = select(given.visual, given.text, given.saliency, keep).sort(dim=1).values
-        return given.visual.gather(1, indices[:, :, None].expand(-1, -1, given.visual.shape[2])), indices
+        return cosines.rows(given.visual, indices), indices
 
     return Competitor(name, label, family, prune, work, **more)
 
