@@ -295,7 +295,7 @@ def test_who_fails_later_is_left_out_too():
 def test_cases_that_are_left_out_are_named(tiny_run, capsys):
     assert tiny_run("--sets", "video") == 2
     printed = capsys.readouterr()
-    assert "left out: the case video-16k/1638: minutes on a CPU" in printed.out
+    assert "left out: the case video-16k/1638: too long for the usual run on a CPU" in printed.out
     assert "no case is left" in printed.err
 
 
