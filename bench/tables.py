@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 
 NONE = "*Not measured yet.*"
 PROJECTED = (
-    "All methods get the projected features. In their published form SCOPE, and MMTok for its visual–visual matrix, use "
-    "the encoder's features before the projector: on LLaVA of width 1024 instead of 4096, a quarter of that product."
+    "All methods get the projected features. In their published form SCOPE, and MMTok for its visual–visual matrix, "
+    "use the encoder's features before the projector: on LLaVA of width 1024 instead of 4096, a quarter of that "
+    "product's flops."
 )
 MODELS_SHOWN = ("llava-1.5/64", "qwen3-vl-8b/256", "qwen2.5-vl-7b/324", "llava-next/320", "qwen2.5-vl-7b-large/500")
 OTHERS_SHOWN = ("text-16", "text-64", "text-256", "llava-1.5/64x8", "packed-8")
@@ -269,4 +270,4 @@ def headline(rows: Newest) -> str:
         cells = [_cell(rows, case, name) for name in rivals]
         lines.append([f"{best.tokens:,} → {best.keep:,}", f"**{ms(best.p50_ms)}**", *cells, memory])
     head = ("tokens → kept; ms", "mi_pruner", *(COMPETITORS[name].label for name in rivals), "memory: ours / plain")
-    return table(head, lines) + "\n\n" + run([row for row in rows.values() if row.case in shown])
+    return table(head, lines) + "\n\n" + PROJECTED + "\n\n" + run([row for row in rows.values() if row.case in shown])
