@@ -2,8 +2,8 @@
 
 Pivots are the tokens of largest L1 norm, 4 visual and 4 of the text. (The paper takes the norm of the keys of a decoder
 layer, which don't exist before the model: the features' own norm stands in.) For each pivot in turn, the floor(K / 8)
-tokens of smallest cosine with it are kept, out of those that are left (the
-published code takes the ceiling of a floor division). One sample at a time, as published.
+tokens of smallest cosine with it are kept, out of those that are left (the published code takes the ceiling of a floor
+division). One sample at a time, as published.
 """
 
 import torch
