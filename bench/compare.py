@@ -38,7 +38,16 @@ def main(options: argparse.Namespace) -> int:
         return 2
     for text, worse in lines:
         print(f"{'WORSE  ' if worse else '       '}{text}")
+    for text in missing(old, new, kind):
+        print(f"MISSING {text}: in the old file only")
     return int(any(worse for _, worse in lines))
+
+
+def missing(old: list, new: list, kind: type) -> list[str]:
+    """What the old file has and the new one has not."""
+    names = ("workload", "isa", "compiler") if kind is Count else ("case", "competitor", "mode")
+    before, after = ([tuple(getattr(record, name) for name in names) for record in kept] for kept in (old, new))
+    return [", ".join(key) for key in dict.fromkeys(before) if key not in after]
 
 
 def compare_latency(old: list[Row], new: list[Row]) -> list[tuple[str, bool]]:
@@ -48,7 +57,8 @@ def compare_latency(old: list[Row], new: list[Row]) -> list[tuple[str, bool]]:
     for key, row in after.items():
         base = after.get((row.case, BASELINE, row.mode))
         past, past_base = before.get(key), before.get((row.case, BASELINE, row.mode))
-        if COMPETITORS[row.competitor].family != OURS or base is None or past is None or past_base is None:
+        known = COMPETITORS.get(row.competitor)
+        if known is None or known.family != OURS or base is None or past is None or past_base is None:
             continue
         if (row.machine, row.threads, row.dtype) != (past.machine, past.threads, past.dtype):
             continue

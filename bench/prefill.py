@@ -2,7 +2,7 @@
 
 Weights don't change the time of dense products, so random ones do. The stack is that of Llama and Qwen: RMS norm,
 grouped-query attention with a causal mask (`scaled_dot_product_attention`), SwiGLU; rotary embedding, cache and
-sampling are left out. Written without a GPU at hand: not run on one yet.
+sampling are left out.
 """
 
 import argparse

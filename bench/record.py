@@ -3,6 +3,7 @@
 import csv
 import datetime
 import importlib.metadata
+import os
 import platform
 import re
 import shlex
@@ -65,6 +66,11 @@ def path_in(folder: Path, device: str) -> Path:
     """<folder>/<machine>.csv, CPUs with their count of threads."""
     name = machine(device) + (f" {torch.get_num_threads()} threads" if device == "cpu" else "")
     return folder / (re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") + ".csv")
+
+
+def load_per_core() -> float:
+    """The load average of the last minute over the count of cores; 0 where the system has none."""
+    return round(os.getloadavg()[0] / (os.cpu_count() or 1), 2) if hasattr(os, "getloadavg") else 0.0
 
 
 def versions() -> str:
@@ -137,7 +143,10 @@ def _typed(record: dict[str, str], of: type[Record]) -> Record:
 
 def _commit() -> str:
     def git(*arguments: str) -> str | None:
-        done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=False)
+        try:
+            done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=False)
+        except OSError:  # no git
+            return None
         return done.stdout.strip() if done.returncode == 0 else None
 
     commit = git("rev-parse", "--short", "HEAD")

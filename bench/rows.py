@@ -30,6 +30,7 @@ class Row:
     threads: int
     torch: str
     versions: str
+    load: float  # average per core when the run began
     case: str
     batch: int
     tokens: int
@@ -63,12 +64,14 @@ def rows(
     timings: dict[Entry, Timing],
     peaks: dict[str, float],
     launches: dict[str, int],
+    load: float = 0.0,
 ) -> list[Row]:
     """One row per entry of a case. A speedup is over the baseline in the same mode."""
     return [
         Row(
             **asdict(run),
             versions=record.versions(),
+            load=load,
             case=case.name,
             batch=case.batch,
             tokens=case.tokens,

@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -15,10 +16,11 @@ from .competitors import COMPETITORS
 from .record import rounded
 from .rows import Entry, Row, rows
 
-# B N^2 up to which calls are also captured: beyond, kernels are long, and each graph's own memory would not fit beside
-# that of the others.
-GRAPH_ELEMENTS = 1 << 29
-BUDGET = 6.0  # seconds of measuring for a case
+# B N^2 up to which calls are also captured: beyond, kernels are long, and each graph keeps its memory (a few times
+# 512 MB here) until the case is done.
+GRAPH_ELEMENTS = 1 << 27
+BUSY = 0.7  # load per core from which on a run is not to be trusted
+BUDGET = 3.0  # seconds of measuring for a case
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -43,16 +45,27 @@ def main(options: argparse.Namespace) -> int:
         print(error, file=sys.stderr)
         return 2
     print(f"{run.machine}, {run.threads} threads, torch {run.torch}, commit {run.commit}")
+    load = record.load_per_core()
+    if load > BUSY:
+        print(f"warning: a load of {load} per core: the figures will be those of a busy machine", file=sys.stderr)
     named = options.competitors or [name for name in COMPETITORS if competitors.why_not(name, device) is None]
     for name in COMPETITORS:
         if not options.competitors and name not in named:
             print(f"left out: {name}: {competitors.why_not(name, device)}")
-    names = _cases(options, device)
+    names, slow = _cases(options, device)
+    for name in slow:
+        print(
+            f"left out: the case {name}: too long for the usual run on a CPU; --cases {name} measures it all the same"
+        )
+    if not names:
+        print(f"no case is left; expected some that are not too long on a {device}, or --cases", file=sys.stderr)
+        return 2
     for number, name in enumerate(names, start=1):
         case = _on(device, shapes.CASES[name])
         left_out = {} if options.competitors else _too_long(named, case, device)
         taking_part = [n for n in named if n not in left_out]
-        measured = _measure(run, case, taking_part, options.budget, f"{number}/{len(names)} {name}")
+        measurement = Measurement(run, case, left_out, load, f"{number}/{len(names)} {name}")
+        measured = measurement(taking_part, options.budget)
         record.append(path, Row, measured)
         _print_table(case, measured, left_out)
     print(f"\nappended to {path}")
@@ -72,9 +85,10 @@ def _check_names(options: argparse.Namespace, device: str) -> None:
         raise ValueError(f"--budget: expected seconds > 0, got {options.budget}")
 
 
-def _cases(options: argparse.Namespace, device: str) -> list[str]:
+def _cases(options: argparse.Namespace, device: str) -> tuple[list[str], list[str]]:
+    """Which to measure, and which are left out."""
     if options.cases or options.quick:
-        return options.cases or list(shapes.QUICK)
+        return options.cases or list(shapes.QUICK), []
     return shapes.usual(device, options.sets or shapes.SETS)
 
 
@@ -94,25 +108,55 @@ def _rates(device: str, dtype: torch.dtype) -> floor.Rates:
     return floor.measure(device, dtype)
 
 
-def _measure(run: record.Run, case: shapes.Case, names: list[str], budget: float, label: str) -> list[Row]:
-    torch.compiler.reset()  # the compilations of earlier cases count against a limit
-    rates = _rates(run.device, case.dtype)
-    peaks: dict[str, float] = {}
-    if case.name in shapes.CORE:
-        with _progress(f"{label}: memory", len(names)) as advance:
-            for name in names:
-                peaks[name] = rounded(competitors.peak_extra_mb(case, name, run.device))
-                advance(len(peaks))
-    with _progress(f"{label}: time", 100) as advance:
-        calls = competitors.calls(case, names, run.device)
-        entries: dict[Entry, timing.Call] = {Entry(name): call for name, call in calls.items()}
+@dataclass
+class Measurement:
+    """One case. Who fails is left out, with the reason; the others are measured."""
+
+    run: record.Run
+    case: shapes.Case
+    left_out: dict[str, str]
+    load: float
+    label: str
+
+    def __call__(self, names: list[str], budget: float) -> list[Row]:
+        """One row for each of those that did not fail, and mode."""
+        torch.compiler.reset()  # the compilations of earlier cases count against a limit
+        case, device = self.case, self.run.device
+        rates = _rates(device, case.dtype)
+        calls = competitors.calls(case, names, device)
+        peaks: dict[str, float] = {}
+        if case.name in shapes.CORE:
+            with _progress(f"{self.label}: memory", len(calls)) as advance:
+                for name in list(calls):
+                    with self._leaving_out(name, calls):
+                        peaks[name] = rounded(competitors.peak_extra_mb(case, name, device))
+                    advance(len(peaks))
         launches: dict[str, int] = {}
-        if run.device == "cuda":
-            launches = {name: cuda.launches(call) for name, call in calls.items()}
-            if sum(tokens**2 for tokens, _ in case.samples) <= GRAPH_ELEMENTS:
-                entries |= _graphs(calls)
-        timings = timing.measure(entries, run.device, budget, on_turn=lambda share: advance(int(100 * share)))
-    return rows(run, case, rates, timings, peaks, launches)
+        if device == "cuda":
+            for name, call in list(calls.items()):
+                with self._leaving_out(name, calls):
+                    launches[name] = cuda.launches(call)
+        entries: dict[Entry, timing.Call] = {Entry(name): call for name, call in calls.items()}
+        if device == "cuda" and sum(tokens**2 for tokens, _ in case.samples) <= GRAPH_ELEMENTS:
+            entries |= _graphs(calls)
+        with _progress(f"{self.label}: time", 100) as advance:
+            timings = timing.measure(entries, device, budget, lambda share: advance(int(100 * share)), self._failed)
+        return rows(self.run, case, rates, timings, peaks, launches, self.load)
+
+    @contextlib.contextmanager
+    def _leaving_out(self, name: str, calls: dict[str, timing.Call]) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            self._failed(Entry(name), error)
+            del calls[name]
+
+    def _failed(self, entry: Entry, error: RuntimeError) -> None:
+        """Notes why. A compiler's errors and those of memory are RuntimeErrors, too."""
+        mode = "" if entry.mode == "eager" else f" ({entry.mode})"
+        self.left_out[entry.competitor + mode] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        if self.run.device == "cuda":
+            torch.cuda.empty_cache()
 
 
 def _graphs(calls: dict[str, timing.Call]) -> dict[Entry, timing.Call]:
@@ -123,7 +167,7 @@ def _graphs(calls: dict[str, timing.Call]) -> dict[Entry, timing.Call]:
             try:
                 graphs[Entry(name, "graph")] = cuda.captured(call)
             except RuntimeError as error:
-                print(f"{name}: no CUDA graph: {str(error).splitlines()[0]}", file=sys.stderr)
+                print(f"{name}: no CUDA graph: {(str(error).splitlines() or [''])[0]}", file=sys.stderr)
     return graphs
 
 
@@ -144,7 +188,9 @@ def _print_table(case: shapes.Case, measured: list[Row], left_out: dict[str, str
     shape = f"({case.batch}, {case.tokens}, {case.width})"
     if case.sizes:
         shape = f"{case.batch} samples of {sorted(case.sizes)}"
-    print(f"\n{case.name}: keep {case.keep} of {shape}, {case.text} text tokens, {measured[0].dtype}")
+    print(
+        f"\n{case.name}: keep {case.keep} of {shape}, {case.text} text tokens, {str(case.dtype).removeprefix('torch.')}"
+    )
     head = f"{'':24}{'p20':>10}{'p50':>10}{'p80 ms':>10}{'n':>6}"
     print(f"{head}{'speedup':>10}{'of floor':>10}{'extra MB':>10}{'launches':>10}")
     for row in measured:

@@ -2,11 +2,14 @@
 
 Competitors take turns: what disturbs the machine for a while disturbs all of them, and each starts from the caches that
 another one left behind, as in a model. The figure is the whole call, from tensors to tensors, allocation included.
+`torch.utils.benchmark` times one statement after the other, so that a slow minute of the machine hits one competitor
+only: hence a clock of our own.
 """
 
 import time
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -15,6 +18,7 @@ from . import cuda
 
 Call = Callable[[], object]
 Key = TypeVar("Key", bound=Hashable)
+Result = TypeVar("Result")
 
 WARM_UP = 2  # calls before the clock: compilation, thread pools, workspaces
 MIN_SAMPLES = 5  # fewer give no p20 and p80
@@ -45,6 +49,7 @@ def measure(
     device: str = "cpu",
     budget: float = 10.0,
     on_turn: Callable[[float], object] | None = None,
+    on_failure: Callable[[Key, RuntimeError], object] | None = None,
 ) -> dict[Key, Timing]:
     """Times the calls for about `budget` seconds, each at least `MIN_SAMPLES` (`SLOW_SAMPLES`) times.
 
@@ -56,22 +61,41 @@ def measure(
         device: "cpu" or "cuda".
         budget: seconds (> 0) of measuring, warm-up excluded.
         on_turn: called after each call with the share of the work done, in (0, 1].
+        on_failure: called with who raised a RuntimeError and the error; the others go on. Without it, it is raised.
     """
     clock = cuda.event_clock() if device == "cuda" else cpu_clock
-    wanted = {key: _warm_up(call, device) for key, call in calls.items()}
+    warm = {key: _unless_it_fails(partial(_warm_up, call, device), key, on_failure) for key, call in calls.items()}
+    wanted = {key: least for key, least in warm.items() if least is not None}
+    calls = {key: calls[key] for key in wanted}
     samples: dict[Key, list[float]] = {key: [] for key in calls}
     used = dict.fromkeys(calls, 0.0)
     progress = dict.fromkeys(calls, 0.0)
-    while min(progress.values()) < 1:
-        key = min(calls, key=progress.__getitem__)
+    while min(progress.values(), default=1) < 1:
+        key = min(progress, key=progress.__getitem__)
         start = time.perf_counter()
-        samples[key].append(clock(calls[key]))
+        sample = _unless_it_fails(partial(clock, calls[key]), key, on_failure)
+        if sample is None:
+            del samples[key], progress[key]
+            continue
+        samples[key].append(sample)
         used[key] += time.perf_counter() - start
         share = max(used[key] * len(calls) / budget, len(samples[key]) / MAX_SAMPLES)
         progress[key] = min(len(samples[key]) / wanted[key], share)
         if on_turn is not None:
             on_turn(min(1.0, *progress.values()))
     return {key: percentiles(values) for key, values in samples.items()}
+
+
+def _unless_it_fails(
+    function: Callable[[], Result], key: Key, on_failure: Callable[[Key, RuntimeError], object] | None
+) -> Result | None:
+    try:
+        return function()
+    except RuntimeError as error:
+        if on_failure is None:
+            raise
+        on_failure(key, error)
+        return None
 
 
 def _warm_up(call: Call, device: str) -> int:

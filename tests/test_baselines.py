@@ -132,7 +132,7 @@ def test_dart_keeps_pivots_and_what_is_least_like_them(given):
         picks = list(pivots)
         for pivot in [*(visual[i] for i in pivots), *(text[j] for j in words)]:
             left = sorted((i for i in range(len(visual)) if i not in picks), key=lambda i: cosine(pivot, visual[i]))
-            picks += left[:2]  # ceil(9 / 8)
+            picks += left[: KEEP // 8]
         return picks
 
     assert_picks(dart.select, given, twin)

@@ -9,25 +9,29 @@ greedy maximum of log det L_Y is found by the incremental Cholesky factor of Che
 import torch
 from torch import Tensor
 
-from .cosines import row, similarity, unit
+from .cosines import accumulable, inverse_norms, product, row
 
 FLOOR = 1e-6  # keeps the relevance of the least relevant token above 0, as published
 
 
-def relevance(visual: Tensor, text: Tensor) -> Tensor:
-    """r (B, N): minus the mean cosine with the text, min-max normalised.
+def relevance(visual: Tensor, text: Tensor, inverse: Tensor) -> Tensor:
+    """r (B, N), given the inverse norms (B, N) of the visual tokens: minus the mean cosine with the
+    text, min-max normalised.
 
     The sign is the published one (the paper found the cosines of CLIP's projections to fall with relevance), and so is
     the normalisation over the whole batch, not over each sample.
     """
-    raw = -(unit(visual) @ unit(text).mean(dim=1, keepdim=True).mT).squeeze(2)
+    words = (text * inverse_norms(text)[:, :, None]).mean(dim=1, keepdim=True).to(text.dtype)
+    raw = -product(visual, words).squeeze(2) * inverse
     return (raw - raw.min() + FLOOR) / (raw.max() - raw.min())
 
 
 def kernel(visual: Tensor, text: Tensor) -> Tensor:
     """L (B, N, N)."""
-    r = relevance(visual, text)
-    return r[:, :, None] * similarity(visual) * r[:, None, :]
+    visual, text = accumulable(visual), accumulable(text)
+    inverse = inverse_norms(visual)
+    scale = relevance(visual, text, inverse) * inverse
+    return product(visual, visual).mul_(scale[:, :, None]).mul_(scale[:, None, :])
 
 
 def select(visual: Tensor, text: Tensor, saliency: Tensor | None, keep: int) -> Tensor:

@@ -13,7 +13,8 @@ from .cosines import row, similarity
 
 def select(visual: Tensor, text: Tensor | None, saliency: Tensor | None, keep: int) -> Tensor:
     """See the package. Picked tokens are not masked, as published: where every distance is 0, one is picked again."""
-    distance = similarity(visual).neg_().add_(1)
+    distance = similarity(visual)
+    torch.sub(distance.new_ones(()), distance, out=distance)
     own = distance.diagonal(dim1=1, dim2=2)
     own.fill_(torch.inf)
     nearest = distance.amin(dim=2)

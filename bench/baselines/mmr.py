@@ -6,16 +6,17 @@ score(i) = LAMBDA max_j cos(v_i, t_j) - (1 - LAMBDA) max_{s in S} cos(v_i, v_s);
 import torch
 from torch import Tensor
 
-from .cosines import row, similarity
-from .ranking import text_cosine
+from .cosines import accumulable, cosines, inverse_norms, row, similarity
 
 LAMBDA = 0.5
 
 
 def select(visual: Tensor, text: Tensor, saliency: Tensor | None, keep: int) -> Tensor:
     """See the package."""
-    relevance = LAMBDA * text_cosine(visual, text)
-    cosines = similarity(visual)
+    visual, text = accumulable(visual), accumulable(text)
+    inverse = inverse_norms(visual)
+    relevance = cosines(visual, text, inverse).amax(dim=2).mul_(LAMBDA)
+    pairs = similarity(visual, inverse)
     nearest: Tensor | None = None
     picks = []
     for _ in range(keep):
@@ -23,6 +24,6 @@ def select(visual: Tensor, text: Tensor, saliency: Tensor | None, keep: int) -> 
         pick = score.argmax(dim=1)
         picks.append(pick)
         relevance = relevance.scatter(1, pick[:, None], -torch.inf)
-        chosen = row(cosines, pick)
+        chosen = row(pairs, pick)
         nearest = chosen if nearest is None else torch.maximum(nearest, chosen)
     return torch.stack(picks, dim=1)

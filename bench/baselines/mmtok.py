@@ -8,7 +8,7 @@ is monotone and submodular. Each step passes over the whole (M + N, N) matrix, o
 import torch
 from torch import Tensor
 
-from .cosines import unit
+from .cosines import accumulable, inverse_norms, product
 
 TEXT_TEMPERATURE = 0.01
 VISUAL_TEMPERATURE = 0.2
@@ -17,10 +17,14 @@ ALPHA = 0.5  # weight of covering the visual tokens
 
 def coverage(visual: Tensor, text: Tensor) -> Tensor:
     """One sample: visual (N, D), text (M, D) -> C (M + N, N)."""
-    tokens, words = unit(visual), unit(text)
-    of_text = torch.softmax(words @ tokens.T / TEXT_TEMPERATURE, dim=1) / len(words)
-    of_visual = torch.softmax(tokens @ tokens.T / VISUAL_TEMPERATURE, dim=1) * (ALPHA / len(tokens))
-    return torch.cat([of_text, of_visual])
+    tokens, words = accumulable(visual)[None], accumulable(text)[None]
+    columns, scale = inverse_norms(tokens)[:, None, :], inverse_norms(words)[:, :, None] / TEXT_TEMPERATURE
+    of_text = product(words, tokens).mul_(columns).mul_(scale)
+    of_visual = product(tokens, tokens).mul_(columns).mul_(columns.mT / VISUAL_TEMPERATURE)
+    both = torch.cat([of_text, of_visual], dim=1)[0].softmax(dim=1)
+    both[: len(text)] /= len(text)
+    both[len(text) :] *= ALPHA / len(visual)
+    return both
 
 
 def select(visual: Tensor, text: Tensor, saliency: Tensor | None, keep: int, valid: Tensor | None = None) -> Tensor:
@@ -32,14 +36,15 @@ def select(visual: Tensor, text: Tensor, saliency: Tensor | None, keep: int, val
 
 def _select_one(visual: Tensor, text: Tensor, keep: int, valid: Tensor | None) -> Tensor:
     matrix = coverage(visual, text)
-    covered, uncovered = matrix.new_zeros(len(matrix), 1), torch.empty_like(matrix)
+    covered, union = matrix.new_zeros(len(matrix), 1), torch.empty_like(matrix)
     blocked = matrix.new_zeros(matrix.shape[1])
     if valid is not None:
         blocked.masked_fill_(~valid, -torch.inf)
     picks = []
     for _ in range(keep):
-        gain = torch.sub(matrix, covered, out=uncovered).clamp_(min=0).sum(dim=0) + blocked
-        pick = gain.argmax(dim=0, keepdim=True)
+        # What all cover together: the gain plus what is covered already, which is the same for every token.
+        coverage_with = torch.maximum(matrix, covered, out=union).sum(dim=0) + blocked
+        pick = coverage_with.argmax(dim=0, keepdim=True)
         picks.append(pick)
         covered = torch.maximum(covered, matrix.index_select(1, pick))
         blocked.index_fill_(0, pick, -torch.inf)

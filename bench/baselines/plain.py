@@ -29,6 +29,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .cosines import accumulable, accumulator, inverse_norms, product
+
 CPU_BAND = 128  # rows of the density made at once: 128 x 10000 float32 is 5 MB, near enough to the cores
 TRIANGLE_BANDS = 16  # skip 47 % of the product; more, thinner bands cost the GEMM what they save
 CPU_TRIANGLE_BAND = 192  # the fewest rows that keep the GEMM near its full rate
@@ -63,11 +65,11 @@ class PlainPruner:
         redundancy_weight: float = 1.0,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """visual (B, N, D), text (B, M, D) -> tokens (B, K, D), indices (B, K) ascending, gains (B, K)."""
-        wide = _accumulable(visual)
-        inverse = _inverse_norms(wide)
+        wide = accumulable(visual)
+        inverse = inverse_norms(wide)
         scores = self.scores(
             wide,
-            _accumulable(text),
+            accumulable(text),
             inverse,
             visual_prior=visual_prior,
             text_prior=text_prior,
@@ -110,7 +112,7 @@ def mi_scores(
     marginal: str,
 ) -> Tensor:
     """visual (B, N, D), its inverse norms (B, N), text (B, M, D) -> a (B, N), in nats; 0 for absent tokens."""
-    cosines = _product(visual, text) * inverse[:, :, None] * _inverse_norms(text)[:, None, :]
+    cosines = product(visual, text) * inverse[:, :, None] * inverse_norms(text)[:, None, :]
     pi = _normalised(visual_prior, cosines[:, :, 0])[:, :, None]
     weights = _normalised(text_prior, cosines[:, 0, :])[:, :, None]
     if bandwidth is None:
@@ -130,17 +132,17 @@ def mi_scores(
 
 def full_gram(visual: Tensor) -> Tensor:
     """(B, N, D) -> inner products (B, N, N)."""
-    return _product(visual, visual)
+    return product(visual, visual)
 
 
 def triangle_gram(visual: Tensor) -> Tensor:
     """(B, N, D) -> inner products (B, N, N), half of them by transposition."""
     batch, count, _ = visual.shape
     band = max(count // TRIANGLE_BANDS, CUDA_TRIANGLE_BAND if visual.is_cuda else CPU_TRIANGLE_BAND)
-    gram = visual.new_empty((batch, count, count), dtype=_accumulator(visual))
+    gram = visual.new_empty((batch, count, count), dtype=accumulator(visual))
     for start in range(0, count, band):
         stop = min(start + band, count)
-        gram[:, start:stop, start:] = _product(visual[:, start:stop], visual[:, start:])
+        gram[:, start:stop, start:] = product(visual[:, start:stop], visual[:, start:])
         gram[:, stop:, start:stop] = gram[:, start:stop, stop:].mT
     return gram
 
@@ -241,28 +243,6 @@ def _gather(visual: Tensor, indices: Tensor, gains: Tensor, padded: bool) -> tup
         unused = indices == count
         tokens, indices = tokens.masked_fill(unused[:, :, None], 0), indices.masked_fill(unused, -1)
     return tokens, indices, gains
-
-
-def _accumulator(x: Tensor) -> torch.dtype:
-    return torch.promote_types(x.dtype, torch.float32)
-
-
-def _accumulable(x: Tensor) -> Tensor:
-    """Half types as they are where the product can accumulate in float32 (CUDA), else float32."""
-    return x if x.is_cuda else x.to(_accumulator(x))
-
-
-def _product(a: Tensor, b: Tensor) -> Tensor:
-    """(B, n, D), (B, m, D) -> inner products (B, n, m) in the accumulation type."""
-    if a.dtype == _accumulator(a):
-        return torch.bmm(a, b.mT)
-    return torch.bmm(a, b.mT, out_dtype=torch.float32)
-
-
-def _inverse_norms(x: Tensor) -> Tensor:
-    """(B, n, D) -> 1 / norm (B, n), 0 for a zero vector."""
-    norms = torch.linalg.vector_norm(x, dim=2, dtype=_accumulator(x))
-    return norms.reciprocal().masked_fill(norms == 0, 0)
 
 
 def _normalised(prior: Tensor | None, like: Tensor) -> Tensor:

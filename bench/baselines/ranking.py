@@ -3,12 +3,13 @@
 import torch
 from torch import Tensor
 
-from .cosines import unit
+from .cosines import accumulable, cosines, inverse_norms
 
 
 def text_cosine(visual: Tensor, text: Tensor) -> Tensor:
     """Each visual token's largest cosine with a text token (B, N)."""
-    return (unit(visual) @ unit(text).mT).amax(dim=2)
+    visual, text = accumulable(visual), accumulable(text)
+    return cosines(visual, text, inverse_norms(visual)).amax(dim=2)
 
 
 def by_cosine(visual: Tensor, text: Tensor, saliency: Tensor | None, keep: int) -> Tensor:

@@ -15,10 +15,10 @@ def select(visual: Tensor, text: Tensor | None, saliency: Tensor, keep: int) -> 
     """See the package."""
     cosines = similarity(visual)
     covered = cosines.new_zeros(cosines.shape[:2])
-    picked, added = torch.zeros_like(covered, dtype=torch.bool), torch.empty_like(cosines)
+    picked, union = torch.zeros_like(covered, dtype=torch.bool), torch.empty_like(cosines)
     picks = []
     for _ in range(keep):
-        gain = torch.sub(cosines, covered[:, :, None], out=added).clamp_(min=0).sum(dim=1)
+        gain = torch.maximum(cosines, covered[:, :, None], out=union).sum(dim=1) - covered.sum(dim=1, keepdim=True)
         pick = (gain * saliency.to(gain.dtype)).masked_fill_(picked, -torch.inf).argmax(dim=1)
         picks.append(pick)
         picked.scatter_(1, pick[:, None], True)

@@ -8,25 +8,27 @@ smallest mean cosine with what is picked.
 import torch
 from torch import Tensor
 
-from .cosines import row, similarity
+from .cosines import accumulable, product, row, rows, similarity
 
 ALIGNED = 0.8  # share of the tokens that passes the first stage; at least `keep` do
 
 
 def alignment(visual: Tensor, text: Tensor) -> Tensor:
     """-mean_j |v_i - t_j|^2 (B, N), from products: no (N, M, D) array."""
-    wide = torch.promote_types(visual.dtype, torch.float32)
-    visual, text = visual.to(wide), text.to(wide)
+    visual, text = accumulable(visual), accumulable(text)
     words = text.mean(dim=1, keepdim=True)
-    squares = text.square().sum(dim=2).mean(dim=1, keepdim=True)
-    return 2 * (visual @ words.mT).squeeze(2) - visual.square().sum(dim=2) - squares
+    return 2 * product(visual, words).squeeze(2) - _squares(visual) - _squares(text).mean(dim=1, keepdim=True)
+
+
+def _squares(x: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(x, dim=2, dtype=torch.promote_types(x.dtype, torch.float32)).square()
 
 
 def select(visual: Tensor, text: Tensor, saliency: Tensor | None, keep: int) -> Tensor:
     """See the package."""
     count = visual.shape[1]
     aligned = alignment(visual, text).topk(max(keep, int(ALIGNED * count)), dim=1).indices
-    cosines = similarity(visual.gather(1, aligned[:, :, None].expand(-1, -1, visual.shape[2])))
+    cosines = similarity(rows(visual, aligned))
     total = cosines.mean(dim=2)
     picked = torch.zeros_like(total, dtype=torch.bool)
     picks = []
