@@ -11,7 +11,7 @@ import triton.language as tl
 
 from .greedy import finish_slots
 from .rows import BLOCKS, LIMIT, STATE, STEP, advance, candidate_tile, choose, store_log_z
-from .tokens import COUNTS, span
+from .tokens import COUNTS, first_row, span
 
 
 @triton.jit(do_not_specialize=COUNTS)
@@ -62,10 +62,7 @@ def finish_kernel(
     sample = tl.program_id(0)
     start, count = span(cu_visual_ptr, sample, visual_total, longest_visual)
     slot, slots = span(cu_keep_ptr, sample, keep_total, longest_keep)
-    if cu_visual_ptr is None:
-        visual_ptr += sample.to(tl.int64) * visual_batch_stride
-    else:
-        visual_ptr += start * visual_stride
+    visual_ptr = first_row(visual_ptr, visual_batch_stride, visual_stride, cu_visual_ptr, sample, start)
     own = sample.to(tl.int64) * row_stride
     rank_ptr += own
     rho_ptr += own

@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .tokens import COUNTS, fill_unowned, span
+from .tokens import COUNTS, fill_unowned, first_row, span
 
 GATHER_CHUNK = 256  # picks compared at a time
 
@@ -42,10 +42,7 @@ def gather_kernel(
     sample = tl.program_id(0) // programs
     start, count = span(cu_visual_ptr, sample, visual_total, longest_visual)
     slot, slots = span(cu_keep_ptr, sample, keep_total, longest_keep)
-    if cu_visual_ptr is None:
-        visual_ptr += sample.to(tl.int64) * visual_batch_stride
-    else:
-        visual_ptr += start * visual_stride
+    visual_ptr = first_row(visual_ptr, visual_batch_stride, visual_stride, cu_visual_ptr, sample, start)
     mine = which * PICKS + tl.arange(0, PICKS)
     mask = mine < slots
     index = tl.load(index_ptr + slot + mine, mask=mask, other=-1)

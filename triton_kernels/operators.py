@@ -25,9 +25,8 @@ def _no_work(visual: Tokens, slots: Slots | None = None) -> bool:
 
 
 def _empty_picks(visual: Tokens, slots: Slots) -> tuple[Tensor, Tensor]:
-    shape = (slots.total,) if visual.cu is not None else (visual.samples, slots.longest)
-    indices = visual.features.new_full(shape, -1, dtype=torch.int64)
-    return indices, visual.features.new_full(shape, -math.inf, dtype=torch.float32)
+    indices, gains = launches.empty_slots(visual, slots)
+    return indices.fill_(-1), gains.fill_(-math.inf)
 
 
 def _run_scores(visual: Tokens, text: Tokens, bandwidth: float | None, marginal: str) -> Tensor:

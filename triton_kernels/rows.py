@@ -24,7 +24,7 @@ import triton.language as tl
 from .densities import combined_parts
 from .greedy import ABSENT, added_redundancy, gain_key, gain_of, key_gain, key_index, pick_limit, ranked_score
 from .similarity import cosine_tile, normaliser_part
-from .tokens import COUNTS, log_total, log_weight, span
+from .tokens import COUNTS, first_row, log_total, log_weight, span
 
 # 128: a round's steps outweigh its fixed cost, and `visual` is read once for two tiles of columns.
 BLOCK = 128
@@ -416,10 +416,7 @@ def rows_kernel(
     start, count = span(cu_visual_ptr, sample, visual_total, longest_visual)
     state_ptr += sample * STATE
     if (tl.load(state_ptr + WAITING) > 0) & (row_tile * ROWS < count):
-        if cu_visual_ptr is None:
-            visual_ptr += sample.to(tl.int64) * visual_batch_stride
-        else:
-            visual_ptr += start * visual_stride
+        visual_ptr = first_row(visual_ptr, visual_batch_stride, visual_stride, cu_visual_ptr, sample, start)
         first_slot = sample.to(tl.int64) * row_slots + tl.load(state_ptr + BLOCKS) * BLOCK
         candidate_tile(
             visual_ptr,

@@ -19,7 +19,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .tokens import COUNTS, inverse_norm, log_weight, span
+from .tokens import COUNTS, first_row, inverse_norm, log_weight, span
 
 
 @triton.jit
@@ -114,10 +114,7 @@ def similarity_kernel(
     row_tile = tl.program_id(0) // (text_tiles + visual_tiles) % row_tiles
     sample = tl.program_id(0) // (text_tiles + visual_tiles) // row_tiles
     start, count = span(cu_visual_ptr, sample, visual_total, longest_visual)
-    if cu_visual_ptr is None:
-        visual_ptr += sample.to(tl.int64) * visual_batch_stride
-    else:
-        visual_ptr += start * visual_stride
+    visual_ptr = first_row(visual_ptr, visual_batch_stride, visual_stride, cu_visual_ptr, sample, start)
     rows = row_tile * ROWS + tl.arange(0, ROWS)
     row_mask = rows < count
     is_text = tile < text_tiles
@@ -127,10 +124,7 @@ def similarity_kernel(
     column_start = start
     if is_text:
         column_start, column_count = span(cu_text_ptr, sample, text_total, longest_text)
-        if cu_text_ptr is None:
-            column_ptr = text_ptr + sample.to(tl.int64) * text_batch_stride
-        else:
-            column_ptr = text_ptr + column_start * text_stride
+        column_ptr = first_row(text_ptr, text_batch_stride, text_stride, cu_text_ptr, sample, column_start)
         column_stride = text_stride
     columns = tl.where(is_text, tile, tile - text_tiles) * COLUMNS + tl.arange(0, COLUMNS)
     column_mask = columns < column_count

@@ -51,6 +51,16 @@ def span(cu_ptr, sample, total, longest):
 
 
 @triton.jit
+def first_row(ptr, batch_stride, stride, cu_ptr, sample, start):
+    """Where the features of a sample's first token lie: dense samples `batch_stride` apart, packed ones at `start`."""
+    if cu_ptr is None:
+        ptr += sample.to(tl.int64) * batch_stride
+    else:
+        ptr += start * stride
+    return ptr
+
+
+@triton.jit
 def fill(ptr, value, first, end):
     """ptr[first:end] = value."""
     at = tl.arange(0, FILL_CHUNK)
