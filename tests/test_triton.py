@@ -159,6 +159,8 @@ def test_picks_are_nested_and_budgets_are_kept(redundancy, path, device):
 def test_no_tokens_at_all(device):
     visual = torch.randn(3, 8, device=device)
     cu = torch.zeros(3, dtype=torch.int32, device=device)
+    none = visual[None][:0]
+    assert [x.shape for x in mi_pruner.prune(none, none, 2)] == [(0, 2, 8), (0, 2), (0, 2)]
     tokens, indices, gains = mi_pruner.prune_varlen(visual, visual, cu, cu, cu, 3, 3, 2, 4)
     assert (tokens == 0).all()
     assert indices.tolist() == [-1] * 4

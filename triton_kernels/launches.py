@@ -80,7 +80,7 @@ class Slots:
 
     @property
     def longest(self) -> int:
-        return min(self.bound, self.total)
+        return self.bound if self.cu is None else min(self.bound, self.total)
 
     @property
     def place(self) -> tuple[Tensor | None, int, int]:
