@@ -2,15 +2,16 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import isqrt
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mi_pruner.demo.checkpoint import pixels_of
-from mi_pruner.demo.model import TOKENS, DigitVLM
+from mi_pruner.demo.model import DigitVLM
 from mi_pruner.demo.questions import KINDS, Question, questions_about
-from mi_pruner.demo.scenes import make_scene
+from mi_pruner.demo.scenes import GRID, make_scene
 from mi_pruner.demo.sources import Split
 from mi_pruner.demo.vocabulary import COLOURS, MAX_QUESTION, PAD_ID, WORD_ID, encode_question
 
@@ -19,7 +20,7 @@ from mi_pruner.demo.vocabulary import COLOURS, MAX_QUESTION, PAD_ID, WORD_ID, en
 class Batch:
     """B scenes with Q questions each.
 
-    pixels (B, 3, 54, 54) float32; owner, value, colour (B, 81) int64: index, value 0 .. 9 and colour number of the
+    pixels (B, 3, 6 G, 6 G) float32; owner, value, colour (B, G * G) int64: index, value 0 .. 9 and colour number of the
     digit that owns a patch, -1 for none; text (B, Q, M) int64 and text_mask (B, Q, M) bool; answer, kind, asked
     (B, Q) int64: answer word, number of the question's kind, index of the digit it names or -1.
     """
@@ -39,14 +40,16 @@ class Batch:
         return Batch(**{name: value.to(device) for name, value in vars(self).items()})
 
 
-def make_batch(split: Split, seeds: Iterable[int], augment: bool = False, questions: int | None = None) -> Batch:
+def make_batch(
+    split: Split, seeds: Iterable[int], augment: bool = False, questions: int | None = None, grid: int = GRID
+) -> Batch:
     """The scenes of these seeds; for each, `questions` random ones or, by default, one of each kind.
 
     A kind that a scene does not offer (nothing is left of anything) is replaced by another random question.
     """
     rows = []
     for seed in seeds:
-        scene = make_scene(split, seed, augment)
+        scene = make_scene(split, seed, augment, grid)
         rows.append((scene, _choose(questions_about(scene), seed, questions)))
     owner = torch.tensor(np.stack([scene.owner.reshape(-1) for scene, _ in rows]), dtype=torch.int64)
     text = torch.tensor([[_padded(question) for question in asked] for _, asked in rows])
@@ -79,7 +82,7 @@ def _padded(question: Question) -> list[int]:
 
 
 def _per_patch(owner: Tensor, of_digit: list[list[int]]) -> Tensor:
-    """(B, 81) owners and a number for each digit of each scene -> (B, 81): the owner's number, -1 for none."""
+    """(B, G * G) owners and a number for each digit of each scene -> (B, G * G): the owner's number, -1 for none."""
     rows = [torch.tensor([*numbers, -1])[row] for row, numbers in zip(owner, of_digit, strict=True)]
     return torch.stack(rows)
 
@@ -89,9 +92,9 @@ def dense_accuracy(model: DigitVLM, split: Split, scenes: int, device: torch.dev
     """Share of right answers with all tokens, over one question of each kind for each scene: by kind and "all"."""
     right, kinds = [], []
     for start in range(0, scenes, 100):
-        batch = make_batch(split, range(start, min(start + 100, scenes))).to(device)
+        batch = make_batch(split, range(start, min(start + 100, scenes)), grid=isqrt(model.tokens)).to(device)
         visual = model.encode_image(batch.pixels)
-        positions = torch.arange(TOKENS, device=device).expand(len(visual), -1)
+        positions = torch.arange(model.tokens, device=device).expand(len(visual), -1)
         logits = model.answer_many(visual, positions, model.embed_text(batch.text), batch.text_mask)
         right.append((logits.argmax(-1) == batch.answer).flatten().float())
         kinds.append(batch.kind.flatten())

@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from math import isqrt
 from pathlib import Path
 
 import torch
@@ -21,8 +22,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from bench.quality.batches import Batch, dense_accuracy, make_batch
-from mi_pruner.demo.checkpoint import save_model
-from mi_pruner.demo.model import TOKENS, WIDTH, DigitVLM
+from mi_pruner.demo.checkpoint import load_model, save_model
+from mi_pruner.demo.model import WIDTH, DigitVLM
+from mi_pruner.demo.scenes import GRID
 from mi_pruner.demo.vocabulary import COLOURS, DIGITS, WORD_ID, WORDS
 
 _ALIGN_SCALE, _ALIGN_BIAS = 10.0, -3.0  # fixed: a word is said of a patch from a cosine of 0.3
@@ -39,6 +41,8 @@ class Plan:
     question_steps: int
     scenes: int  # per step
     questions: int  # per scene, stage 2
+    grid: int = GRID  # patches a side
+    start: str | None = None  # the checkpoint whose weights it begins with; None: random ones
     dense_rate: float = 2e-3
     question_rate: float = 1e-3
     side_weight: float = 0.3  # of the losses of stage 1 in stage 2
@@ -60,15 +64,15 @@ class Plan:
 class Trainee(nn.Module):
     """The model with the heads that only training needs."""
 
-    def __init__(self, aligned: bool) -> None:
+    def __init__(self, aligned: bool, grid: int) -> None:
         super().__init__()
-        self.model = DigitVLM()
+        self.model = DigitVLM(grid)
         self.value_head = nn.Linear(WIDTH, len(DIGITS) + 1)  # the last class: no digit here
         self.colour_head = nn.Linear(WIDTH, len(COLOURS) + 1)
         self.aligned = aligned
 
     def patch_loss(self, visual: Tensor, batch: Batch) -> Tensor:
-        """Stage 1. visual: (B, 81, WIDTH) -> scalar: labels of the patches and, when aligned, their words."""
+        """Stage 1. visual: (B, G * G, WIDTH) -> scalar: labels of the patches and, when aligned, their words."""
         inside = batch.owner >= 0
         value = _classes(self.value_head(visual), batch.value)
         colour = _classes(self.colour_head(visual), batch.colour)
@@ -82,27 +86,27 @@ class Trainee(nn.Module):
         return loss
 
     def question_loss(self, visual: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Stage 2. visual: (B, 81, WIDTH) -> cross entropy of the answers and share of right ones, both scalar."""
-        positions = torch.arange(TOKENS, device=visual.device).expand(len(visual), -1)
+        """Stage 2. visual: (B, G * G, WIDTH) -> cross entropy of the answers and share of right ones, both scalar."""
+        positions = torch.arange(self.model.tokens, device=visual.device).expand(len(visual), -1)
         logits = self.model.answer_many(visual, positions, self.model.embed_text(batch.text), batch.text_mask).float()
         loss = F.cross_entropy(logits.flatten(0, 1), batch.answer.flatten(), label_smoothing=0.05)
         return loss, (logits.argmax(-1) == batch.answer).float().mean()
 
 
 def _classes(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross entropy of each patch, (B, 81, C) and (B, 81) -> (B, 81); label -1 is the last class."""
+    """Cross entropy of each patch, (B, G * G, C) and (B, G * G) -> (B, G * G); label -1 is the last class."""
     last = logits.shape[-1] - 1
     labels = torch.where(labels < 0, last, labels)
     return F.cross_entropy(logits.float().transpose(1, 2), labels, reduction="none")
 
 
 def _balanced(loss: Tensor, inside: Tensor) -> Tensor:
-    """Mean over the patches of digits plus a third of the mean over the others; loss, inside: (B, 81)."""
+    """Mean over the patches of digits plus a third of the mean over the others; loss, inside: (B, G * G)."""
     return loss[inside].mean() + loss[~inside].mean() / 3
 
 
 def _spoken(batch: Batch) -> Tensor:
-    """(B, 81, len(WORDS)) float32: 1 where a word speaks of a patch: its digit and colour, and `digits` of all."""
+    """(B, G * G, len(WORDS)) float32: 1 where a word speaks of a patch: its digit and colour, and `digits` of all."""
     device = batch.owner.device
     spoken = torch.zeros(*batch.owner.shape, len(WORDS) + 1, device=device)  # the last column takes the patches of none
     values = torch.tensor([*(WORD_ID[name] for name in DIGITS), len(WORDS)], device=device)
@@ -116,7 +120,9 @@ def _spoken(batch: Batch) -> Tensor:
 def train(plan: Plan, state_file: Path, device: torch.device) -> DigitVLM:
     """Runs, or continues, a plan; writes the state file every 250 steps and removes it at the end."""
     torch.manual_seed(plan.seed)
-    trainee = Trainee(plan.aligned).to(device)
+    trainee = Trainee(plan.aligned, plan.grid).to(device)
+    if plan.start is not None:
+        _take_weights(trainee.model, Path(plan.start))
     optimizer = torch.optim.AdamW(trainee.parameters(), lr=plan.rate(0), betas=(0.9, 0.98), weight_decay=0.02)
     start = _resume(plan, state_file, trainee, optimizer)
     progress = tqdm(_batches(plan, start), initial=start, total=plan.steps, mininterval=5)
@@ -134,12 +140,25 @@ def train(plan: Plan, state_file: Path, device: torch.device) -> DigitVLM:
     return trainee.model
 
 
+def _take_weights(model: DigitVLM, path: Path) -> None:
+    """Those of a checkpoint for pictures of any size: the embeddings of its places are interpolated to the model's."""
+    weights = load_model(path)[0].state_dict()
+    known = weights["encoder.position"]
+    side, wanted = isqrt(len(known)), isqrt(model.tokens)
+    plane = known.T.reshape(1, -1, side, side)
+    resized = F.interpolate(plane, (wanted, wanted), mode="bicubic")
+    weights["encoder.position"] = resized.reshape(-1, wanted * wanted).T
+    model.load_state_dict(weights)
+
+
 def _batches(plan: Plan, start: int) -> Iterator[tuple[int, Batch]]:
     """(step, its fresh scenes and questions), the next one made beside the current step."""
 
     def made(step: int) -> Batch:
         first = (plan.seed * plan.steps + step) * plan.scenes
-        return make_batch("train", range(first, first + plan.scenes), augment=True, questions=plan.questions)
+        return make_batch(
+            "train", range(first, first + plan.scenes), augment=True, questions=plan.questions, grid=plan.grid
+        )
 
     with ThreadPoolExecutor(1) as pool:
         ahead = pool.submit(made, start)
@@ -195,6 +214,10 @@ def _command(plan: Plan, out: Path) -> str:
     aligned = "--aligned" if plan.aligned else "--no-aligned"
     steps = f"--dense-steps {plan.dense_steps} --question-steps {plan.question_steps}"
     sizes = f"--scenes {plan.scenes} --questions {plan.questions}"
+    if plan.grid != GRID:
+        sizes += f" --grid {plan.grid}"
+    if plan.start is not None:
+        sizes += f" --start {plan.start}"
     return f"python -m bench.quality.train --out {out} --seed {plan.seed} {aligned} {steps} {sizes}"
 
 
@@ -208,6 +231,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--question-steps", type=int, default=3200)
     parser.add_argument("--scenes", type=int, default=32, help="per step")
     parser.add_argument("--questions", type=int, default=6, help="per scene")
+    parser.add_argument("--grid", type=int, default=GRID, help="patches a side, a multiple of 3 (default: %(default)s)")
+    parser.add_argument("--start", help="a checkpoint to begin with, of pictures of any size (default: random weights)")
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     return parser.parse_args()
@@ -224,6 +249,8 @@ def main() -> None:
         arguments.question_steps,
         arguments.scenes,
         arguments.questions,
+        arguments.grid,
+        arguments.start,
     )
     model = train(plan, arguments.state or arguments.out.with_suffix(".state"), arguments.device)
     accuracy = dense_accuracy(model, "dev", 1000, arguments.device)

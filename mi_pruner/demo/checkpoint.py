@@ -1,5 +1,6 @@
 """The file of the trained model: safetensors in float16, with how it was made in its metadata."""
 
+from math import isqrt
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +23,12 @@ def load_model(path: Path = SHIPPED) -> tuple[DigitVLM, dict[str, str]]:
     """The model, float32 in eval mode on the CPU, and the metadata: command, seed, dev accuracy, versions."""
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
-    model = DigitVLM()
-    model.load_state_dict(load_file(path))
+    weights = load_file(path)
+    model = DigitVLM(grid=isqrt(len(weights["encoder.position"])))
+    model.load_state_dict(weights)
     return model.eval().requires_grad_(False), metadata
 
 
 def pixels_of(picture: np.ndarray) -> torch.Tensor:
-    """(54, 54, 3) uint8 array -> (3, 54, 54) float32 in 0 .. 1, what the model takes."""
+    """(H, W, 3) uint8 array -> (3, H, W) float32 in 0 .. 1, what the model takes."""
     return torch.from_numpy(picture).permute(2, 0, 1).float() / 255

@@ -18,7 +18,7 @@ WIDTH = 96
 HEADS = 4
 ENCODER_BLOCKS = 2
 DECODER_BLOCKS = 3
-TOKENS = GRID * GRID  # visual tokens of a picture: 81
+TOKENS = GRID * GRID  # visual tokens of a picture, unless the model is made for larger ones: 81
 _ROPE_BASE = 10000.0  # half of the frequencies hardly turn over the 90 positions: they can look for content
 
 
@@ -61,18 +61,18 @@ class Block(nn.Module):
 
 
 class VisionEncoder(nn.Module):
-    """(B, 3, 54, 54) in 0 .. 1 -> (B, 81, WIDTH): a convolutional stem and blocks that see the whole picture."""
+    """(B, 3, 6 G, 6 G) in 0 .. 1 -> (B, G * G, WIDTH): a convolutional stem and blocks that see the whole picture."""
 
-    def __init__(self) -> None:
+    def __init__(self, grid: int) -> None:
         super().__init__()
         self.stem = nn.Sequential(
-            nn.Conv2d(3, 32, 4, stride=2, padding=1),  # 27 x 27
+            nn.Conv2d(3, 32, 4, stride=2, padding=1),  # 3 G x 3 G
             nn.GELU(),
             nn.Conv2d(32, 64, 3, padding=1),
             nn.GELU(),
-            nn.Conv2d(64, WIDTH, PATCH // 2, stride=PATCH // 2),  # 9 x 9
+            nn.Conv2d(64, WIDTH, PATCH // 2, stride=PATCH // 2),  # G x G
         )
-        self.position = nn.Parameter(0.02 * torch.randn(TOKENS, WIDTH))
+        self.position = nn.Parameter(0.02 * torch.randn(grid * grid, WIDTH))
         self.blocks = nn.ModuleList(Block() for _ in range(ENCODER_BLOCKS))
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -84,11 +84,12 @@ class VisionEncoder(nn.Module):
 
 
 class DigitVLM(nn.Module):
-    """The whole model; see the module's docstring for its shape."""
+    """The whole model; see the module's docstring for its shape. grid: patches a side, G; `tokens` is G * G, 81."""
 
-    def __init__(self) -> None:
+    def __init__(self, grid: int = GRID) -> None:
         super().__init__()
-        self.encoder = VisionEncoder()
+        self.tokens = grid * grid
+        self.encoder = VisionEncoder(grid)
         self.projector = nn.Sequential(
             nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 2 * WIDTH), nn.GELU(), nn.Linear(2 * WIDTH, WIDTH)
         )
@@ -98,7 +99,7 @@ class DigitVLM(nn.Module):
         self.head = nn.Sequential(nn.LayerNorm(WIDTH), nn.Linear(WIDTH, len(WORDS)))
 
     def encode_image(self, pixels: Tensor) -> Tensor:
-        """(B, 3, 54, 54) in 0 .. 1 -> visual tokens (B, 81, WIDTH), after the projector; token i sits at position i."""
+        """(B, 3, 6 G, 6 G) in 0 .. 1 -> visual tokens (B, G * G, WIDTH), after the projector; token i sits at position i."""
         return self.projector(self.encoder(pixels))
 
     def embed_text(self, ids: Tensor) -> Tensor:
@@ -115,7 +116,7 @@ class DigitVLM(nn.Module):
     ) -> Tensor:
         """Logits of the answer word.
 
-        visual: (B, K, WIDTH), any K of the 81 visual tokens; positions: (B, K) int64, their places in the picture;
+        visual: (B, K, WIDTH), any K of the visual tokens; positions: (B, K) int64, their places in the picture;
         text: (B, M, WIDTH); text_mask: (B, M) bool, True = a real token, padding on the right;
         visual_mask: (B, K) bool, True = a real token. Returns (B, len(WORDS)), read at the last real text token.
         """
@@ -139,7 +140,7 @@ class DigitVLM(nn.Module):
             text_mask = text.new_ones((batch, questions, length), dtype=torch.bool)
         if visual_mask is None:
             visual_mask = torch.ones_like(positions, dtype=torch.bool)
-        text_positions = TOKENS + torch.arange(length, device=positions.device).repeat(questions)
+        text_positions = self.tokens + torch.arange(length, device=positions.device).repeat(questions)
         position = torch.cat((positions, text_positions.expand(batch, -1)), dim=1)
         mask = _causal_mask(visual_mask, text_mask)
         x = torch.cat((visual, text.flatten(1, 2)), dim=1)

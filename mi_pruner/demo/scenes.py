@@ -9,10 +9,10 @@ from PIL import Image
 from .sources import SPLITS, Split, digit_images, photographs
 from .vocabulary import COLOURS, DIGITS, PLACES
 
-SIDE = 54  # pixels
-PATCH = 6  # pixels: 9 x 9 patches
-GRID = SIDE // PATCH
-CELL = SIDE // 3  # pixels: a digit lives in one of 3 x 3 cells
+PATCH = 6  # pixels
+GRID = 9  # patches a side, unless said otherwise: 54 x 54 pixels
+SIDE = GRID * PATCH
+_CELLS = 3  # a side: a digit lives in one of 3 x 3 cells
 
 _INK = 0.35  # opacity from which a pixel counts as part of a digit
 _COVER = 0.12  # share of a patch's pixels from which the patch belongs to a digit: 5 of 36
@@ -41,28 +41,28 @@ class Digit:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture, (54, 54, 3) uint8, its digits, and the digit (index, or -1) that owns each of its (9, 9) patches."""
+    """A picture, (6 G, 6 G, 3) uint8, its digits, and the digit (index, or -1) that owns each of its (G, G) patches."""
 
     pixels: np.ndarray
     digits: tuple[Digit, ...]
     owner: np.ndarray
 
 
-def make_scene(split: Split, seed: int, augment: bool = False) -> Scene:
+def make_scene(split: Split, seed: int, augment: bool = False, grid: int = GRID) -> Scene:
     """The scene of this split and seed, always the same; values and colours within a scene are all different.
 
-    `augment` turns, scales and shears the digits at random: for training.
+    `augment` turns, scales and shears the digits at random: for training. grid: patches a side, a multiple of 3.
     """
     rng = np.random.default_rng((SPLITS.index(split), seed))
-    canvas = _background(split, rng)
+    canvas = _background(split, rng, grid * PATCH)
     count = int(rng.integers(2, 7))
     values = rng.permutation(10)[:count]
     colours = rng.permutation(list(COLOURS))[:count]
     cells = rng.permutation(9)[:count]
     digits = tuple(Digit(int(v), str(c), int(p)) for v, c, p in zip(values, colours, cells, strict=True))
-    cover = np.zeros((count, GRID, GRID), np.float32)
+    cover = np.zeros((count, grid, grid), np.float32)
     for index, digit in enumerate(digits):
-        opacity = _opacity(digit, split, rng, augment)
+        opacity = _opacity(digit, split, rng, augment, grid * PATCH)
         colour = np.array(COLOURS[digit.colour]) + rng.integers(-14, 15, 3)
         canvas = _paint(canvas, opacity, np.clip(colour, 0, 255).astype(np.float32))
         cover[index] = patches_of(opacity > _INK).mean(axis=(2, 3))
@@ -71,19 +71,20 @@ def make_scene(split: Split, seed: int, augment: bool = False) -> Scene:
 
 
 def patches_of(plane: np.ndarray) -> np.ndarray:
-    """(54, 54) -> (9, 9, 6, 6): the patches of a plane, row by row."""
-    return plane.reshape(GRID, PATCH, GRID, PATCH).swapaxes(1, 2)
+    """(6 G, 6 G) -> (G, G, 6, 6): the patches of a plane, row by row."""
+    grid = len(plane) // PATCH
+    return plane.reshape(grid, PATCH, grid, PATCH).swapaxes(1, 2)
 
 
-def _background(split: Split, rng: np.random.Generator) -> np.ndarray:
-    """(54, 54, 3) float32: a random square of a photograph, dimmed and paled so that digits stay readable."""
+def _background(split: Split, rng: np.random.Generator, scene: int) -> np.ndarray:
+    """(scene, scene, 3) float32: a random square of a photograph, dimmed and paled so that digits stay readable."""
     choices = photographs(split)
     photograph = choices[int(rng.integers(len(choices)))]
     largest = min(photograph.size)
-    side = int(rng.integers(min(SIDE, largest), largest + 1))
+    side = int(rng.integers(min(scene, largest), largest + 1))
     left = int(rng.integers(photograph.width - side + 1))
     top = int(rng.integers(photograph.height - side + 1))
-    crop = photograph.resize((SIDE, SIDE), Image.Resampling.BOX, (left, top, left + side, top + side))
+    crop = photograph.resize((scene, scene), Image.Resampling.BOX, (left, top, left + side, top + side))
     canvas = np.asarray(crop, np.float32)
     if rng.random() < 0.5:
         canvas = canvas[:, ::-1]
@@ -91,19 +92,20 @@ def _background(split: Split, rng: np.random.Generator) -> np.ndarray:
     return (grey + _COLOURFULNESS * (canvas - grey)) * rng.uniform(*_BACKGROUND)
 
 
-def _opacity(digit: Digit, split: Split, rng: np.random.Generator, augment: bool) -> np.ndarray:
-    """(54, 54) float32 in 0 .. 1: the ink of a random image of the digit, at a random size and place in its cell."""
+def _opacity(digit: Digit, split: Split, rng: np.random.Generator, augment: bool, scene: int) -> np.ndarray:
+    """(scene, scene) float32 in 0 .. 1: the ink of a random image of the digit, at a random size and place in its cell."""
     choices = digit_images(split)[digit.value]
     image = Image.fromarray(choices[int(rng.integers(len(choices)))])
-    size = int(rng.integers(15, CELL + 1))
+    cell = scene // _CELLS
+    size = int(rng.integers(5 * cell // 6, cell + 1))
     if augment:
         ink = image.transform((size, size), Image.Transform.AFFINE, _distortion(rng, size), Image.Resampling.BICUBIC)
     else:
         ink = image.resize((size, size), Image.Resampling.BICUBIC)
-    row, column = divmod(digit.cell, 3)
-    top = row * CELL + int(rng.integers(CELL - size + 1))
-    left = column * CELL + int(rng.integers(CELL - size + 1))
-    opacity = np.zeros((SIDE, SIDE), np.float32)
+    row, column = divmod(digit.cell, _CELLS)
+    top = row * cell + int(rng.integers(cell - size + 1))
+    left = column * cell + int(rng.integers(cell - size + 1))
+    opacity = np.zeros((scene, scene), np.float32)
     opacity[top : top + size, left : left + size] = np.asarray(ink, np.float32) / 255
     return np.clip(1.6 * opacity - 0.1, 0, 1)  # firmer strokes, no grey fringe
 
