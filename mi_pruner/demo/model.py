@@ -99,7 +99,7 @@ class DigitVLM(nn.Module):
         self.head = nn.Sequential(nn.LayerNorm(WIDTH), nn.Linear(WIDTH, len(WORDS)))
 
     def encode_image(self, pixels: Tensor) -> Tensor:
-        """(B, 3, 6 G, 6 G) in 0 .. 1 -> visual tokens (B, G * G, WIDTH), after the projector; token i sits at position i."""
+        """(B, 3, 6 G, 6 G) in 0 .. 1 -> visual tokens (B, G * G, WIDTH), after the projector; token i is at position i."""
         return self.projector(self.encoder(pixels))
 
     def embed_text(self, ids: Tensor) -> Tensor:
