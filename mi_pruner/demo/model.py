@@ -46,6 +46,16 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, positions: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """x: (B, L, WIDTH), positions: (B, L) integer or None, mask: (B, 1, L, L) bool, True = may be seen."""
+        weights, value = self._attend(x, positions, mask)
+        x = x + self.attention_out((weights @ value).transpose(1, 2).flatten(2))
+        return x + self.mlp(x)
+
+    def attention(self, x: Tensor, positions: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """What `forward` of the same arguments attends to: (B, HEADS, L, L), rows sum to 1."""
+        return self._attend(x, positions, mask)[0]
+
+    def _attend(self, x: Tensor, positions: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Attention weights (B, HEADS, L, L), values (B, HEADS, L, WIDTH / HEADS)."""
         batch, length, _ = x.shape
         fused = self.query_key_value(self.attention_norm(x))
         query, key, value = fused.view(batch, length, 3, HEADS, WIDTH // HEADS).permute(2, 0, 3, 1, 4)
@@ -55,9 +65,7 @@ class Block(nn.Module):
         scores = (query * (WIDTH // HEADS) ** -0.5) @ key.transpose(2, 3)
         if mask is not None:
             scores = scores.masked_fill(~mask, float("-inf"))
-        seen = scores.softmax(dim=-1) @ value
-        x = x + self.attention_out(seen.transpose(1, 2).reshape(batch, length, WIDTH))
-        return x + self.mlp(x)
+        return scores.softmax(dim=-1), value
 
 
 class VisionEncoder(nn.Module):
@@ -77,8 +85,15 @@ class VisionEncoder(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """See the class."""
+        return self.blocks[-1](self._before_last(pixels))
+
+    def attention(self, pixels: Tensor) -> Tensor:
+        """What each patch gets of the last block's attention, the mean over heads and patches: (B, G * G), sums to 1."""
+        return self.blocks[-1].attention(self._before_last(pixels)).mean(dim=(1, 2))
+
+    def _before_last(self, pixels: Tensor) -> Tensor:
         x = self.stem(2 * pixels - 1).flatten(2).transpose(1, 2) + self.position
-        for block in self.blocks:
+        for block in self.blocks[:-1]:
             x = block(x)
         return x
 
@@ -99,7 +114,7 @@ class DigitVLM(nn.Module):
         self.head = nn.Sequential(nn.LayerNorm(WIDTH), nn.Linear(WIDTH, len(WORDS)))
 
     def encode_image(self, pixels: Tensor) -> Tensor:
-        """(B, 3, 6 G, 6 G) in 0 .. 1 -> visual tokens (B, G * G, WIDTH), after the projector; token i is at position i."""
+        """(B, 3, 6 G, 6 G) in 0 .. 1 -> visual tokens (B, G * G, WIDTH), after the projector; token i is at place i."""
         return self.projector(self.encoder(pixels))
 
     def embed_text(self, ids: Tensor) -> Tensor:

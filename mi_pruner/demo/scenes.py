@@ -93,7 +93,7 @@ def _background(split: Split, rng: np.random.Generator, scene: int) -> np.ndarra
 
 
 def _opacity(digit: Digit, split: Split, rng: np.random.Generator, augment: bool, scene: int) -> np.ndarray:
-    """(scene, scene) float32 in 0 .. 1: the ink of a random image of the digit, of random size and place in its cell."""
+    """(scene, scene) float32 in 0 .. 1: the ink of a random image of the digit, somewhere in its cell."""
     choices = digit_images(split)[digit.value]
     image = Image.fromarray(choices[int(rng.integers(len(choices)))])
     cell = scene // _CELLS
