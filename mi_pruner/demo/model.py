@@ -8,6 +8,8 @@ The decoder is causal, with rotary positions. It takes any subset of the visual 
 so pruning means to pass fewer of them: nothing in the model changes.
 """
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -88,8 +90,9 @@ class VisionEncoder(nn.Module):
         return self.blocks[-1](self._before_last(pixels))
 
     def attention(self, pixels: Tensor) -> Tensor:
-        """What each patch gets of the last block's attention, the mean over heads and patches: (B, G * G), sums to 1."""
-        return self.blocks[-1].attention(self._before_last(pixels)).mean(dim=(1, 2))
+        """What each patch gets of the last block's attention, the mean over heads and patches: (B, G * G), sum 1."""
+        last = cast(Block, self.blocks[-1])
+        return last.attention(self._before_last(pixels)).mean(dim=(1, 2))
 
     def _before_last(self, pixels: Tensor) -> Tensor:
         x = self.stem(2 * pixels - 1).flatten(2).transpose(1, 2) + self.position
