@@ -162,7 +162,7 @@ def _warn_of_fallback(cuda: Backend, name: str, index: int | None) -> None:
 
 def show_backends() -> None:
     """Prints which backends can be used here, for which tensors, and why the others can't."""
-    print(f"mi_pruner on torch {torch.__version__}; of those that have the operator, the first for a tensor's device runs:")
+    print(f"mi_pruner on torch {torch.__version__}; the first available backend for a tensor's device runs:")
     for b in BACKENDS.values():
         why = b.unavailable()
         state = "available" if why is None else f"not available: {why}"

@@ -79,8 +79,8 @@ template <typename Acc> struct Kernels {
   // bin[d] of the coordinates of a row that is finite: see docs/maths.md, "The histogram estimator".
   void (*bin_row)(const Rows& rows, int64_t i, int bins, uint8_t* bin);
 
-  // Sum of terms[count] over the cells of the bins x bins histogram of (x[d], y[d]); terms[0] is 0. The order of the sum
-  // is such that a constant x leaves the bits of (y, y), and a constant y those of (x, x).
+  // Sum of terms[count] over the cells of the bins x bins histogram of (x[d], y[d]); terms[0] is 0. The order of the
+  // sum is such that a constant x leaves the bits of (y, y), and a constant y those of (x, x).
   Acc (*sum_over_cells)(const uint8_t* x, const uint8_t* y, int64_t dim, int bins, const Acc* terms);
 };
 
