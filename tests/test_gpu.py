@@ -156,7 +156,7 @@ def synchronisation_is_an_error():
         torch.cuda.set_sync_debug_mode("default")
 
 
-def every_call(visual, text, has_histograms):
+def every_call(visual, text, histograms):
     """All operators, with options that only the device knows."""
     b, n, d = visual.shape
     m, keep = text.shape[1], max(1, n // 9)
@@ -173,7 +173,7 @@ def every_call(visual, text, has_histograms):
             *mi_pruner.greedy_select(scores, visual, keep, redundancy="none"),
             *mi_pruner.prune(visual, text, 0.1, visual_prior=prior),
             *mi_pruner.prune_varlen(visual.reshape(-1, d), text.reshape(-1, d), *cu, *sizes),
-            *([mi_pruner.histogram_mi_scores(visual, text, visual_prior=prior)] if has_histograms else []),
+            *([mi_pruner.histogram_mi_scores(visual, text, visual_prior=prior)] if histograms else []),
         ]
 
     return call
