@@ -27,7 +27,7 @@ demo: $(VENV)/.installed-demo
 
 test: lint
 	$(BIN)/pytest $(ARGS)
-	TRITON_INTERPRET=1 $(BIN)/pytest tests/test_triton.py
+	TRITON_INTERPRET=1 $(BIN)/pytest tests/test_triton.py tests/test_histogram.py
 	MI_PRUNER_CUDA_HOST=1 $(BIN)/pytest $(CUDA_HOST_TESTS)
 
 lint: build

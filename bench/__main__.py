@@ -7,11 +7,12 @@ import sys
 COMMANDS = {  # name -> (module, what it does); imported when called: a run needs no matplotlib
     "run": ("run", "measure the competitors on each case (the default)"),
     "robustness": ("robustness", "what each competitor does with duplicates, batches and padding"),
+    "histogram": ("histogram", "the histogram estimator against plain PyTorch"),
     "instructions": ("instructions", "instructions that the CPU kernels execute, by valgrind"),
     "prefill": ("prefill", "on a GPU: a decoder stack of each model's size, all tokens against the kept ones"),
     "plot": ("plot", "draw the pictures, and fill the tables of docs/benchmarks.md and README.md"),
     "compare": ("compare", "two result files: what got worse beyond the spread"),
-    "all": ("everything", "run, robustness, instructions, plot"),
+    "all": ("everything", "run, histogram, robustness, instructions, plot"),
 }
 
 

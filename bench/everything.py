@@ -1,9 +1,9 @@
-"""All of it: the run, the robustness table, instruction counts, then pictures and tables from what was kept."""
+"""All of it: the run, histograms, robustness, instruction counts, then pictures and tables from what was kept."""
 
 import argparse
 import sys
 
-from . import instructions, plot, record, robustness, run
+from . import histogram, instructions, plot, record, robustness, run
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -17,7 +17,7 @@ def main(options: argparse.Namespace) -> int:
     The checkout's documents show what is in its own folder of results: with another `--out` nothing is plotted.
     """
     options.results = options.out
-    statuses = [part.main(options) for part in (run, robustness, instructions)]
+    statuses = [part.main(options) for part in (run, histogram, robustness, instructions)]
     if options.out.resolve() == record.RESULTS.resolve():
         statuses.append(plot.main(options))
     else:

@@ -45,7 +45,8 @@ suite() {
   local workers=()
   "$PY" -c 'import xdist' 2>/dev/null && workers=(-n 8)
   MI_PRUNER_TEST_BACKENDS=$(available | paste -sd,) "$PY" -m pytest -q "${workers[@]}" tests/test_properties.py \
-    tests/test_packed.py tests/test_invariances.py tests/test_backends.py tests/test_triton.py
+    tests/test_packed.py tests/test_invariances.py tests/test_backends.py tests/test_triton.py &&
+    MI_PRUNER_TEST_BACKENDS=triton "$PY" -m pytest -q tests/test_histogram.py
 }
 
 # The workload once without a sanitizer, which also fills Triton's cache; then under all tools at the same time.

@@ -7,6 +7,7 @@ register()
 from .functional import (  # noqa: E402  the operators exist from here on
     greedy_select,
     greedy_select_varlen,
+    histogram_mi_scores,
     mi_scores,
     mi_scores_varlen,
     prune,
@@ -21,6 +22,7 @@ __all__ = [
     "backend",
     "greedy_select",
     "greedy_select_varlen",
+    "histogram_mi_scores",
     "mi_scores",
     "mi_scores_varlen",
     "prune",

@@ -15,6 +15,7 @@ from torch import Tensor
 MARGINALS = ("joint", "prior")
 REDUNDANCIES = ("mean", "chain", "max", "none")
 MIN_BANDWIDTH, MAX_BANDWIDTH = 1e-3, 1e3
+MIN_BINS, MAX_BINS = 2, 64  # 64² cells are about as many as a token has coordinates: more would nearly all stay empty
 MAX_WEIGHT = 1e6  # of the redundancy: gains of finite scores stay finite in float32
 
 _FEATURE_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -169,6 +170,16 @@ def _check_scores(scores: Tensor, visual: Tensor, letters: str) -> None:
     _check_device("scores", scores, visual)
 
 
+def _check_both(visual: Tensor, text: Tensor, visual_prior: Tensor | None, text_prior: Tensor | None) -> None:
+    check_tokens(visual, visual_prior)
+    _check_text(text, visual, "(B, M, D)")
+    if text.shape[0] != visual.shape[0]:
+        _fail("text", f"B = {visual.shape[0]} samples as in visual", _describe(text))
+    if text.shape[1] < 1:
+        _fail("text", "(B, M, D) with M >= 1", _describe(text))
+    _check_prior("text_prior", text_prior, text, "(B, M)")
+
+
 def check_mi_scores(
     visual: Tensor,
     text: Tensor,
@@ -178,14 +189,21 @@ def check_mi_scores(
     bandwidth: float | None = None,
     marginal: str = "joint",
 ) -> None:
-    check_tokens(visual, visual_prior)
-    _check_text(text, visual, "(B, M, D)")
-    if text.shape[0] != visual.shape[0]:
-        _fail("text", f"B = {visual.shape[0]} samples as in visual", _describe(text))
-    if text.shape[1] < 1:
-        _fail("text", "(B, M, D) with M >= 1", _describe(text))
-    _check_prior("text_prior", text_prior, text, "(B, M)")
+    _check_both(visual, text, visual_prior, text_prior)
     check_score_options(bandwidth, marginal)
+
+
+def check_histogram_mi_scores(
+    visual: Tensor,
+    text: Tensor,
+    *,
+    visual_prior: Tensor | None = None,
+    text_prior: Tensor | None = None,
+    bins: int = 16,
+) -> None:
+    _check_both(visual, text, visual_prior, text_prior)
+    if not MIN_BINS <= bins <= MAX_BINS:
+        _fail("bins", f"{MIN_BINS} <= bins <= {MAX_BINS}", bins)
 
 
 def check_greedy_select(

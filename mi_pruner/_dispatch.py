@@ -28,7 +28,7 @@ _FLOATS = ("scores", "visual_prior", "text_prior")
 
 @dataclass(frozen=True)
 class Backend:
-    """One implementation of all operators: where it runs, and why it can't be used here (None: it can)."""
+    """One implementation of the operators: where it runs, and why it can't be used here (None: it can)."""
 
     name: str
     device: str  # "any", "cpu" or "cuda"
@@ -37,6 +37,7 @@ class Backend:
     operators: types.ModuleType | torch._ops._OpNamespace | _TritonOperators | None
     # The same of the device of an index, or (None) of any, asked of the driver on first use.
     probe: Callable[[int | None], str | None] = lambda index: None
+    lacks: frozenset[str] = frozenset()  # operators that it does not implement
 
     def unavailable(self, index: int | None = None) -> str | None:
         """Why it can't be used in this installation, on the device of this index if any; None where it can."""
@@ -88,6 +89,7 @@ BACKENDS = {
             _native.cuda_missing(),
             torch.ops.mi_pruner_cuda,
             _native.cuda_unusable,
+            frozenset({"histogram_mi_scores"}),
         ),
         Backend("cpu", "cpu", "compiled, fused, multi-threaded", _NATIVE_MISSING, torch.ops.mi_pruner_cpu),
         Backend("triton", _TRITON_DEVICE, "Triton kernels", _TRITON_MISSING, _TRITON_OPERATORS),
@@ -125,21 +127,24 @@ def backend(name: str) -> Iterator[None]:
         _override.reset(token)
 
 
-def choose(device_type: str, index: int | None = None) -> Backend:
-    """The backend for tensors of this device: its type ("cpu", "cuda", ...) and, of several GPUs, which.
+def choose(device_type: str, index: int | None = None, operator: str = "prune") -> Backend:
+    """The backend of an operator for tensors of this device: its type ("cpu", "cuda", ...) and, of several GPUs, which.
 
     Raises:
-        RuntimeError: if `backend()` asked for one that does not run on such tensors.
+        RuntimeError: if `backend()` asked for one that does not run on such tensors, or lacks the operator.
     """
     asked = _override.get()
     if asked == "auto":
-        chosen = next(b for b in BACKENDS.values() if b.why_not(device_type, index) is None)
-        if device_type == "cuda" and chosen.name != "cuda":
-            _warn_of_fallback(BACKENDS["cuda"], chosen.name, index)
+        having = [b for b in BACKENDS.values() if operator not in b.lacks]
+        chosen = next(b for b in having if b.why_not(device_type, index) is None)
+        if device_type == "cuda" and chosen is not having[0] and having[0].name == "cuda":
+            _warn_of_fallback(having[0], chosen.name, index)
         return chosen
     why = BACKENDS[asked].why_not(device_type, index)
     if why is not None:
         raise RuntimeError(f"backend {asked!r} can't take {device_type} tensors: {why}")
+    if operator in BACKENDS[asked].lacks:
+        raise RuntimeError(f"backend {asked!r} has no {operator}: 'auto' chooses one that has")
     return BACKENDS[asked]
 
 
@@ -161,7 +166,8 @@ def show_backends() -> None:
     for b in BACKENDS.values():
         why = b.unavailable()
         state = "available" if why is None else f"not available: {why}"
-        print(f"  {b.name:<10} {b.device + ' tensors':<13} {b.what:<33} {state}")
+        what = ", no ".join([b.what, *sorted(b.lacks)])
+        print(f"  {b.name:<10} {b.device + ' tensors':<13} {what:<46} {state}")
 
 
 def _canonical(name: str, value: object, dtype: torch.dtype) -> object:
@@ -184,7 +190,7 @@ def _implementation(name: str) -> Callable:
         check(*arguments, **options)
         visual = arguments[positional.index("visual")]
         dtype = _checks.accumulation_dtype(visual.dtype)
-        operator = getattr(choose(visual.device.type, visual.device.index).operators, name)
+        operator = getattr(choose(visual.device.type, visual.device.index, name).operators, name)
         with torch.no_grad():
             return operator(
                 *(_canonical(key, value, dtype) for key, value in zip(positional, arguments, strict=True)),

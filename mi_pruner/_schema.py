@@ -1,7 +1,8 @@
 """The operators: one schema and one fake (meta) implementation each.
 
 The same schema strings define the public operators (`torch.ops.mi_pruner.*`) and the private twins that a compiled
-backend implements (`torch.ops.mi_pruner_cpu.*`), so a schema stands once in the tree.
+backend implements (`torch.ops.mi_pruner_cpu.*`), so a schema stands once in the tree. A twin that its backend lacks
+(`_dispatch.Backend.lacks`) is a schema without an implementation.
 """
 
 from __future__ import annotations
@@ -43,6 +44,9 @@ SCHEMAS = {
         "(Tensor visual, Tensor text, Tensor cu_seqlens_visual, Tensor cu_seqlens_text, Tensor cu_keep, "
         "SymInt max_seqlen_visual, SymInt max_seqlen_text, SymInt max_keep, SymInt total_keep, *, "
         f"{_SCORE_OPTIONS}, {_REDUNDANCY_OPTIONS}, {_PACKED_STOP}) -> {_TOKENS}"
+    ),
+    "histogram_mi_scores": (
+        "(Tensor visual, Tensor text, *, Tensor? visual_prior=None, Tensor? text_prior=None, int bins=16) -> Tensor"
     ),
 }
 
@@ -98,6 +102,11 @@ def _fake_prune_varlen(visual, text, cu_v, cu_t, cu_keep, max_v, max_t, max_keep
     return _tokens_like(visual, total_keep)
 
 
+def _fake_histogram_mi_scores(visual, text, **options):
+    _checks.check_histogram_mi_scores(visual, text, **options)
+    return _scores_like(visual)
+
+
 FAKES: dict[str, Callable] = {
     "mi_scores": _fake_mi_scores,
     "greedy_select": _fake_greedy_select,
@@ -105,4 +114,5 @@ FAKES: dict[str, Callable] = {
     "mi_scores_varlen": _fake_mi_scores_varlen,
     "greedy_select_varlen": _fake_greedy_select_varlen,
     "prune_varlen": _fake_prune_varlen,
+    "histogram_mi_scores": _fake_histogram_mi_scores,
 }

@@ -314,3 +314,43 @@ def prune_varlen(
         redundancy_weight=redundancy_weight,
         min_gain=min_gain,
     )
+
+
+def histogram_mi_scores(
+    visual: Tensor,
+    text: Tensor,
+    *,
+    visual_prior: Tensor | None = None,
+    text_prior: Tensor | None = None,
+    bins: int = 16,
+) -> Tensor:
+    """The mutual information between the coordinates of each visual token and of the text, from histograms.
+
+    The D coordinates of a pair are D samples (v_i[d], t_j[d]) of two quantities, each counted in `bins` equal bins
+    between its own extremes lo and hi, bin(x) = min(⌊(x − lo)·(bins/(hi − lo))⌋, bins − 1). With the counts c and
+    p = c/D, averaged over the text by w, `text_prior` normalised:
+
+        I[i,j] = Σ_xy p_xy log p_xy − Σ_x p_x log p_x − Σ_y p_y log p_y        score_i = Σ_j w_j I[i,j]
+
+    The plug-in estimate is biased upwards by about (bins − 1)²/2D nats for large D, so for small D it tells little:
+    independent vectors of D = 64 get about 1 nat with 16 bins. Scores of different D or `bins` don't compare.
+
+    Args:
+        visual: (B, N, D) visual tokens; their scale doesn't matter.
+        text: (B, M, D) embeddings of the instruction's tokens, of the same dtype and device.
+        visual_prior: (B, N) float or bool; only says which tokens are absent, as in `mi_scores`. They score 0.
+        text_prior: (B, M) float or bool, p(t_j) up to scale. Default: uniform. No valid text: all scores are 0.
+        bins: number of bins, 2 <= bins <= 64.
+
+    Bins are computed in float32, of float64 features rounded to it, too. A vector falls into bin 0 as a whole, and has
+    no information (exactly 0), where its extremes are equal or bins/(hi − lo) is no positive, finite float32.
+
+    Returns:
+        (B, N) scores in nats, float32 (float64 for float64 features).
+
+    Raises:
+        ValueError, TypeError: naming the argument, what was expected and what came.
+    """
+    return torch.ops.mi_pruner.histogram_mi_scores(
+        visual, text, visual_prior=visual_prior, text_prior=text_prior, bins=bins
+    )

@@ -228,6 +228,46 @@ def prune(
     return tokens, indices, gains
 
 
+def _bin_indices(rows: Tensor, bins: int) -> Tensor:
+    """The bin (n, d) int64 of each coordinate between the extremes of its row (n, d), in float32.
+
+    0 for a whole row where they are equal, or where the scale is no positive, finite number.
+    """
+    rows = rows.float()
+    low, high = rows.aminmax(dim=1, keepdim=True)
+    scale = torch.full_like(low, bins) / (high - low)  # `bins / x` would be rounded twice: 1/x, times bins
+    usable = (scale > 0) & (scale < math.inf)  # False for NaN
+    return torch.where(usable, (rows - low) * scale, 0).floor().long().clamp(max=bins - 1)
+
+
+def _sample_histogram_scores(
+    visual: Tensor, text: Tensor, visual_prior: Tensor | None, text_prior: Tensor | None, bins: int
+) -> Tensor:
+    dtype = accumulation_dtype(visual.dtype)
+    n, d = visual.shape
+    weight, _ = normalised_prior(text_prior, _norms(text).isfinite(), dtype)
+    scores = visual.new_zeros(n, dtype=dtype)
+    if d == 0:
+        return scores
+    x, y = _bin_indices(visual, bins), _bin_indices(text, bins)
+    for j in range(len(text)):
+        cells = x * bins + y[j]
+        counts = cells.new_zeros(n, bins * bins).scatter_add_(1, cells, torch.ones_like(cells))
+        p_xy = (counts.to(dtype) / d).unflatten(1, (bins, bins))
+        p_x, p_y = (counts.unflatten(1, (bins, bins)).sum(axis).to(dtype) / d for axis in (2, 1))
+        of_x, of_y = (torch.xlogy(p, p).sum(1) for p in (p_x, p_y))
+        information = torch.xlogy(p_xy, p_xy).sum((1, 2)) - of_x - of_y
+        scores += weight[j] * torch.where((of_x == 0) | (of_y == 0), 0, information)  # one bin: exactly 0
+    return torch.where(valid_tokens(visual, visual_prior), scores, 0)
+
+
+def histogram_mi_scores(visual, text, *, visual_prior=None, text_prior=None, bins=16) -> Tensor:
+    scores = visual.new_zeros(visual.shape[:-1], dtype=accumulation_dtype(visual.dtype))
+    for b in range(visual.shape[0]):
+        scores[b] = _sample_histogram_scores(visual[b], text[b], _at(visual_prior, b), _at(text_prior, b), bins)
+    return scores
+
+
 def _spans(cu: Tensor, total: int, longest: int) -> list[slice]:
     """The samples' places in a packed tensor.
 

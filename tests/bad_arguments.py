@@ -47,10 +47,12 @@ VALID = {
         "max_keep": 2,
         "total_keep": 4,
     },
+    "histogram_mi_scores": DENSE,
 }
-DENSE_OPERATORS = ("mi_scores", "greedy_select", "prune")
+DENSE_OPERATORS = ("mi_scores", "greedy_select", "prune", "histogram_mi_scores")
 PACKED_OPERATORS = ("mi_scores_varlen", "greedy_select_varlen", "prune_varlen")
-TEXT = ("mi_scores", "prune")
+TEXT = ("mi_scores", "prune", "histogram_mi_scores")
+SCORE = ("mi_scores", "prune")
 TEXT_PACKED = ("mi_scores_varlen", "prune_varlen")
 SELECT = ("greedy_select", "prune")
 SELECT_PACKED = ("greedy_select_varlen", "prune_varlen")
@@ -243,7 +245,7 @@ CASES = (
     ),
     # options
     *(
-        Case(TEXT + TEXT_PACKED, {"bandwidth": h}, f"bandwidth: expected 0.001 <= h <= 1000.0, got {h}")
+        Case(SCORE + TEXT_PACKED, {"bandwidth": h}, f"bandwidth: expected 0.001 <= h <= 1000.0, got {h}")
         for h in (0.0, -1.0, 9.9e-4, 1000.1, math.inf, math.nan)
     ),
     *(
@@ -254,7 +256,7 @@ CASES = (
         )
         for h in (0.0, -0.63, 1e4, math.nan)
     ),
-    Case(TEXT + TEXT_PACKED, {"marginal": "uniform"}, "marginal: expected 'joint' or 'prior', got 'uniform'"),
+    Case(SCORE + TEXT_PACKED, {"marginal": "uniform"}, "marginal: expected 'joint' or 'prior', got 'uniform'"),
     Case(
         SELECT + SELECT_PACKED,
         {"redundancy": "sum"},
@@ -267,6 +269,10 @@ CASES = (
             f"redundancy_weight: expected 0 <= weight <= 1e+06, got {w}",
         )
         for w in (-0.1, 1.1e6, 1e39, math.inf, math.nan)
+    ),
+    *(
+        Case(("histogram_mi_scores",), {"bins": bins}, f"bins: expected 2 <= bins <= 64, got {bins}")
+        for bins in (-16, 0, 1, 65)
     ),
     Case(SELECT + SELECT_PACKED, {"min_gain": math.nan}, "min_gain: expected a number or None, got nan"),
 )

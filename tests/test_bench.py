@@ -7,8 +7,9 @@ from functools import partial
 import pytest
 import torch
 
+import mi_pruner
 from bench import __main__ as command
-from bench import competitors, cuda, everything, floor, memory, plot, prefill, record, run, shapes, timing
+from bench import competitors, cuda, everything, floor, histogram, memory, plot, prefill, record, run, shapes, timing
 from bench.competitors import COMPETITORS
 from bench.models import MODELS, LanguageModel
 from bench.pictures import _spread
@@ -308,7 +309,8 @@ def test_a_busy_machine_is_warned_of_and_noted(tiny_run, monkeypatch, capsys):
 
 def test_all_writes_no_document_for_another_folder(tmp_path, monkeypatch, capsys):
     done: list[str] = []
-    for part, status in ((everything.run, 0), (everything.robustness, 0), (everything.instructions, 2)):
+    parts = (everything.run, everything.histogram, everything.robustness)
+    for part, status in (*((part, 0) for part in parts), (everything.instructions, 2)):
         monkeypatch.setattr(
             part, "main", lambda options, part=part, status=status: done.append(part.__name__) or status
         )
@@ -318,6 +320,20 @@ def test_all_writes_no_document_for_another_folder(tmp_path, monkeypatch, capsys
     assert "not plotted" in capsys.readouterr().err
     assert command.main(["all"]) == 2
     assert done[-1] == "plot", "though a part failed"
+
+
+def test_histograms_are_measured_beside_plain_pytorch_that_gives_the_same(tmp_path, monkeypatch, capsys):
+    given = shapes.inputs(SMALL, device=DEVICE)[0]
+    plain = histogram.plain_scores(given.visual, given.text, histogram.BINS)
+    torch.testing.assert_close(plain, mi_pruner.histogram_mi_scores(given.visual, given.text), rtol=0, atol=1e-5)
+    monkeypatch.setattr(histogram, "CASES", (SMALL.name,))
+    monkeypatch.setattr(histogram, "BUDGET", 0.01)
+    monkeypatch.setitem(shapes.CASES, SMALL.name, SMALL)
+    assert command.main(["histogram", "--out", str(tmp_path)]) == 0
+    kept = record.read(tmp_path / histogram.FILE, histogram.Scored)
+    assert [row.competitor for row in kept] == ["ours-cpu" if DEVICE == "cpu" else "ours-triton", "plain"]
+    assert kept[-1].speedup == 1
+    assert SMALL.name in capsys.readouterr().out
 
 
 def test_without_git_the_commit_is_unknown(monkeypatch):

@@ -175,6 +175,29 @@ def test_a_gpu_that_is_too_old_leaves_the_others_theirs(unusable_cuda, monkeypat
         assert _dispatch.choose("cuda", 1).name == "triton"
 
 
+def test_an_operator_that_the_cuda_kernels_lack_goes_to_the_next_backend_without_a_warning(
+    unusable_cuda, monkeypatch, recwarn
+):
+    assert _dispatch.choose("cuda", 0, "histogram_mi_scores").name == "triton"
+    monkeypatch.setitem(
+        _dispatch.BACKENDS, "triton", dataclasses.replace(_dispatch.BACKENDS["triton"], missing="not installed")
+    )
+    assert _dispatch.choose("cuda", 0, "histogram_mi_scores").name == "reference"
+    assert not recwarn
+    usable = dataclasses.replace(_dispatch.BACKENDS["cuda"], probe=lambda index: None)
+    monkeypatch.setitem(_dispatch.BACKENDS, "cuda", usable)
+    assert _dispatch.choose("cuda", 0, "mi_scores").name == "cuda"
+    message = "backend 'cuda' has no histogram_mi_scores: 'auto' chooses one that has"
+    with mi_pruner.backend("cuda"), pytest.raises(RuntimeError, match=message):
+        _dispatch.choose("cuda", 0, "histogram_mi_scores")
+
+
+def test_show_backends_names_what_a_backend_lacks(capsys):
+    mi_pruner.show_backends()
+    lines = capsys.readouterr().out.splitlines()[1:]
+    assert [line.split()[0] for line in lines if "no histogram_mi_scores" in line] == ["cuda"]
+
+
 def test_show_backends_has_a_line_for_each_with_its_state(calls, capsys):
     assert mi_pruner.show_backends() is None
     heading, *lines = capsys.readouterr().out.splitlines()

@@ -130,6 +130,23 @@ def test_a_short_sample_packed_with_a_long_one_gives_the_bits_it_gives_alone(dty
     assert all(inputs.same_bits(flat[:300], dense[0]) for flat, dense in zip(packed, alone, strict=True))
 
 
+def has_histograms(backend):
+    return "histogram_mi_scores" not in BACKENDS[backend].lacks
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("model", MODELS)
+def test_histograms_at_the_sizes_of_real_models(model, dtype, gpu):
+    if not has_histograms(gpu):
+        pytest.skip(f"backend {gpu!r} has no histogram_mi_scores")
+    visual, text = clustered(MODELS[model], dtype)
+    scores = mi_pruner.histogram_mi_scores(visual, text)
+    with mi_pruner.backend("reference"):  # in the same dtype, so with the same counts
+        exact = mi_pruner.histogram_mi_scores(visual.cpu(), text.cpu())
+    assert (scores.cpu() - exact).abs().max().item() <= 1e-5
+    assert inputs.same_bits(mi_pruner.histogram_mi_scores(visual[-1:], text[-1:]), scores[-1:])
+
+
 @contextlib.contextmanager
 def synchronisation_is_an_error():
     torch.cuda.set_sync_debug_mode("error")
@@ -139,7 +156,7 @@ def synchronisation_is_an_error():
         torch.cuda.set_sync_debug_mode("default")
 
 
-def every_call(visual, text):
+def every_call(visual, text, histograms):
     """All operators, with options that only the device knows."""
     b, n, d = visual.shape
     m, keep = text.shape[1], max(1, n // 9)
@@ -156,6 +173,7 @@ def every_call(visual, text):
             *mi_pruner.greedy_select(scores, visual, keep, redundancy="none"),
             *mi_pruner.prune(visual, text, 0.1, visual_prior=prior),
             *mi_pruner.prune_varlen(visual.reshape(-1, d), text.reshape(-1, d), *cu, *sizes),
+            *([mi_pruner.histogram_mi_scores(visual, text, visual_prior=prior)] if histograms else []),
         ]
 
     return call
@@ -163,7 +181,7 @@ def every_call(visual, text):
 
 @pytest.mark.parametrize("n", [576, 4500])
 def test_nothing_waits_for_the_device(n, gpu):
-    call = every_call(*clustered((2, n, 32, 512, 0), torch.bfloat16))
+    call = every_call(*clustered((2, n, 32, 512, 0), torch.bfloat16), has_histograms(gpu))
     call()
     with synchronisation_is_an_error():
         call()
@@ -172,7 +190,7 @@ def test_nothing_waits_for_the_device(n, gpu):
 @pytest.mark.parametrize("n", [576, 4500])
 def test_a_cuda_graph_replays_with_other_inputs(n, gpu):
     visual, text = clustered((2, n, 32, 512, 0), torch.bfloat16)
-    call = every_call(visual, text)
+    call = every_call(visual, text, has_histograms(gpu))
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):

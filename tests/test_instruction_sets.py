@@ -22,7 +22,7 @@ def test_a_narrower_instruction_set_passes_the_tests_of_exactness(isa):
     missing = BACKENDS["cpu"].missing
     if missing is not None:
         pytest.skip(f"backend 'cpu': {missing}")
-    tests = [f"tests/test_{name}.py" for name in ("backends", "invariances", "properties")]
+    tests = [f"tests/test_{name}.py" for name in ("backends", "invariances", "properties", "histogram")]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-x", "--import-mode=importlib", "-k", CHOSEN, *tests],
         cwd=ROOT,

@@ -22,6 +22,7 @@ OPERATORS = (
     "mi_scores_varlen",
     "greedy_select_varlen",
     "prune_varlen",
+    "histogram_mi_scores",
 )
 
 
@@ -46,6 +47,7 @@ def arguments_of(operator, dtype=torch.float32, device="cpu", sizes=(2, 9, 4, 6)
         "mi_scores_varlen": ((s.visual, s.text, cu_visual, cu_text, n, m), options),
         "greedy_select_varlen": ((scores, s.visual, cu_visual, cu_keep, n, 3, 3 * b), prior),
         "prune_varlen": ((s.visual, s.text, cu_visual, cu_text, cu_keep, n, m, 3, 3 * b), options),
+        "histogram_mi_scores": ((s.visual, s.text), options),
     }[operator]
 
 
@@ -183,7 +185,8 @@ def test_an_empty_batch_gives_empty_outputs(dtype, device):
     visual, text = torch.zeros(0, 6, 4, dtype=dtype, device=device), torch.zeros(0, 3, 4, dtype=dtype, device=device)
     scores = mi_pruner.mi_scores(visual, text)
     accumulated = torch.float64 if dtype == torch.float64 else torch.float32
-    assert (scores.shape, scores.dtype) == ((0, 6), accumulated)
+    for empty in (scores, mi_pruner.histogram_mi_scores(visual, text)):
+        assert (empty.shape, empty.dtype) == ((0, 6), accumulated)
     for keep, count in ((2, 2), (0.5, 3)):
         indices, gains = mi_pruner.greedy_select(scores, visual, keep)
         tokens, *_ = mi_pruner.prune(visual, text, keep)

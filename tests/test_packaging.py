@@ -33,6 +33,7 @@ with mi_pruner.backend(sys.argv[2]):
     assert torch.equal(ops.mi_scores_varlen(*packed, cu_visual, cu_text, 9, 3), scores.flatten())
     picks, _ = ops.greedy_select_varlen(scores.flatten(), packed[0], cu_visual, cu_keep, 9, 4, 8)
     assert torch.equal(picks.view(2, 4).sort().values, indices)
+    assert ops.histogram_mi_scores(visual, text).shape == (2, 9)
     assert torch.equal(ops.prune_varlen(*packed, cu_visual, cu_text, cu_keep, 9, 3, 4, 8)[0], tokens.flatten(0, 1))
 assert gains.shape == (2, 4) and gains.isfinite().all()
 assert torch.equal(tokens, visual.gather(1, indices[..., None].expand(-1, -1, 16)))

@@ -22,8 +22,10 @@ ARCHITECTURES = (80, 90, 100)
 SHARED = {80: 164, 90: 228, 100: 228}  # KB a multiprocessor
 MMA = {80: "mma.sync", 90: "wgmma", 100: "tcgen05"}
 TILED = {"similarity_kernel", "rows_kernel", "finish_kernel"}
+COUNTING = {"bin_kernel", "histogram_kernel"}
 REGISTERS = 65536  # of a multiprocessor
 SUMMING = {"similarity_kernel", "normaliser_kernel", "score_kernel", "start_kernel", "rows_kernel"}  # across lanes
+BINS = (16, 32, 64)  # each another tile; fewer than 16 are counted as 16
 
 
 def features(batch, n, m, d, dtype):
@@ -74,7 +76,7 @@ def check_budgets(launches, architecture):
         assert used["STACK"] <= 24, f"{what} spills: {used}"
         assert used["REG"] * launch.threads <= REGISTERS, f"{what}: {used}"
         assert used["SHARED"] <= SHARED[architecture] * 1024 // 2, f"{what} leaves room for one program only: {used}"
-        if launch.kernel in TILED:
+        if launch.kernel in TILED | {"histogram_kernel"}:
             assert MMA[architecture] in launch.compiled.asm["ptx"], f"{what} does not use {MMA[architecture]}"
     return {launch.kernel for launch in different}
 
@@ -95,6 +97,34 @@ def test_every_kernel_compiles_within_its_budget(architecture):
         "normaliser_kernel", "score_kernel", "greedy_kernel", "top_k_kernel", "start_kernel", "advance_kernel",
         "gather_kernel",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_histograms_compile_within_their_budget(architecture):
+    visual, text = features(8, 576, 32, 4096, torch.bfloat16)
+    with recorded(architecture, compiles=True) as launches:
+        for bins in BINS:
+            operators.histogram_mi_scores(visual, text, visual_prior=prior(8, 576), text_prior=prior(8, 32), bins=bins)
+        for dtype in (torch.float32, torch.float16):
+            operators.histogram_mi_scores(*features(1, 576, 32, 1000, dtype))
+    assert check_budgets(launches, architecture) == COUNTING
+
+
+@pytest.mark.parametrize("d", [4096, 1000])
+def test_no_size_changes_the_machine_code_of_histograms(d):
+    with recorded(90, compiles=True) as launches:
+        for batch, n, m in ((1, 576, 32), (2, 577, 20), (3, 1, 1), (16, 2880, 77)):
+            operators.histogram_mi_scores(*features(batch, n, m, d, torch.bfloat16), bins=16 if n > 1 else 9)
+    for kernel in COUNTING:
+        assert len({x.compiled.hash for x in launches if x.kernel == kernel}) == 1, kernel
+
+
+def test_the_grid_of_histograms_covers_every_pair_once():
+    visual, text = features(2, 577, 33, 4096, torch.bfloat16)
+    with recorded(90, compiles=False) as launches:
+        operators.histogram_mi_scores(visual, text)
+    assert [launch.kernel for launch in launches] == ["bin_kernel", "bin_kernel", "histogram_kernel"]
+    assert [launch.grid for launch in launches] == [(2 * -(-577 // 4),), (2 * -(-33 // 4),), (2 * -(-577 // 4),)]
 
 
 def launches_of_many_sizes(d, padding, packed):

@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from . import launches, row_launches
+from . import histogram_launches, launches, row_launches
 from .launches import Selection, Slots, Tokens
 
 
@@ -180,3 +180,11 @@ def prune_varlen(
         marginal,
         how,
     )
+
+
+def histogram_mi_scores(visual, text, *, visual_prior=None, text_prior=None, bins=16) -> Tensor:
+    tokens, words = _dense(visual, visual_prior), _dense(text, text_prior)
+    if _no_work(tokens) or visual.shape[-1] == 0:
+        return visual.new_zeros(visual.shape[:-1], dtype=torch.float32)
+    with torch.cuda.device_of(visual):
+        return histogram_launches.histogram_scores(tokens, words, bins)

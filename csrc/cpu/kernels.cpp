@@ -298,6 +298,8 @@ Best<Acc> step(const Acc* scores, Acc* rho, const Acc* row, bool maximum, Acc sc
   return result;
 }
 
+#include "cpu/counting.h"
+
 // One function per feature dtype.
 
 #define MI_PRUNER_BY_DTYPE(rows, call)                                                                                 \
@@ -330,10 +332,14 @@ void products(const Rows& rows, int64_t begin, int64_t end, const Acc* panel, in
   MI_PRUNER_BY_DTYPE(rows, (products_of<T, Acc>(rows, begin, end, panel, count, out, square)))
 }
 
+template <typename Acc> void bin_row(const Rows& rows, int64_t i, int bins, uint8_t* bin) {
+  MI_PRUNER_BY_DTYPE(rows, (bin_row_of<T>(rows, i, bins, bin)))
+}
+
 template <typename Acc>
 constexpr Kernels<Acc> kTable = {
-    squared_norms<Acc>,      pack<Acc>,           products<Acc>, scale<Acc>,        sum<Acc>,
-    squared_deviations<Acc>, log_normaliser<Acc>, scores<Acc>,   redundancies<Acc>, step<Acc>,
+    squared_norms<Acc>,  pack<Acc>,   products<Acc>,     scale<Acc>, sum<Acc>,     squared_deviations<Acc>,
+    log_normaliser<Acc>, scores<Acc>, redundancies<Acc>, step<Acc>,  bin_row<Acc>, sum_over_cells<Acc>,
 };
 
 } // namespace

@@ -32,6 +32,8 @@ constexpr int64_t panel_rows(int64_t count) { return (count + kTileColumns - 1) 
 
 constexpr int64_t panel_size(int64_t count, int64_t dim) { return panel_rows(count) * padded(dim); }
 
+constexpr int kMaxBins = 64; // as mi_pruner/_checks.py: a bin fits into uint8, a cell into uint16
+
 // The tokens of largest gain: `index` is -1 where no gain is above -infinity.
 template <typename Acc> struct Best {
   Acc gain;
@@ -73,6 +75,13 @@ template <typename Acc> struct Kernels {
   // One greedy step: rho <- rho + row, or max(rho, row); gains <- scores - scale * rho; the best, lowest index first.
   // Tokens that can't be picked have a NaN score. row may be null: rho stays.
   Best<Acc> (*step)(const Acc* scores, Acc* rho, const Acc* row, bool maximum, Acc scale, int64_t padded, Acc* gains);
+
+  // bin[d] of the coordinates of a row that is finite: see docs/maths.md, "The histogram estimator".
+  void (*bin_row)(const Rows& rows, int64_t i, int bins, uint8_t* bin);
+
+  // Sum of terms[count] over the cells of the bins x bins histogram of (x[d], y[d]); terms[0] is 0. The order of the
+  // sum is such that a constant x leaves the bits of (y, y), and a constant y those of (x, x).
+  Acc (*sum_over_cells)(const uint8_t* x, const uint8_t* y, int64_t dim, int bins, const Acc* terms);
 };
 
 // The table for the widest instruction set that this processor has.

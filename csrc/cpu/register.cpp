@@ -162,6 +162,20 @@ void score(const std::vector<Sample>& visual, const OptionalTensor& visual_prior
   });
 }
 
+template <typename Acc>
+void score_by_histograms(const std::vector<Sample>& visual, const OptionalTensor& visual_prior,
+                         const std::vector<Sample>& text, const OptionalTensor& text_prior, int64_t text_tokens,
+                         int bins, const Tensor& scores) {
+  const Acc* prior = array<Acc>("visual_prior", visual_prior, scores.numel());
+  const Acc* words_prior = array<Acc>("text_prior", text_prior, text_tokens);
+  Acc* out = scores.mutable_data_ptr<Acc>();
+  const std::vector<Acc> terms = information_terms<Acc>(visual.empty() ? 0 : visual[0].rows.dim);
+  for_each_sample(visual.size(), [&](size_t b) {
+    histogram_mi_scores(visual[b].rows, of_sample(prior, visual[b]), prepare(text[b], words_prior), bins, terms,
+                        out + visual[b].span.begin);
+  });
+}
+
 template <typename Acc> void clear(const Outputs& out) {
   std::fill_n(out.indices.mutable_data_ptr<int64_t>(), out.indices.numel(), int64_t{-1});
   std::fill_n(out.gains.mutable_data_ptr<Acc>(), out.gains.numel(), -std::numeric_limits<Acc>::infinity());
@@ -248,11 +262,15 @@ Outputs new_outputs(const Tensor& visual, std::initializer_list<int64_t> shape) 
 #define MI_PRUNER_BY_ACCUMULATION(visual, f, ...)                                                                      \
   (accumulation(visual) == ScalarType::Double ? f<double>(__VA_ARGS__) : f<float>(__VA_ARGS__))
 
-Scoring dense_scoring(const Tensor& visual, const Tensor& text, const OptionalTensor& text_prior,
-                      std::optional<double> bandwidth, const std::string& marginal) {
+void check_dense(const Tensor& visual, const Tensor& text) {
   check_features("visual", visual, 3, visual.scalar_type());
   check_features("text", text, 3, visual.scalar_type());
   STD_TORCH_CHECK(text.size(0) == visual.size(0) && text.size(2) == visual.size(2), "text: wrong shape");
+}
+
+Scoring dense_scoring(const Tensor& visual, const Tensor& text, const OptionalTensor& text_prior,
+                      std::optional<double> bandwidth, const std::string& marginal) {
+  check_dense(visual, text);
   return {dense_samples(text), text_prior, text.size(0) * text.size(1), {bandwidth, marginal == "joint"}};
 }
 
@@ -356,6 +374,16 @@ TokensAndPicks prune_varlen_op(Tensor visual, Tensor text, Tensor cu_seqlens_vis
   return {tokens, out.indices, out.gains};
 }
 
+Tensor histogram_mi_scores_op(Tensor visual, Tensor text, OptionalTensor visual_prior, OptionalTensor text_prior,
+                              int64_t bins) {
+  check_dense(visual, text);
+  STD_TORCH_CHECK(1 <= bins && bins <= kMaxBins, "bins: too few or too many");
+  const Tensor scores = torch::stable::new_empty(visual, {visual.size(0), visual.size(1)}, accumulation(visual));
+  MI_PRUNER_BY_ACCUMULATION(visual, score_by_histograms, dense_samples(visual), visual_prior, dense_samples(text),
+                            text_prior, text.size(0) * text.size(1), static_cast<int>(bins), scores);
+  return scores;
+}
+
 } // namespace
 } // namespace mi_pruner::cpu
 
@@ -367,4 +395,5 @@ STABLE_TORCH_LIBRARY_IMPL(mi_pruner_cpu, CPU, m) {
   m.impl("mi_scores_varlen", TORCH_BOX(&mi_scores_varlen_op));
   m.impl("greedy_select_varlen", TORCH_BOX(&greedy_select_varlen_op));
   m.impl("prune_varlen", TORCH_BOX(&prune_varlen_op));
+  m.impl("histogram_mi_scores", TORCH_BOX(&histogram_mi_scores_op));
 }

@@ -32,6 +32,14 @@ template <typename Acc>
 Tokens<Acc> mi_scores(const Rows& visual, const Acc* visual_prior, const Tokens<Acc>& text, const ScoreOptions& options,
                       Acc* scores);
 
+// p log p for p = 0/dim, 1/dim, ..., dim/dim.
+template <typename Acc> std::vector<Acc> information_terms(int64_t dim);
+
+// scores (visual.count): see docs/maths.md, "The histogram estimator". `terms`: those of information_terms(visual.dim).
+template <typename Acc>
+void histogram_mi_scores(const Rows& visual, const Acc* visual_prior, const Tokens<Acc>& text, int bins,
+                         const std::vector<Acc>& terms, Acc* scores);
+
 enum class Redundancy { kMean, kChain, kMax, kNone };
 
 struct SelectOptions {
