@@ -11,7 +11,7 @@ BUILD_FILES := pyproject.toml setup.py CMakeLists.txt $(CXX_FILES)
 # The CUDA kernels as C++ on the CPU: what is theirs, and the guarantees of every backend.
 CUDA_HOST_TESTS := tests/test_cuda_host.py tests/test_backends.py tests/test_packed.py tests/test_properties.py
 
-.PHONY: help demo test lint format build bench clean
+.PHONY: help demo test lint format build bench quality quality-quick clean
 .DELETE_ON_ERROR:
 
 help:
@@ -20,6 +20,7 @@ help:
 	@echo "make lint     ruff, clang-format, mypy;   make format: rewrite to the style"
 	@echo "make build    compile the library and install the package in place"
 	@echo "make bench    measure against plain PyTorch and rival selectors (ARGS goes to bench)"
+	@echo "make quality  the quality study, with the training of its models: hours;   make quality-quick: minutes"
 	@echo "make clean    remove what was built; the environment $(VENV) stays"
 
 demo: $(VENV)/.installed-demo
@@ -45,6 +46,14 @@ build: $(VENV)/.installed-dev
 
 bench: build
 	$(BIN)/python -m bench $(ARGS)
+
+quality: build
+	$(BIN)/python -m bench.quality.study dev
+	$(BIN)/python -m bench.quality.study test
+	$(BIN)/python -m bench.quality.report
+
+quality-quick: build
+	$(BIN)/python -m bench.quality.study quick
 
 clean:
 	rm -rf build dist *.egg-info mi_pruner/_C.abi3.so $(VENV)/.installed-*

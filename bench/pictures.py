@@ -36,16 +36,7 @@ def draw(rows: dict[str, list[Row]], prefills: list[Prefill], folder: Path) -> l
     Raises:
         ImportError: without matplotlib.
     """
-    import matplotlib
-
-    matplotlib.use("svg")
-    style: dict[Any, Any] = {
-        "svg.hashsalt": "mi_pruner",
-        "font.size": 10,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-    }
-    matplotlib.rcParams.update(style)  # the salt: the same figures give the same file
+    start_drawing()
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for device, kept in rows.items():
@@ -58,6 +49,24 @@ def draw(rows: dict[str, list[Row]], prefills: list[Prefill], folder: Path) -> l
                 paths.append(folder / f"bench-{device}-{name}.svg")
                 figure.savefig(paths[-1], metadata={"Date": None}, bbox_inches="tight")
     return paths
+
+
+def start_drawing() -> None:
+    """One look for all pictures.
+
+    Raises:
+        ImportError: without matplotlib.
+    """
+    import matplotlib
+
+    matplotlib.use("svg")
+    style: dict[Any, Any] = {
+        "svg.hashsalt": "mi_pruner",
+        "font.size": 10,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+    }
+    matplotlib.rcParams.update(style)  # the salt: the same figures give the same file
 
 
 def _figure(width: float, height: float) -> tuple[Any, Axes]:

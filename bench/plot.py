@@ -75,8 +75,8 @@ def _records(path: Path, of: type) -> list[Any]:
     return record.read(path, of) if path.exists() else []
 
 
-def fill(text: str, blocks: dict[str, str]) -> str:
-    """The document with its blocks replaced.
+def fill(text: str, blocks: dict[str, str], prefix: str = "bench") -> str:
+    """The document with its blocks of this prefix replaced.
 
     Raises:
         ValueError: for a block of a name that no one fills.
@@ -86,6 +86,7 @@ def fill(text: str, blocks: dict[str, str]) -> str:
         name = match[1]
         if name not in blocks:
             raise ValueError(f"block {name}: expected one of {', '.join(blocks)}")
-        return f"<!-- bench:{name} -->\n{blocks[name].strip()}\n<!-- /bench:{name} -->"
+        return f"<!-- {prefix}:{name} -->\n{blocks[name].strip()}\n<!-- /{prefix}:{name} -->"
 
-    return re.sub(r"<!-- bench:([\w-]+) -->.*?<!-- /bench:\1 -->", replacement, text, flags=re.DOTALL)
+    pattern = rf"<!-- {prefix}:([\w-]+) -->.*?<!-- /{prefix}:\1 -->"
+    return re.sub(pattern, replacement, text, flags=re.DOTALL)

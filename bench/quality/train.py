@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from bench.quality.batches import Batch, dense_accuracy, make_batch
+from bench.record import ROOT
 from mi_pruner.demo.checkpoint import load_model, save_model
 from mi_pruner.demo.model import WIDTH, DigitVLM
 from mi_pruner.demo.scenes import GRID
@@ -142,7 +143,7 @@ def train(plan: Plan, state_file: Path, device: torch.device) -> DigitVLM:
 
 def _take_weights(model: DigitVLM, path: Path) -> None:
     """Those of a checkpoint for pictures of any size: the embeddings of its places are interpolated to the model's."""
-    weights = load_model(path)[0].state_dict()
+    weights = load_model(ROOT / path)[0].state_dict()
     known = weights["encoder.position"]
     side, wanted = isqrt(len(known)), isqrt(model.tokens)
     plane = known.T.reshape(1, -1, side, side)
@@ -238,6 +239,22 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def make(plan: Plan, out: Path, state_file: Path, device: torch.device) -> None:
+    """Trains a model and writes its checkpoint, which carries how it was made and its accuracy."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    model = train(plan, state_file, device)
+    accuracy = dense_accuracy(model, "dev", 1000, device)
+    metadata = {
+        "command": _command(plan, out),
+        "seed": str(plan.seed),
+        "aligned": str(plan.aligned),
+        "dev_accuracy": _described(accuracy),
+        "torch": torch.__version__,
+    }
+    save_model(model, out, metadata)
+    print(f"{out}: {_described(accuracy)}")
+
+
 def main() -> None:
     """The command line."""
     arguments = _arguments()
@@ -252,17 +269,7 @@ def main() -> None:
         arguments.grid,
         arguments.start,
     )
-    model = train(plan, arguments.state or arguments.out.with_suffix(".state"), arguments.device)
-    accuracy = dense_accuracy(model, "dev", 1000, arguments.device)
-    metadata = {
-        "command": _command(plan, arguments.out),
-        "seed": str(plan.seed),
-        "aligned": str(plan.aligned),
-        "dev_accuracy": _described(accuracy),
-        "torch": torch.__version__,
-    }
-    save_model(model, arguments.out, metadata)
-    print(f"{arguments.out}: {_described(accuracy)}")
+    make(plan, arguments.out, arguments.state or arguments.out.with_suffix(".state"), arguments.device)
 
 
 if __name__ == "__main__":

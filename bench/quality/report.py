@@ -1,0 +1,40 @@
+"""Draws the pictures, and fills the tables of docs/quality.md and README.md, from the CSV files of the study.
+
+python -m bench.quality.report
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from bench import plot, record
+from bench.quality import pictures, tables
+from bench.quality.study import Accuracy, Specificity
+
+DOCUMENTS = ("docs/quality.md", "README.md")
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=record.RESULTS, help="folder of the CSV files")
+    parser.add_argument("--root", type=Path, default=record.ROOT, help="of the checkout whose documents are filled")
+    options = parser.parse_args()
+    main_rows = _read(options.results / "quality-test-accuracy.csv", Accuracy)
+    varied = _read(options.results / "quality-dev-accuracy.csv", Accuracy)
+    specificity = _read(options.results / "quality-test-specificity.csv", Specificity)
+    for path in pictures.draw(main_rows, varied, options.root / plot.PICTURES):
+        print(f"drew {path}")
+    blocks = tables.blocks(main_rows, specificity, varied)
+    for name in DOCUMENTS:
+        path = options.root / name
+        path.write_text(plot.fill(path.read_text(encoding="utf-8"), blocks, "quality"), encoding="utf-8")
+        print(f"filled {path}")
+
+
+def _read(path: Path, of: type) -> list[Any]:
+    return record.read(path, of) if path.exists() else []
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,310 @@
+"""Does it keep the answer? All methods, all models: accuracy against kept tokens, with confidence, into CSV files.
+
+    python -m bench.quality.study dev      the variants of our own method, on the dev scenes: what chooses the defaults
+    python -m bench.quality.study test     all methods on the test scenes, touched once, at the end
+    python -m bench.quality.study ideas    what was tried for better defaults, on the dev scenes
+    python -m bench.quality.study quick    all methods on a few dev scenes and the model that ships, under 5 minutes
+
+Models that are not there are trained first (build/quality, hours; interrupted runs resume).
+"""
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from bench import record
+from bench.quality import models, statistics
+from bench.quality.asked import Asked, questions
+from bench.quality.explore import IDEAS
+from bench.quality.in_decoder import Answered
+from bench.quality.methods import BOUND, DEFAULT, DENSE, METHODS, OURS, SCORES, VARIANTS
+from mi_pruner.demo.checkpoint import load_model
+from mi_pruner.demo.model import TOKENS, DigitVLM
+from mi_pruner.demo.questions import KINDS
+from mi_pruner.demo.sources import Split
+
+KEEPS = (40, 20, 10, 6)  # of 81 visual tokens; the same shares of larger pictures
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Of one method at one budget, over the seeds of a group; accuracies and shares in 0 .. 1.
+
+    asked_kept, others_kept, background_kept: shares of patches kept, over questions that name a digit: that digit's,
+    the other digits', the background's. ahead, ahead_low, ahead_high: accuracy minus that of mi_pruner at the same
+    budget, with a band of 95 % that holds for all rows of the group and split together (of those with seeds = 1, over
+    scenes alone). least, most: accuracies of the seeds.
+    """
+
+    split: str
+    group: str
+    method: str
+    family: str
+    vary: str  # what varies, and its value; empty for the methods of the main comparison
+    value: str
+    keep: int  # visual tokens, of 81; 4 times as many of 324
+    tokens_per_layer: float  # mean over the decoder's layers, of as many
+    seeds: int
+    questions: int
+    accuracy: float
+    least: float
+    most: float
+    ahead: float
+    ahead_low: float
+    ahead_high: float
+    digit: float
+    colour: float
+    where: float
+    left: float
+    count: float
+    asked_kept: float
+    others_kept: float
+    background_kept: float
+    date: str
+    commit: str
+    command: str
+    machine: str
+    device: str
+    threads: int
+    torch: str
+
+
+@dataclass(frozen=True)
+class Specificity:
+    """How often a patch of the digit asked about scores above one of another digit: mean over questions and seeds."""
+
+    split: str
+    group: str
+    scores: str
+    label: str
+    seeds: int
+    questions: int
+    auc: float
+    date: str
+    commit: str
+    command: str
+    machine: str
+    device: str
+    threads: int
+    torch: str
+
+
+Job = tuple[str, int]  # a method and how many tokens it keeps, of 81
+Run = Callable[[Asked, int], Answered]
+
+
+@dataclass
+class _Seen:
+    """What one method did in one model, at one budget: right and shares (scenes, kinds), tokens per layer."""
+
+    right: np.ndarray
+    asked: np.ndarray
+    others: np.ndarray
+    background: np.ndarray
+    tokens_per_layer: float = 0.0
+
+    @classmethod
+    def empty(cls, scenes: int) -> "_Seen":
+        """Nothing seen yet."""
+        return cls(*(np.full((scenes, len(KINDS)), np.nan) for _ in range(4)))
+
+
+@dataclass
+class _Told:
+    """All jobs in one model: kind of each question (scenes, places), what each job did, AUCs of each score."""
+
+    kind: np.ndarray
+    seen: dict[Job, _Seen]
+    auc: dict[str, list[np.ndarray]]
+
+
+@torch.inference_mode()
+def answer_all(
+    model: DigitVLM, split: Split, scenes: int, runs: dict[str, Run], keeps: Sequence[int], label: str
+) -> _Told:
+    """Every run at every budget over the first scenes of a split, one question of each kind for each."""
+    jobs: list[Job] = [("dense", TOKENS), *((name, keep) for keep in keeps for name in runs)]
+    told = _Told(np.zeros((scenes, len(KINDS)), int), {job: _Seen.empty(scenes) for job in jobs}, {})
+    taken = np.zeros(scenes, int)  # places filled: a scene's questions come in the order of their length
+    with tqdm(total=scenes * len(KINDS), unit="question", desc=label, mininterval=2) as progress:
+        for asked in questions(model, split, range(scenes)):
+            scene = asked.scene.numpy()
+            place = _places(scene, taken)
+            told.kind[scene, place] = asked.kind.numpy()
+            for name, keep in jobs:
+                run = DENSE.run if name == "dense" else runs[name]
+                _note(told.seen[name, keep], asked, run(asked, keep * model.tokens // TOKENS), scene, place)
+            _note_specificity(told, asked)
+            progress.update(len(scene))
+    return told
+
+
+def _places(scene: np.ndarray, taken: np.ndarray) -> np.ndarray:
+    """The next free place of each question's scene; a scene may come several times."""
+    place = np.empty(len(scene), int)
+    for i, number in enumerate(scene):
+        place[i] = taken[number]
+        taken[number] += 1
+    return place
+
+
+def _note(seen: _Seen, asked: Asked, done: Answered, scene: np.ndarray, place: np.ndarray) -> None:
+    kept = torch.zeros_like(asked.named).scatter_(1, done.kept, True)
+    names = asked.named.any(dim=1, keepdim=True)
+    others, background = names & (asked.owner >= 0) & ~asked.named, names & (asked.owner < 0)
+    seen.right[scene, place] = (done.answer == asked.answer).numpy()
+    seen.asked[scene, place] = _share(kept, asked.named)
+    seen.others[scene, place] = _share(kept, others)
+    seen.background[scene, place] = _share(kept, background)
+    seen.tokens_per_layer = done.tokens_per_layer
+
+
+def _share(kept: torch.Tensor, patches: torch.Tensor) -> np.ndarray:
+    """Share of some patches that were kept, (Q, N) bool both -> (Q,), NaN where there are none."""
+    return ((kept & patches).sum(1) / patches.sum(1)).numpy()
+
+
+def _note_specificity(told: _Told, asked: Asked) -> None:
+    others = (asked.owner >= 0) & ~asked.named
+    for name, (_, scores) in SCORES.items():
+        of_each = statistics.auc(scores(asked).numpy(), asked.named.numpy(), others.numpy())
+        told.auc.setdefault(name, []).append(of_each)
+
+
+def accuracies(
+    split: Split, group: str, told: Sequence[_Told], about: dict[str, tuple[str, str, str]]
+) -> list[Accuracy]:
+    """The rows of a group from all of its models; about: name of a method -> family, what varies, its value."""
+    jobs = list(told[0].seen)
+    right = np.stack([[one.seen[job].right for one in told] for job in jobs])  # (jobs, seeds, scenes, kinds)
+    ours = {keep: jobs.index((DEFAULT, keep)) for name, keep in jobs if name == DEFAULT}
+    baseline = [ours.get(keep, number) for number, (_, keep) in enumerate(jobs)]  # dense: itself
+    ahead = statistics.differences(right, right[baseline])
+    kind = np.stack([one.kind for one in told])
+    run = asdict(record.this_run("cpu", "bench.quality.study"))
+    rows = []
+    for number, (name, keep) in enumerate(jobs):
+        family, vary, value = about.get(name, (BOUND, "", ""))
+        seen = [one.seen[name, keep] for one in told]
+        of_seeds = right[number].mean(axis=(1, 2))
+        by_kind = {k: right[number][kind == i].mean() for i, k in enumerate(KINDS)}
+        kept = {
+            f"{who}_kept": np.nanmean([getattr(one, who) for one in seen]) for who in ("asked", "others", "background")
+        }
+        shares = {
+            "accuracy": of_seeds.mean(),
+            "least": of_seeds.min(),
+            "most": of_seeds.max(),
+            **dict(zip(("ahead", "ahead_low", "ahead_high"), ahead[number], strict=True)),
+            **by_kind,
+            **kept,
+        }
+        rows.append(
+            Accuracy(
+                split=split,
+                group=group,
+                method=name,
+                family=family,
+                vary=vary,
+                value=value,
+                keep=keep,
+                tokens_per_layer=round(seen[0].tokens_per_layer, 2),
+                seeds=len(told),
+                questions=right[number].size,
+                **{share: round(float(figure), 4) for share, figure in shares.items()},
+                **run,
+            )
+        )
+    return rows
+
+
+def specificities(split: Split, group: str, told: Sequence[_Told]) -> list[Specificity]:
+    """The rows of a group from all of its models."""
+    run = asdict(record.this_run("cpu", "bench.quality.study"))
+    rows = []
+    for name, (label, _) in SCORES.items():
+        every = np.concatenate([part for one in told for part in one.auc[name]])
+        known = every[~np.isnan(every)]
+        rows.append(Specificity(split, group, name, label, len(told), len(known), round(float(known.mean()), 4), **run))
+    return rows
+
+
+def study(
+    split: Split,
+    which: Sequence[models.Trained],
+    scenes: int,
+    runs: dict[str, Run],
+    about: dict[str, tuple[str, str, str]],
+    keeps: Sequence[int],
+) -> tuple[list[Accuracy], list[Specificity]]:
+    """Everything over a split."""
+    accuracy, specificity = [], []
+    for group in (group for group in models.GROUPS if any(model.group == group for model in which)):
+        told = [
+            answer_all(load_model(model.path)[0], split, scenes, runs, keeps, model.name)
+            for model in which
+            if model.group == group
+        ]
+        accuracy += accuracies(split, group, told, about)
+        specificity += specificities(split, group, told)
+    return accuracy, specificity
+
+
+MAIN: dict[str, Run] = {name: method.run for name, method in METHODS.items()}
+ABOUT_MAIN = {name: (method.family, "", "") for name, method in METHODS.items()}
+VARIED: dict[str, Run] = {DEFAULT: METHODS[DEFAULT].run, **{name: run for name, (_, _, run) in VARIANTS.items()}}
+ABOUT_VARIED = {DEFAULT: (OURS, "", ""), **{name: (OURS, vary, value) for name, (vary, value, _) in VARIANTS.items()}}
+ABOUT_IDEAS = {DEFAULT: (OURS, "", ""), **{name: (OURS, "idea", name) for name in IDEAS}}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=("dev", "test", "ideas", "quick"))
+    parser.add_argument("--scenes", type=int, help="default: 600, of dev 400, of quick 50")
+    parser.add_argument(
+        "--out", type=Path, help="folder of the CSV files (default: bench/results, of quick build/quality)"
+    )
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: %(default)s)")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    part, out = options.part, options.out or (models.FOLDER if options.part == "quick" else record.RESULTS)
+    scenes = options.scenes or {"dev": 400, "ideas": 400, "test": 600, "quick": 50}[part]
+    which = models.MODELS[:1] if part == "quick" else models.MODELS
+    models.ensure(which, torch.device("cpu"))
+    if part == "dev":
+        rows = study("dev", which, scenes, VARIED, ABOUT_VARIED, (20, 10))
+    elif part == "ideas":
+        rows = study("dev", which, scenes, {DEFAULT: METHODS[DEFAULT].run, **IDEAS}, ABOUT_IDEAS, (20, 10))
+    else:
+        rows = study("test" if part == "test" else "dev", which, scenes, MAIN, ABOUT_MAIN, KEEPS)
+    out.mkdir(parents=True, exist_ok=True)
+    for name, of, found in (("accuracy", Accuracy, rows[0]), ("specificity", Specificity, rows[1])):
+        path = out / f"quality-{part}-{name}.csv"
+        path.unlink(missing_ok=True)
+        record.append(path, of, found)
+        print(f"wrote {path}")
+    _print_table(rows[0])
+
+
+def _print_table(rows: Sequence[Accuracy]) -> None:
+    """A line for each group and method: accuracy in %, with what is ahead of mi_pruner (+) or behind (-) for sure."""
+    keeps = list(dict.fromkeys(row.keep for row in rows if row.method != "dense"))
+    print(f"{'accuracy, %; kept of 81:':44}" + "".join(f"{keep:9}" for keep in keeps))
+    found = {(row.group, row.method, row.keep): row for row in rows}
+    for group, method in dict.fromkeys((row.group, row.method) for row in rows):
+        some = [found.get((group, method, keep)) or found[group, method, TOKENS] for keep in keeps]
+        cells = (
+            f"{100 * row.accuracy:8.1f}{'+' if row.ahead_low > 0 else '-' if row.ahead_high < 0 else ' '}"
+            for row in some
+        )
+        print(f"{group + ' ' + method:44}" + "".join(cells))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,191 @@
+"""The Markdown tables of docs/quality.md, from the CSV files of the study."""
+
+from collections.abc import Callable, Sequence
+
+from bench.quality.methods import BOUND, DEFAULT, DYNAMIC, METHODS, OURS, SCORES
+from bench.quality.models import GROUPS
+from bench.quality.study import KEEPS, Accuracy, Specificity
+from bench.tables import NONE, table
+from mi_pruner.demo.questions import KINDS
+
+AHEAD, BEHIND = "▲", "▼"
+KINDS_AT = 20  # of 81: where the methods differ most
+ASKS = {
+    "digit": "what digit is red",
+    "colour": "what colour is the seven",
+    "where": "where is …",
+    "left": "left of …",
+    "count": "how many",
+}
+
+
+def blocks(main: Sequence[Accuracy], specificity: Sequence[Specificity], varied: Sequence[Accuracy]) -> dict[str, str]:
+    """Name of a block -> its Markdown."""
+    filled = {
+        "run": run(main),
+        "run-dev": run(varied),
+        "models": dense(main),
+        "specificity": specific(specificity),
+        "verdict": verdict(main),
+        "losses": losses(main),
+        "readme": readme(main),
+    }
+    for group in GROUPS:
+        of_group = [row for row in main if row.group == group]
+        filled[f"accuracy-{group}"] = accuracy(of_group)
+        filled[f"kinds-{group}"] = kinds(of_group)
+    for vary in dict.fromkeys(row.vary for row in varied if row.vary):
+        filled[f"vary-{vary.replace(' ', '-').replace('+', 'and').replace(',', '')}"] = variants(varied, vary)
+    return filled
+
+
+def percent(share: float) -> str:
+    """One digit behind the point."""
+    return f"{100 * share:.1f}"
+
+
+def label(row: Accuracy) -> str:
+    """Ours in bold."""
+    name = METHODS[row.method].label if row.method in METHODS else "all tokens"
+    return f"**{name}**" if row.method == DEFAULT else name
+
+
+def mark(row: Accuracy) -> str:
+    """Is it ahead of mi_pruner, or behind, beyond the band?"""
+    return f" {AHEAD}" if row.ahead_low > 0 else f" {BEHIND}" if row.ahead_high < 0 else ""
+
+
+def run(rows: Sequence[Accuracy]) -> str:
+    """Where the numbers are from."""
+    if not rows:
+        return NONE
+    row = rows[0]
+    return (
+        f"By `{row.command}` at commit {row.commit}, {row.date[:10]}; {row.machine}, {row.threads} CPU threads, torch "
+        f"{row.torch}; {row.split} scenes."
+    )
+
+
+def dense(rows: Sequence[Accuracy]) -> str:
+    """The models, with all of their tokens."""
+    lines = [
+        [GROUPS[row.group], str(row.seeds), f"{percent(row.least)} – {percent(row.most)}"]
+        + [percent(getattr(row, kind)) for kind in KINDS]
+        for row in rows
+        if row.method == "dense"
+    ]
+    header = ["models", "seeds", "accuracy with all tokens, %", *(ASKS[kind] for kind in KINDS)]
+    return table(header, lines) if lines else NONE
+
+
+def _by_method(rows: Sequence[Accuracy], cell: Callable[[Accuracy], str], keeps: Sequence[int]) -> list[list[str]]:
+    found = {(row.method, row.keep): row for row in rows}
+    return [
+        [label(found[name, keeps[0]]), *(cell(found[name, keep]) for keep in keeps)]
+        for name in METHODS
+        if (name, keeps[0]) in found
+    ]
+
+
+def accuracy(rows: Sequence[Accuracy]) -> str:
+    """Accuracy of each method at each budget, marked where it differs from ours for sure."""
+    if not rows:
+        return NONE
+    scale = 4 if rows[0].tokens_per_layer > 81 else 1
+    header = ["accuracy, %; tokens kept:", *(f"{keep * scale}" for keep in KEEPS), "visual tokens a layer"]
+    before = [row for row in rows if METHODS.get(row.method) and METHODS[row.method].family != DYNAMIC]
+    lines = [[*line, "the same"] for line in _by_method(before, _marked, KEEPS)]
+    inside = [row for row in rows if row.method in METHODS and METHODS[row.method].family == DYNAMIC]
+    found = {(row.method, row.keep): row for row in inside}
+    for line, name in zip(
+        _by_method(inside, _marked, KEEPS), [n for n in METHODS if (n, KEEPS[0]) in found], strict=True
+    ):
+        lines.append([*line, ", ".join(f"{found[name, keep].tokens_per_layer:.0f}" for keep in KEEPS)])
+    return table(header, lines)
+
+
+def _marked(row: Accuracy) -> str:
+    return percent(row.accuracy) + mark(row)
+
+
+def kinds(rows: Sequence[Accuracy]) -> str:
+    """Accuracy by kind of question, and whose patches are kept, at one budget."""
+    if not rows:
+        return NONE
+    header = ["%", *(ASKS[kind] for kind in KINDS), "patches kept: asked digit's / others' / background's"]
+    found = {row.method: row for row in rows if row.keep == KINDS_AT}
+    lines = []
+    for name in METHODS:
+        if name in found:
+            row = found[name]
+            kept = " / ".join(f"{100 * share:.0f}" for share in (row.asked_kept, row.others_kept, row.background_kept))
+            lines.append([label(row), *(percent(getattr(row, kind)) for kind in KINDS), kept])
+    return table(header, lines)
+
+
+def specific(rows: Sequence[Specificity]) -> str:
+    """AUC of each score in each group of models."""
+    if not rows:
+        return NONE
+    found = {(row.scores, row.group): row for row in rows}
+    groups = [group for group in GROUPS if any(row.group == group for row in rows)]
+    lines = [[text, *(f"{found[name, group].auc:.2f}" for group in groups)] for name, (text, _) in SCORES.items()]
+    return table(["AUC of", *(GROUPS[group] for group in groups)], lines)
+
+
+def variants(rows: Sequence[Accuracy], vary: str) -> str:
+    """Accuracy of the variants of one option at both budgets, with the default's, and the difference from it."""
+    groups = [group for group in GROUPS if any(row.group == group for row in rows)]
+    found = {(row.group, row.method, row.keep): row for row in rows}
+    names = [DEFAULT, *dict.fromkeys(row.method for row in rows if row.vary == vary)]
+    values = {row.method: row.value for row in rows}
+    keeps = sorted({row.keep for row in rows if row.method == DEFAULT}, reverse=True)
+    lines = []
+    for name in names:
+        cells = [found[group, name, keep] for group in groups for keep in keeps]
+        lines.append(["**default**" if name == DEFAULT else values[name], *(_marked(row) for row in cells)])
+    return table([vary, *(f"{GROUPS[group]}: {keep}" for group in groups for keep in keeps)], lines)
+
+
+def _rivals(rows: Sequence[Accuracy]) -> list[Accuracy]:
+    return [row for row in rows if row.method in METHODS and METHODS[row.method].family not in (OURS, BOUND)]
+
+
+def verdict(rows: Sequence[Accuracy]) -> str:
+    """How many comparisons with others are won and lost beyond the band."""
+    lines = []
+    for group in GROUPS:
+        of_group = [row for row in _rivals(rows) if row.group == group]
+        for title, dynamic in (("before the model", False), ("in the decoder, by attention", True)):
+            chosen = [row for row in of_group if (METHODS[row.method].family == DYNAMIC) == dynamic]
+            lost, won = sum(row.ahead_low > 0 for row in chosen), sum(row.ahead_high < 0 for row in chosen)
+            lines.append([GROUPS[group], title, str(won), str(len(chosen) - won - lost), str(lost)])
+    header = ["models", "rivals that select", "mi_pruner ahead", "undecided", "mi_pruner behind"]
+    return table(header, lines) if rows else NONE
+
+
+def losses(rows: Sequence[Accuracy]) -> str:
+    """Every comparison that mi_pruner loses beyond the band, with the band in points."""
+    lines = []
+    for row in sorted(_rivals(rows), key=lambda row: (list(GROUPS).index(row.group), -row.keep, -row.ahead)):
+        if row.ahead_low > 0:
+            band = f"+{100 * row.ahead:.1f} ({100 * row.ahead_low:+.1f} to {100 * row.ahead_high:+.1f})"
+            lines.append([GROUPS[row.group], f"{row.keep} of 81", label(row), band, f"{row.tokens_per_layer:.0f}"])
+    if not lines:
+        return "None." if rows else NONE
+    return table(["models", "kept", "who is ahead", "by points (95 % band)", "its visual tokens a layer"], lines)
+
+
+def readme(rows: Sequence[Accuracy]) -> str:
+    """The short table: a few methods, both kinds of small models, all budgets."""
+    shown = (DEFAULT, "mmtok", "divprune", "cdpruner", "cosine", "encoder-attention", "fastv", "random")
+    found = {(row.group, row.method, row.keep): row for row in rows}
+    groups = [group for group in GROUPS if (group, DEFAULT, KEEPS[0]) in found]
+    if not groups:
+        return NONE
+    lines = []
+    for name in shown:
+        cells = [_marked(found[group, name, keep]) for group in groups for keep in KEEPS]
+        lines.append([label(found[groups[0], name, KEEPS[0]]), *cells])
+    header = ["accuracy, %; kept of 81:", *(f"{GROUPS[group]}: {keep}" for group in groups for keep in KEEPS)]
+    return table(header, lines)
