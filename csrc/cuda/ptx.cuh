@@ -97,5 +97,29 @@ template <typename T> __device__ __forceinline__ T load_whole(const T* global) {
 
 __device__ __forceinline__ void wait_a_moment() { __nanosleep(20); }
 
+// Thread-block clusters, where the architecture has them: elsewhere nothing below may be called.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+constexpr bool kHasClusters = true;
+
+// The same place in the shared memory of block `rank` of the cluster; for as long as that block runs.
+template <typename T> __device__ __forceinline__ T* in_block(T* shared, unsigned rank) {
+  T* there;
+  asm("mapa.u64 %0, %1, %2;" : "=l"(there) : "l"(shared), "r"(rank));
+  return there;
+}
+
+// The two halves of the cluster's barrier: what its threads wrote before they arrived, in shared memory of any of its
+// blocks, too, is seen by all that have waited. For whole warps.
+__device__ __forceinline__ void cluster_arrive() {
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+}
+__device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+#else
+constexpr bool kHasClusters = false;
+template <typename T> __device__ __forceinline__ T* in_block(T* shared, unsigned) { return shared; }
+__device__ __forceinline__ void cluster_arrive() {}
+__device__ __forceinline__ void cluster_wait() {}
+#endif
+
 } // namespace mi_pruner::cuda
 #endif

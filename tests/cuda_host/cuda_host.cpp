@@ -8,6 +8,7 @@
 #include <deque>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -64,8 +65,16 @@ struct Warp {
   void* slots[32];
 };
 
+// Its barrier has two halves: who waits needs the phase to be over at which it arrived.
+struct Cluster {
+  Barrier barrier; // arrivals of this phase
+  unsigned phase = 0, ended = 0;
+};
+
 struct Block {
   unsigned index, ended = 0;
+  bool started = false;
+  Cluster* cluster = nullptr;
   std::unique_ptr<unsigned char, decltype(&std::free)> shared{nullptr, &std::free};
   Barrier barrier;
   int votes = 0, result = 0;
@@ -91,6 +100,7 @@ struct Fiber {
   bool done = false;
   std::vector<Copy> copies{}; // on their way, oldest first
   unsigned groups = 0;        // committed
+  unsigned cluster_phase = 0; // at whose end it has arrived, counted from 1; 0: it has not
 };
 
 // Stacks live as long as the process; the lowest page of each is never there.
@@ -114,8 +124,8 @@ Stacks stacks;
 
 class Grid {
 public:
-  Grid(unsigned threads, size_t shared, const std::function<void()>& thread)
-      : threads_(threads), shared_(shared), thread_(thread) {
+  Grid(unsigned threads, size_t shared, unsigned cluster, const std::function<void()>& thread)
+      : threads_(threads), shared_(shared), cluster_(cluster), thread_(thread) {
     const char* seed = std::getenv("MI_PRUNER_HOST_SEED");
     random_ = seed == nullptr ? 0 : std::strtoull(seed, nullptr, 10);
     random_ *= 0x9e3779b97f4a7c15u;
@@ -124,6 +134,7 @@ public:
   // Runs blocks [first, last) together; false: an error.
   bool run(unsigned first, unsigned last) {
     blocks_.clear();
+    clusters_.clear();
     fibers_.clear();
     ready_ = 0;
     favourite_ = 0;
@@ -147,14 +158,7 @@ public:
   // Counts this fiber in, `ended` of `all` having ended; true for the last, which goes on, the others once it has
   // called `open`.
   bool arrive(Barrier& barrier, unsigned all, unsigned ended, const Where& where) {
-    if (barrier.arrived == 0) barrier.where = where;
-    if (barrier.where.line() != where.line() || (barrier.where.file_name() != where.file_name() &&
-                                                 std::strcmp(barrier.where.file_name(), where.file_name()) != 0))
-      fail("divergent barrier: some threads wait at " + place(barrier.where) + ", others at " + place(where));
-    else if (ended > 0)
-      fail("divergent barrier: a thread has ended while others wait at " + place(where));
-    if (!error_.empty()) leave();
-    if (++barrier.arrived == all) return true;
+    if (count_in(barrier, all, ended, where)) return true;
     barrier.waiting.push_back(current_);
     leave();
     return false;
@@ -166,6 +170,41 @@ public:
     for (const unsigned fiber : barrier.waiting)
       make_ready(fiber);
     barrier.waiting.clear();
+  }
+
+  void cluster_arrive(const Where& where) {
+    Cluster& cluster = *block().cluster;
+    Fiber& fiber = fibers_[current_];
+    if (fiber.cluster_phase != 0)
+      fail("divergent barrier: a thread arrives twice at the cluster's, at " + place(where));
+    const bool last = count_in(cluster.barrier, cluster_ * threads_, cluster.ended, where);
+    fiber.cluster_phase = cluster.phase + 1;
+    if (!last) return;
+    ++cluster.phase;
+    open(cluster.barrier);
+  }
+
+  void cluster_wait(const Where& where) {
+    Cluster& cluster = *block().cluster;
+    const unsigned phase = std::exchange(fibers_[current_].cluster_phase, 0);
+    if (phase == 0) fail("divergent barrier: a thread waits that has not arrived at the cluster's, at " + place(where));
+    if (!error_.empty()) leave();
+    if (cluster.phase == phase) return;
+    cluster.barrier.waiting.push_back(current_);
+    leave();
+  }
+
+  // What is at `shared` in this block's shared memory, in that of another block of its cluster.
+  void* in_block(void* shared, unsigned rank) {
+    if (rank >= cluster_) {
+      fail("a cluster has no block " + std::to_string(rank));
+      leave();
+    }
+    const Block& other = *blocks_[(block().index - blocks_.front()->index) / cluster_ * cluster_ + rank];
+    if (!other.started) fail("shared memory of a block that may not have started");
+    if (other.shared == nullptr) fail("shared memory of a block that has ended");
+    if (!error_.empty()) leave();
+    return other.shared.get() + (static_cast<unsigned char*>(shared) - block().shared.get());
   }
 
   void copy(void* to, const void* from, unsigned bytes) {
@@ -201,11 +240,12 @@ public:
     Fiber& fiber = fibers_[current_];
     fiber.done = true;
     ++fiber.block->ended;
+    ++fiber.block->cluster->ended;
     ++warp().ended;
     idle_ = 0;
-    if (fiber.block->barrier.arrived > 0 || warp().barrier.arrived > 0)
-      fail("divergent barrier: a thread ends while others wait at " +
-           place(fiber.block->barrier.arrived > 0 ? fiber.block->barrier.where : warp().barrier.where));
+    for (const Barrier* barrier : {&fiber.block->barrier, &warp().barrier, &fiber.block->cluster->barrier})
+      if (barrier->arrived > 0) fail("divergent barrier: a thread ends while others wait at " + place(barrier->where));
+    if (fiber.block->ended == threads_) fiber.block->shared.reset(); // others of its cluster may not use it any more
     leave();
   }
 
@@ -218,9 +258,23 @@ private:
     if (error_.empty()) error_ = what;
   }
 
+  // Counts this fiber in at a barrier; true for the last.
+  bool count_in(Barrier& barrier, unsigned all, unsigned ended, const Where& where) {
+    if (barrier.arrived == 0) barrier.where = where;
+    if (barrier.where.line() != where.line() || (barrier.where.file_name() != where.file_name() &&
+                                                 std::strcmp(barrier.where.file_name(), where.file_name()) != 0))
+      fail("divergent barrier: some threads wait at " + place(barrier.where) + ", others at " + place(where));
+    else if (ended > 0)
+      fail("divergent barrier: a thread has ended while others wait at " + place(where));
+    if (!error_.empty()) leave();
+    return ++barrier.arrived == all;
+  }
+
   void add_block(unsigned index) {
     auto block = std::make_unique<Block>();
     block->index = index;
+    if (blocks_.size() % cluster_ == 0) clusters_.push_back(std::make_unique<Cluster>());
+    block->cluster = clusters_.back().get();
     block->warps.resize((threads_ + 31) / 32);
     void* memory = nullptr;
     if (posix_memalign(&memory, 128, shared_ > 0 ? shared_ : 1) != 0) std::abort();
@@ -269,6 +323,7 @@ private:
 
   void resume(unsigned fiber) {
     current_ = fiber;
+    fibers_[fiber].block->started = true;
     threadIdx.x = fibers_[fiber].thread;
     blockIdx.x = fibers_[fiber].block->index;
     blockDim.x = threads_;
@@ -297,8 +352,10 @@ private:
 
   const unsigned threads_;
   const size_t shared_;
+  const unsigned cluster_; // blocks
   const std::function<void()>& thread_;
   std::vector<std::unique_ptr<Block>> blocks_;
+  std::vector<std::unique_ptr<Cluster>> clusters_;
   std::vector<Fiber> fibers_;
   size_t ready_ = 0, favourite_ = 0, idle_ = 0;
   uint64_t random_;
@@ -315,10 +372,11 @@ void Grid::enter() { grid->body(); }
 
 } // namespace
 
-cudaError_t run(unsigned blocks, unsigned threads, size_t shared, bool cooperative,
+cudaError_t run(unsigned blocks, unsigned threads, size_t shared, bool cooperative, unsigned cluster,
                 const std::function<void()>& thread) {
+  if (blocks % cluster != 0) return cudaErrorInvalidConfiguration;
   ++mi_pruner_host_launches;
-  Grid here(threads, shared, thread);
+  Grid here(threads, shared, cluster, thread);
   grid = &here;
   bool good = true;
   if (cooperative)
@@ -334,6 +392,15 @@ cudaError_t run(unsigned blocks, unsigned threads, size_t shared, bool cooperati
 void* shared_memory() { return grid->block().shared.get(); }
 
 void wait_a_moment() { grid->pause(); }
+
+int resident_clusters() {
+  const char* clusters = std::getenv("MI_PRUNER_HOST_CLUSTERS");
+  return clusters == nullptr ? 0 : std::atoi(clusters);
+}
+
+void cluster_arrive(const Where& where) { grid->cluster_arrive(where); }
+void cluster_wait(const Where& where) { grid->cluster_wait(where); }
+void* in_block(void* shared, unsigned rank) { return grid->in_block(shared, rank); }
 
 int block_barrier(bool vote, const Where& where) {
   Block& block = grid->block();

@@ -2,10 +2,11 @@
 //
 // A fiber runs until it has to wait for others: at a barrier, a warp collective, a spin on memory. Which goes on next
 // is first come, first served, or random by seed. Blocks run one after another, those of a cooperative launch together.
-// What is checked on the way: threads of a block (of a warp) that wait at different places of the source, that end
-// while others wait, or that wait for ever; fresh shared memory holds NaN. A missing barrier shows as a wrong result
-// under some seed, a write out of bounds under the address sanitizer: shared memory is an allocation of its exact size.
-// What is not: the order of memory accesses between real threads, and the encoding of the instructions in ptx.cuh.
+// What is checked on the way: threads of a block (of a warp, of a cluster) that wait at different places of the source,
+// that end while others wait, or that wait for ever; fresh shared memory holds NaN. A missing barrier shows as a wrong
+// result under some seed, a write out of bounds under the address sanitizer: shared memory is an allocation of its
+// exact size, which goes when its block ends. What is not: the order of memory accesses between real threads, and the
+// encoding of the instructions in ptx.cuh.
 #pragma once
 
 #include <math.h>
@@ -64,12 +65,18 @@ namespace mi_pruner::cuda::host {
 using Where = std::source_location;
 
 // Runs `thread` in every thread of every block. MI_PRUNER_HOST_SEED: of the order, 0 by default: as they come.
-cudaError_t run(unsigned blocks, unsigned threads, size_t shared, bool cooperative,
+// Every `cluster` neighbouring blocks are a cluster, in a cooperative launch.
+cudaError_t run(unsigned blocks, unsigned threads, size_t shared, bool cooperative, unsigned cluster,
                 const std::function<void()>& thread);
+
+int resident_clusters(); // at a time; MI_PRUNER_HOST_CLUSTERS, none by default
 
 void* shared_memory();
 void wait_a_moment();                             // until others have had their turn
 int block_barrier(bool vote, const Where& where); // returns the number of votes
+void cluster_arrive(const Where& where);
+void cluster_wait(const Where& where);
+void* in_block(void* shared, unsigned rank);
 void warp_barrier(void* mine, const std::function<void(void* const*)>& complete, const Where& where);
 
 // All lanes give a slot; the last to come completes them all.
@@ -113,6 +120,21 @@ inline unsigned __reduce_max_sync(unsigned, unsigned value, const Where where = 
       where);
 }
 
+inline unsigned __ballot_sync(unsigned, int vote, const Where where = Where::current()) {
+  return mi_pruner::cuda::host::exchange(
+      static_cast<unsigned>(vote != 0),
+      [](unsigned* const* lanes) {
+        unsigned votes = 0;
+        for (int lane = 0; lane < 32; ++lane)
+          votes |= *lanes[lane] << lane;
+        for (int lane = 0; lane < 32; ++lane)
+          *lanes[lane] = votes;
+      },
+      where);
+}
+
+inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
+
 template <typename To, typename From> To mi_pruner_bits(From from) {
   To to;
   static_assert(sizeof to == sizeof from);
@@ -147,6 +169,11 @@ template <typename T> T load_whole(const T* global) {
 }
 inline unsigned load_acquire(const unsigned* global) { return *static_cast<const volatile unsigned*>(global); }
 inline void wait_a_moment() { host::wait_a_moment(); }
+
+constexpr bool kHasClusters = true;
+template <typename T> T* in_block(T* shared, unsigned rank) { return static_cast<T*>(host::in_block(shared, rank)); }
+inline void cluster_arrive(const host::Where where = host::Where::current()) { host::cluster_arrive(where); }
+inline void cluster_wait(const host::Where where = host::Where::current()) { host::cluster_wait(where); }
 
 struct Half {
   uint16_t bits;
