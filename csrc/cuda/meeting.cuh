@@ -13,6 +13,7 @@ struct RowShared {
   TileShared tile;
   float4 ahead[kHeldQuads][kTileThreads]; // each thread's own cosines of a likely next pick
   Post posts[2][kClusterWarps];           // of the warps of a cluster, for odd and even steps
+  Arrivals arrivals[2];                   // of these posts
   Post best[kRowWarps];
   uint64_t candidates[kMostCandidates];
   int64_t chosen[kTileRows]; // tokens of the rows of a product, -1 for none
@@ -52,11 +53,21 @@ private:
   unsigned members_, expected_; // arrivals so far, when all have come
 };
 
-// How the warps of a cluster agree: each posts its best in the shared memory of every block, and after one barrier
-// reads them all. Two places for the posts, used in turns: who writes to one again has passed a barrier at which all
-// had read it.
+// How the warps of a cluster agree: each sends its best to the shared memory of every block, and reads what all have
+// sent. There is no barrier: a warp goes on once its block has the posts of all. Two places for the posts, used in
+// turns: who sends to one again has all posts to the other one, and those were sent after the former had been read.
 class ClusterExchange {
 public:
+  // For all blocks of the cluster, before the first exchange: a block's shared memory is there once it runs.
+  static __device__ void prepare(RowShared& shared) {
+    if (threadIdx.x == 0)
+      for (Arrivals& arrivals : shared.arrivals) {
+        start_arrivals(&arrivals);
+        expect_arrivals(&arrivals, kBytes);
+      }
+    cluster_barrier();
+  }
+
   __device__ ClusterExchange(RowShared& shared, unsigned& round, unsigned block)
       : shared_(shared), round_(round), block_(block), seen_{}, ahead_{} {}
 
@@ -65,11 +76,13 @@ public:
                         int64_t count) {
     const unsigned lane = threadIdx.x % 32, place = block_ * kRowWarps + threadIdx.x / 32;
     const Post best = warp_best(mine);
-    Post* const posts = shared_.posts[round_++ % 2];
-    if (lane < kClusterBlocks) *in_block(posts + place, lane) = best;
-    cluster_arrive();
+    Post* const posts = shared_.posts[round_ % 2];
+    Arrivals* const arrivals = &shared_.arrivals[round_ % 2];
+    if (lane < kClusterBlocks) send_async(posts + place, best, arrivals, lane);
     fetch_ahead(held, rows, stride, count);
-    cluster_wait();
+    wait_for_arrivals(arrivals, round_ / 2);
+    if (threadIdx.x == 0) expect_arrivals(arrivals, kBytes); // before this warp sends again, so before any may
+    ++round_;
 #pragma unroll
     for (int k = 0; k < kSeen; ++k)
       seen_[k] = posts[lane + 32 * k];
@@ -90,6 +103,8 @@ public:
   __device__ float4 at(int k) const { return shared_.ahead[k][threadIdx.x]; }
 
 private:
+  static constexpr unsigned kBytes = kClusterWarps * sizeof(Post);
+
   __device__ Post best_seen() const {
     Post best = seen_[0];
 #pragma unroll
@@ -98,7 +113,7 @@ private:
     return best;
   }
 
-  // From registers: a post may be overwritten once this warp has arrived.
+  // From registers: the posts may be overwritten once this warp has sent its own.
   __device__ void fetch_ahead(const RowQuad (&held)[kHeldQuads], const float* rows, int64_t stride, int64_t count) {
     const Post next = warp_best(best_seen());
     if (next.key == 0 || next.slot == kNoRow) return;

@@ -10,7 +10,7 @@
 // memory while a product is computed, whose tiles all members of the team take in turn. Two variants, by architecture
 // and N (paths.h):
 // - clustered: the first 8 blocks of a team, a thread-block cluster, take the steps, and agree on a pick through
-//   distributed shared memory and one barrier of the cluster. The others wait in global memory for a product's order.
+//   distributed shared memory. The others wait in global memory for a product's order.
 // - all members take the steps, and agree through posts in global memory and the team's barrier there.
 //
 // Cost: 2 D flops for each cosine of about 1.5 K rows; `visual` is read once for 128 rows. Bound by L2 and the tensor
@@ -36,10 +36,7 @@ public:
 
   __device__ void run() {
     const bool steps = !clustered || member < kClusterBlocks;
-    if (clustered && steps) { // a block's shared memory is there once it runs
-      cluster_arrive();
-      cluster_wait();
-    }
+    if (clustered && steps) ClusterExchange::prepare(shared);
     for (;;) {
       Order order{};
       if (steps) order = next_order();

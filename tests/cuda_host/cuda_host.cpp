@@ -8,7 +8,6 @@
 #include <deque>
 #include <memory>
 #include <string>
-#include <utility>
 #include <vector>
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -65,10 +64,9 @@ struct Warp {
   void* slots[32];
 };
 
-// Its barrier has two halves: who waits needs the phase to be over at which it arrived.
 struct Cluster {
-  Barrier barrier; // arrivals of this phase
-  unsigned phase = 0, ended = 0;
+  Barrier barrier;
+  unsigned ended = 0;
 };
 
 struct Block {
@@ -100,7 +98,6 @@ struct Fiber {
   bool done = false;
   std::vector<Copy> copies{}; // on their way, oldest first
   unsigned groups = 0;        // committed
-  unsigned cluster_phase = 0; // at whose end it has arrived, counted from 1; 0: it has not
 };
 
 // Stacks live as long as the process; the lowest page of each is never there.
@@ -158,7 +155,14 @@ public:
   // Counts this fiber in, `ended` of `all` having ended; true for the last, which goes on, the others once it has
   // called `open`.
   bool arrive(Barrier& barrier, unsigned all, unsigned ended, const Where& where) {
-    if (count_in(barrier, all, ended, where)) return true;
+    if (barrier.arrived == 0) barrier.where = where;
+    if (barrier.where.line() != where.line() || (barrier.where.file_name() != where.file_name() &&
+                                                 std::strcmp(barrier.where.file_name(), where.file_name()) != 0))
+      fail("divergent barrier: some threads wait at " + place(barrier.where) + ", others at " + place(where));
+    else if (ended > 0)
+      fail("divergent barrier: a thread has ended while others wait at " + place(where));
+    if (!error_.empty()) leave();
+    if (++barrier.arrived == all) return true;
     barrier.waiting.push_back(current_);
     leave();
     return false;
@@ -172,39 +176,21 @@ public:
     barrier.waiting.clear();
   }
 
-  void cluster_arrive(const Where& where) {
+  void cluster_barrier(const Where& where) {
     Cluster& cluster = *block().cluster;
-    Fiber& fiber = fibers_[current_];
-    if (fiber.cluster_phase != 0)
-      fail("divergent barrier: a thread arrives twice at the cluster's, at " + place(where));
-    const bool last = count_in(cluster.barrier, cluster_ * threads_, cluster.ended, where);
-    fiber.cluster_phase = cluster.phase + 1;
-    if (!last) return;
-    ++cluster.phase;
-    open(cluster.barrier);
+    if (arrive(cluster.barrier, cluster_ * threads_, cluster.ended, where)) open(cluster.barrier);
   }
 
-  void cluster_wait(const Where& where) {
-    Cluster& cluster = *block().cluster;
-    const unsigned phase = std::exchange(fibers_[current_].cluster_phase, 0);
-    if (phase == 0) fail("divergent barrier: a thread waits that has not arrived at the cluster's, at " + place(where));
-    if (!error_.empty()) leave();
-    if (cluster.phase == phase) return;
-    cluster.barrier.waiting.push_back(current_);
-    leave();
-  }
-
-  // What is at `shared` in this block's shared memory, in that of another block of its cluster.
   void* in_block(void* shared, unsigned rank) {
-    if (rank >= cluster_) {
-      fail("a cluster has no block " + std::to_string(rank));
-      leave();
-    }
-    const Block& other = *blocks_[(block().index - blocks_.front()->index) / cluster_ * cluster_ + rank];
+    Block& here = block();
+    const size_t first = (here.index - blocks_.front()->index) / cluster_ * cluster_;
+    const Block& other = *blocks_[first + rank % cluster_];
+    if (rank >= cluster_) fail("a cluster has no block " + std::to_string(rank));
     if (!other.started) fail("shared memory of a block that may not have started");
     if (other.shared == nullptr) fail("shared memory of a block that has ended");
     if (!error_.empty()) leave();
-    return other.shared.get() + (static_cast<unsigned char*>(shared) - block().shared.get());
+    idle_ = 0;
+    return other.shared.get() + (static_cast<unsigned char*>(shared) - here.shared.get());
   }
 
   void copy(void* to, const void* from, unsigned bytes) {
@@ -256,18 +242,6 @@ private:
 
   void fail(const std::string& what) {
     if (error_.empty()) error_ = what;
-  }
-
-  // Counts this fiber in at a barrier; true for the last.
-  bool count_in(Barrier& barrier, unsigned all, unsigned ended, const Where& where) {
-    if (barrier.arrived == 0) barrier.where = where;
-    if (barrier.where.line() != where.line() || (barrier.where.file_name() != where.file_name() &&
-                                                 std::strcmp(barrier.where.file_name(), where.file_name()) != 0))
-      fail("divergent barrier: some threads wait at " + place(barrier.where) + ", others at " + place(where));
-    else if (ended > 0)
-      fail("divergent barrier: a thread has ended while others wait at " + place(where));
-    if (!error_.empty()) leave();
-    return ++barrier.arrived == all;
   }
 
   void add_block(unsigned index) {
@@ -374,7 +348,7 @@ void Grid::enter() { grid->body(); }
 
 cudaError_t run(unsigned blocks, unsigned threads, size_t shared, bool cooperative, unsigned cluster,
                 const std::function<void()>& thread) {
-  if (blocks % cluster != 0) return cudaErrorInvalidConfiguration;
+  if (blocks % cluster != 0 || (cluster > 1 && !cooperative)) return cudaErrorInvalidConfiguration;
   ++mi_pruner_host_launches;
   Grid here(threads, shared, cluster, thread);
   grid = &here;
@@ -398,8 +372,7 @@ int resident_clusters() {
   return clusters == nullptr ? 0 : std::atoi(clusters);
 }
 
-void cluster_arrive(const Where& where) { grid->cluster_arrive(where); }
-void cluster_wait(const Where& where) { grid->cluster_wait(where); }
+void cluster_barrier(const Where& where) { grid->cluster_barrier(where); }
 void* in_block(void* shared, unsigned rank) { return grid->in_block(shared, rank); }
 
 int block_barrier(bool vote, const Where& where) {

@@ -74,8 +74,8 @@ int resident_clusters(); // at a time; MI_PRUNER_HOST_CLUSTERS, none by default
 void* shared_memory();
 void wait_a_moment();                             // until others have had their turn
 int block_barrier(bool vote, const Where& where); // returns the number of votes
-void cluster_arrive(const Where& where);
-void cluster_wait(const Where& where);
+void cluster_barrier(const Where& where);
+// What is at `shared`, in this block's shared memory, in that of another block of its cluster; to be written next.
 void* in_block(void* shared, unsigned rank);
 void warp_barrier(void* mine, const std::function<void(void* const*)>& complete, const Where& where);
 
@@ -171,9 +171,34 @@ inline unsigned load_acquire(const unsigned* global) { return *static_cast<const
 inline void wait_a_moment() { host::wait_a_moment(); }
 
 constexpr bool kHasClusters = true;
-template <typename T> T* in_block(T* shared, unsigned rank) { return static_cast<T*>(host::in_block(shared, rank)); }
-inline void cluster_arrive(const host::Where where = host::Where::current()) { host::cluster_arrive(where); }
-inline void cluster_wait(const host::Where where = host::Where::current()) { host::cluster_wait(where); }
+inline void cluster_barrier(const host::Where where = host::Where::current()) { host::cluster_barrier(where); }
+
+// Bytes that others send, counted phase by phase.
+struct Arrivals {
+  uint32_t over;   // phases
+  bool expected;   // the one after them
+  int64_t missing; // bytes of it
+  void count(int64_t bytes) {
+    missing -= bytes;
+    if (!expected || missing != 0) return;
+    expected = false;
+    ++over;
+  }
+};
+inline void start_arrivals(Arrivals* arrivals) { *arrivals = {}; }
+inline void expect_arrivals(Arrivals* arrivals, unsigned bytes) {
+  arrivals->expected = true;
+  arrivals->count(-int64_t{bytes});
+}
+template <typename T> void send_async(T* shared, const T& value, Arrivals* arrivals, unsigned rank) {
+  static_assert(sizeof(T) == 16 && alignof(T) == 16);
+  *static_cast<T*>(host::in_block(shared, rank)) = value;
+  static_cast<Arrivals*>(host::in_block(arrivals, rank))->count(sizeof(T));
+}
+inline void wait_for_arrivals(const Arrivals* arrivals, unsigned phase) {
+  while (static_cast<const volatile Arrivals*>(arrivals)->over % 2 == phase % 2) // as on the GPU: no phase but this one
+    wait_a_moment();
+}
 
 struct Half {
   uint16_t bits;
