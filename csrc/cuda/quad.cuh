@@ -30,21 +30,28 @@ struct TokenQuad {
   __device__ bool has(int e) const { return available >> e & 1; }
 
   __device__ uint64_t key(int e, float scale) const {
-    return has(e) ? key_of(gain_from(score[e], rho[e], scale), first + e) : 0;
+    const uint64_t key = key_of(gain_from(score[e], rho[e], scale), first + e);
+    return has(e) ? key : 0;
   }
 
   __device__ void remove(int64_t pick) {
     if (pick >= first && pick < first + kQuad) available &= ~(1u << (pick - first));
   }
 
-  // `cosines` of the `picked`-th pick with these tokens.
+  // `cosines` of the `picked`-th pick with these tokens. Those not available are computed, too, and thrown away:
+  // without branches, the four run side by side.
   __device__ void join(const float4& cosines, float log_z, float prior, const Selection& selection, int64_t picked) {
+    if (available == 0) return;
     const float cosine[kQuad] = {cosines.x, cosines.y, cosines.z, cosines.w};
+    float redundancy[kQuad];
 #pragma unroll
     for (int e = 0; e < kQuad; ++e)
-      if (has(e))
-        rho[e] = joined(rho[e], redundancy_of(cosine[e], log_z, log_prior[e], selection.kappa), selection.redundancy,
-                        picked, prior);
+      redundancy[e] = redundancy_of(cosine[e], log_z, log_prior[e], selection.kappa);
+#pragma unroll
+    for (int e = 0; e < kQuad; ++e) {
+      const float next = joined(rho[e], redundancy[e], selection.redundancy, picked, prior);
+      rho[e] = has(e) ? next : rho[e];
+    }
   }
 };
 

@@ -14,7 +14,7 @@
 // - all members take the steps, and agree through posts in global memory and the team's barrier there.
 //
 // Cost: 2 D flops for each cosine of about 1.5 K rows; `visual` is read once for 128 rows. Bound by L2 and the tensor
-// cores in the products, by latency in the steps: about 1,600 cycles in a cluster at N = 32,768, 4,000 or more in a
+// cores in the products, by latency in the steps: about 2,000 cycles in a cluster at N = 32,768, 4,000 or more in a
 // team.
 //
 // Determinism: as in greedy.cuh; neither the variant nor the number of members and teams touches a sum.
@@ -130,7 +130,7 @@ private:
     const float log_z = picked == 0 ? 0.0f : __ldcg(memory.log_z + at), scale = scale_of(selection, picked);
     if (picked > 0) {
       const bool fetched = clustered && exchange.has(pick);
-      float4 cosines[kHeldQuads];
+      float4 cosines[kHeldQuads] = {};
 #pragma unroll
       for (int k = 0; k < kHeldQuads; ++k)
         if (held[k].first < span.count)
