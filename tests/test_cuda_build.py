@@ -98,3 +98,12 @@ def test_the_instructions_that_were_meant_are_used():
         assert instruction in code, instruction
     assert "DADD" not in code  # nothing is computed in float64 by accident
     assert "DMUL" not in code
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
+def test_clusters_are_used_where_there_are_any(architecture):
+    """Their barrier, stores to another block's shared memory, waits for these."""
+    code = dump("-sass", "-arch", architecture)
+    for instruction in ("UCGABAR_ARV", "UCGABAR_WAIT", "STAS.128", "SYNCS.PHASECHK"):
+        assert (instruction in code) == (architecture != "sm_80"), instruction

@@ -14,7 +14,10 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
 ]
-SIZES = ((576, 32, 64), (4100, 8, 130))  # N, M, K: on the Gram matrix, and on rows as needed
+# N, M, K: on the Gram matrix; on rows as needed, by a cluster and by a team
+SIZES = ((576, 32, 64), (4100, 8, 130), (32800, 8, 130))
+# Bounds on the length that take the steps to a cluster (where the GPU has them), and to all blocks of a team.
+ROW_BOUNDS = (4097, 32769)
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
@@ -100,34 +103,50 @@ def test_tensors_of_another_device_run_there():
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_rows_as_needed_give_the_bits_of_the_whole_matrix(dtype, redundancy):
     """The bound on the length chooses the way, and must not choose the result."""
-    n, keep = 900, 500
+    n, keep, bounds = 900, 500, (900, *ROW_BOUNDS)
     s = inputs.make_sample("clustered", n, 5, 256, dtype, 0, "float").to("cuda")
-    unowned = 4097 - n
+    unowned = max(bounds) - n
     visual = torch.cat([s.visual, torch.zeros(unowned, 256, dtype=dtype, device="cuda")])
     prior = torch.cat([s.visual_prior, torch.ones(unowned, device="cuda")])
     cu = [inputs.cu_seqlens([size], "cuda") for size in (n, 5, keep)]
     options = {"visual_prior": prior, "redundancy": redundancy, "redundancy_weight": 3.0}
-    outputs = [mi_pruner.prune_varlen(visual, s.text, *cu, longest, 5, keep, keep, **options) for longest in (n, 4097)]
-    assert all_same(*outputs)
+    outputs = [mi_pruner.prune_varlen(visual, s.text, *cu, longest, 5, keep, keep, **options) for longest in bounds]
+    assert all(all_same(other, outputs[0]) for other in outputs[1:])
 
 
-def test_rows_as_needed_never_miss_what_another_multiprocessor_wrote():
-    """A soak, as no tool checks a barrier in global memory: more samples than teams, beside a busy stream."""
-    samples, n, m = 9, 1100, 5
+@pytest.mark.parametrize("n", [4097, 20000, 32768])
+def test_registers_of_a_cluster_hold_what_a_team_holds(n):
+    """All of a thread's tokens in use; the team's bound is raised by tokens of no sample."""
+    s = inputs.make_sample("clustered", n, 5, 64, torch.bfloat16, 0, "float").to("cuda")
+    visual = torch.cat([s.visual, torch.zeros(ROW_BOUNDS[1] - n, 64, dtype=torch.bfloat16, device="cuda")])
+    cu = [inputs.cu_seqlens([size], "cuda") for size in (n, 5, 300)]
+    cluster, team = (
+        mi_pruner.prune_varlen(visual, s.text, *cu, bound, 5, 300, 300, redundancy_weight=3.0)
+        for bound in (n, ROW_BOUNDS[1])
+    )
+    assert all_same(cluster, team)
+
+
+@pytest.mark.parametrize("samples", [1, 2, 9])  # one team, teams of many blocks, more samples than teams
+@pytest.mark.parametrize("bound", ROW_BOUNDS)
+def test_rows_as_needed_never_miss_what_another_multiprocessor_wrote(bound, samples):
+    """A soak, as no tool checks a barrier in global memory, nor posts in a cluster, beside a busy stream."""
+    n, m = 1100, 5
     # All picks but the last need a row, a product gives 128 at most: 9 products or more, over two turns of the ring.
     g = torch.Generator().manual_seed(3)
     # Tokens of rank 4: every pick reorders the others, and guesses are wrong.
     visual = (torch.randn(samples * n, 4, generator=g) @ torch.randn(4, 20, generator=g)).to("cuda")
     text = visual.unflatten(0, (samples, n))[:, :m].flatten(0, 1).clone()
+    visual = torch.cat([visual, visual.new_zeros(max(0, bound - samples * n), 20)])  # of no sample
     cu = [inputs.cu_seqlens([size] * samples, "cuda") for size in (n, m, n)]
     options = {"redundancy_weight": 50.0, "visual_bandwidth": 0.2}
     expected = mi_pruner.prune_varlen(visual, text, *cu, n, m, n, samples * n, **options)
     load, busy = torch.randn(2048, 2048, device="cuda"), torch.cuda.Stream()
     torch.cuda.synchronize()
-    for _ in range(200):
+    for _ in range(100):
         with torch.cuda.stream(busy):
             torch.mm(load, load)
-        outputs = mi_pruner.prune_varlen(visual, text, *cu, 4097, m, n, samples * n, **options)
+        outputs = mi_pruner.prune_varlen(visual, text, *cu, bound, m, n, samples * n, **options)
         assert all_same(outputs, expected)
     torch.cuda.synchronize()
 

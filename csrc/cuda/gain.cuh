@@ -38,8 +38,9 @@ __device__ inline float redundancy_of(float cosine, float log_z, float log_prior
 
 // rho once the `picked`-th pick (from 1) has joined; chain: `prior` is that of the pick.
 __device__ inline float joined(float rho, float redundancy, Redundancy mode, int64_t picked, float prior) {
-  if (mode == Redundancy::kMax) return picked == 1 ? redundancy : fmaxf(rho, redundancy);
-  return mode == Redundancy::kChain ? fmaf(redundancy, prior, rho) : rho + redundancy;
+  const float most = picked == 1 ? redundancy : fmaxf(rho, redundancy);
+  const float sum = mode == Redundancy::kChain ? fmaf(redundancy, prior, rho) : rho + redundancy;
+  return mode == Redundancy::kMax ? most : sum; // all computed: cheaper than branches
 }
 
 // What rho is multiplied by after `picked` picks.

@@ -78,21 +78,30 @@ constexpr int64_t kMostMembers = 512;
 constexpr int64_t kProposals = 2 * kTileRows;
 constexpr int64_t kMostCandidates = kProposals + kMostMembers;
 
-// A member's best token, read in one access.
+// A candidate for the next pick, read in one access.
 struct alignas(16) Post {
   uint64_t key;
   int64_t slot; // of its row, or kNoRow
 };
 
+// A product that a team is to compute: the row of `pick` and those of the best candidates.
+struct Order {
+  int64_t sample, pick; // no sample of that number: nothing more to do
+  int64_t generation;   // of the ring
+  float scale;          // of rho in the gains of the candidates
+};
+
 struct RowMemory {
   int64_t teams, members; // blocks: teams x members
+  bool clustered;         // the first kClusterBlocks of a team, a cluster, take the steps; else all do
   int64_t row_stride, tiles;
   float* rows;          // (teams, kCachedRows, row_stride)
   LogSum* parts;        // (teams, kCachedRows, tiles)
   float* log_z;         // (teams, kCachedRows)
-  float* rho;           // (N)
+  float* rho;           // (N) while no thread holds it in registers; so is slot
   int32_t* slot;        // (N)
   Post* posts;          // (2, teams, members)
+  Order* orders;        // (teams)
   uint64_t* candidates; // (teams, kMostCandidates)
   unsigned* arrivals;   // (teams)
 };
@@ -120,7 +129,7 @@ cudaError_t greedy_on_gram(const Layout& visual, const float* scores, const Simi
 cudaError_t top_k(const Layout& visual, const float* scores, const float* log_prior, const Picks& picks,
                   cudaStream_t stream);
 
-// Blocks that the current device runs at a time, in teams for `samples` samples: fills `teams` and `members`.
+// Blocks that the current device runs at a time, in teams for `samples` samples: fills the sizes in `memory`.
 cudaError_t size_teams(Dtype dtype, int64_t samples, int64_t longest, RowMemory& memory);
 
 cudaError_t greedy_on_rows(Dtype dtype, const Tokens& visual, int64_t dim, const float* scores,

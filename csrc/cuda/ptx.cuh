@@ -97,5 +97,75 @@ template <typename T> __device__ __forceinline__ T load_whole(const T* global) {
 
 __device__ __forceinline__ void wait_a_moment() { __nanosleep(20); }
 
+// Bytes that other blocks of a cluster send to the shared memory of this one: an mbarrier.
+struct Arrivals {
+  uint64_t state;
+};
+
+// Thread-block clusters, where the architecture has them: elsewhere nothing below may be called.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+constexpr bool kHasClusters = true;
+
+__device__ __forceinline__ unsigned shared_address(const void* shared) {
+  return static_cast<unsigned>(__cvta_generic_to_shared(shared));
+}
+
+// For all threads of the cluster, at one place: whole warps.
+__device__ __forceinline__ void cluster_barrier() {
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+
+// By one thread; the cluster's barrier must follow before anything is sent.
+__device__ __forceinline__ void start_arrivals(Arrivals* arrivals) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(arrivals)) : "memory");
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+
+// By one thread, once in each phase, which is over when `bytes` have arrived.
+__device__ __forceinline__ void expect_arrivals(Arrivals* arrivals, unsigned bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(arrivals)), "r"(bytes)
+               : "memory");
+}
+
+// 16 bytes to the same place in the shared memory of block `rank` of the cluster, where they count as arrived.
+template <typename T>
+__device__ __forceinline__ void send_async(T* shared, const T& value, Arrivals* arrivals, unsigned rank) {
+  static_assert(sizeof(T) == 16 && alignof(T) == 16);
+  uint64_t words[2];
+  memcpy(words, &value, sizeof words);
+  asm volatile("{\n"
+               ".reg .b32 to, counter;\n"
+               "mapa.shared::cluster.u32 to, %0, %2;\n"
+               "mapa.shared::cluster.u32 counter, %1, %2;\n"
+               "st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.b64 [to], {%3, %4}, [counter];\n"
+               "}" ::"r"(shared_address(shared)),
+               "r"(shared_address(arrivals)), "r"(rank), "l"(words[0]), "l"(words[1])
+               : "memory");
+}
+
+// Until phase number `phase` (from 0) is over; what has arrived is then seen.
+__device__ __forceinline__ void wait_for_arrivals(Arrivals* arrivals, unsigned phase) {
+  unsigned over;
+  do {
+    asm volatile("{\n"
+                 ".reg .pred p;\n"
+                 "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n"
+                 "selp.u32 %0, 1, 0, p;\n"
+                 "}"
+                 : "=r"(over)
+                 : "r"(shared_address(arrivals)), "r"(phase & 1)
+                 : "memory");
+  } while (over == 0);
+}
+#else
+constexpr bool kHasClusters = false;
+__device__ __forceinline__ void cluster_barrier() {}
+__device__ __forceinline__ void start_arrivals(Arrivals*) {}
+__device__ __forceinline__ void expect_arrivals(Arrivals*, unsigned) {}
+template <typename T> __device__ __forceinline__ void send_async(T*, const T&, Arrivals*, unsigned) {}
+__device__ __forceinline__ void wait_for_arrivals(Arrivals*, unsigned) {}
+#endif
+
 } // namespace mi_pruner::cuda
 #endif

@@ -165,6 +165,7 @@ struct Run {
     workspace.add(memory.rho, visual.layout.total);
     workspace.add(memory.slot, visual.layout.total);
     workspace.add(memory.posts, 2 * memory.teams * memory.members);
+    workspace.add(memory.orders, memory.teams);
     workspace.add(memory.candidates, memory.teams * kMostCandidates);
     workspace.add(memory.arrivals, memory.teams);
   }

@@ -2,13 +2,18 @@
 
 #include <algorithm>
 
+#include "cuda/paths.h"
 #include "cuda/run.cuh"
 
 namespace mi_pruner::cuda {
 namespace {
 
-// Blocks of the kernel that the current device runs at a time.
-cudaError_t resident_blocks(Dtype dtype, int64_t& blocks) {
+Shape shape_of(int64_t blocks, bool clustered) {
+  return {blocks, kTileThreads, sizeof(RowShared), true, clustered ? kClusterBlocks : 1u};
+}
+
+// Blocks of the kernel that the current device runs at a time; clusters, if they are launched in clusters.
+cudaError_t resident(Dtype dtype, int64_t& blocks, int& clusters) {
   return by_dtype(dtype, [&](auto t) {
     int device = 0, processors = 0, each = 0;
     cudaError_t error = cudaGetDevice(&device);
@@ -20,6 +25,9 @@ cudaError_t resident_blocks(Dtype dtype, int64_t& blocks) {
       error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, rows_kernel<decltype(t)>, kTileThreads,
                                                             sizeof(RowShared));
     blocks = int64_t{processors} * std::min(each, 1); // see the launch bounds of rows_kernel
+    if (error == cudaSuccess)
+      error = resident_clusters(rows_kernel<decltype(t)>, shape_of(kClusterBlocks, true), clusters);
+    clusters = static_cast<int>(std::min<int64_t>(clusters, blocks / kClusterBlocks)); // one a multiprocessor, too
     return error;
   });
 }
@@ -28,11 +36,15 @@ cudaError_t resident_blocks(Dtype dtype, int64_t& blocks) {
 
 cudaError_t size_teams(Dtype dtype, int64_t samples, int64_t longest, RowMemory& memory) {
   int64_t blocks = 0;
-  const cudaError_t error = resident_blocks(dtype, blocks);
+  int clusters = 0;
+  const cudaError_t error = resident(dtype, blocks, clusters);
   memory.tiles = ceil_div(longest, kTileColumns);
-  memory.row_stride = ceil_div(longest, 4) * 4;
-  memory.teams = std::max<int64_t>(1, std::min({samples, kMostTeams, blocks}));
-  memory.members = std::max<int64_t>(1, std::min({blocks / memory.teams, memory.tiles, kMostMembers}));
+  memory.row_stride = ceil_div(longest, kQuad) * kQuad;
+  memory.clustered = takes_cluster(longest, clusters);
+  const int64_t unit = memory.clustered ? kClusterBlocks : 1, units = memory.clustered ? clusters : blocks;
+  memory.teams = std::max<int64_t>(1, std::min({samples, kMostTeams, units}));
+  memory.members =
+      unit * std::max<int64_t>(1, std::min({units / memory.teams, memory.tiles / unit, kMostMembers / unit}));
   return error;
 }
 
@@ -40,8 +52,8 @@ cudaError_t greedy_on_rows(Dtype dtype, const Tokens& visual, int64_t dim, const
                            const Densities& densities, const Selection& selection, const RowMemory& memory,
                            const Picks& picks, cudaStream_t stream) {
   return by_dtype(dtype, [&](auto t) {
-    return run(rows_kernel<decltype(t)>, {memory.teams * memory.members, kTileThreads, sizeof(RowShared), true}, stream,
-               visual, dim, scores, densities, selection, memory, picks);
+    return run(rows_kernel<decltype(t)>, shape_of(memory.teams * memory.members, memory.clustered), stream, visual, dim,
+               scores, densities, selection, memory, picks);
   });
 }
 

@@ -5,142 +5,206 @@
 // not depend on the block of rows it is computed in: the picks are those of the full matrix. Rows are kept in a ring
 // of kGenerations such blocks; one that is overwritten too early is computed again.
 //
-// Mapping: one persistent launch; the blocks are split into teams, a team for a sample at a time. Token i of a sample
-// belongs to thread i % 256 of member i / 256 % members, the tiles of a product to the members in turn. Members meet
-// at a barrier in global memory (all blocks are resident: a cooperative launch): once a step, where each posts its
-// best token, and three times more for a product. Not a thread-block cluster: its steps would be shorter, but the
-// products, most of the time, would have 16 multiprocessors.
+// Mapping: one persistent, cooperative launch; the blocks are split into teams, a team for a sample at a time. Steps:
+// 16 tokens a thread in registers (score, rho, log prior, slot of the row), any more in memory; they are put down in
+// memory while a product is computed, whose tiles all members of the team take in turn. Two variants, by architecture
+// and N (paths.h):
+// - clustered: the first 8 blocks of a team, a thread-block cluster, take the steps, and agree on a pick through
+//   distributed shared memory. The others wait in global memory for a product's order.
+// - all members take the steps, and agree through posts in global memory and the team's barrier there.
 //
 // Cost: 2 D flops for each cosine of about 1.5 K rows; `visual` is read once for 128 rows. Bound by L2 and the tensor
-// cores in the products, by the latency of the barrier (about a microsecond) in the steps.
+// cores in the products, by latency in the steps: about 2,000 cycles in a cluster at N = 32,768, 4,000 or more in a
+// team.
 //
-// Determinism: as in greedy.cuh; the number of members and teams touches no sum.
+// Determinism: as in greedy.cuh; neither the variant nor the number of members and teams touches a sum.
 #pragma once
 
-#include "cuda/gain.cuh"
-#include "cuda/tile.cuh"
+#include "cuda/meeting.cuh"
 
 namespace mi_pruner::cuda {
 
-constexpr int32_t kNoRow = -1, kPicked = -2; // in place of a token's row
-
-struct RowShared {
-  TileShared tile;
-  Post posts[kTileThreads / 32];
-  uint64_t best[kTileThreads / 32];
-  uint64_t candidates[kMostCandidates];
-  int64_t chosen[kTileRows]; // tokens of the rows of a product, -1 for none
-};
-
-// A team's barrier: everything that a member wrote before it is seen by all members after it.
-class TeamBarrier {
+// One member's part in its team.
+template <typename T> class RowTeam {
 public:
-  __device__ TeamBarrier(unsigned* arrivals, int64_t members)
-      : arrivals_(arrivals), members_(static_cast<unsigned>(members)), expected_(0) {}
+  __device__ RowTeam(const Tokens& visual, int64_t dim, const float* scores, const Densities& densities,
+                     const Selection& selection, const RowMemory& memory, const Picks& picks, RowShared& shared)
+      : visual(visual), dim(dim), scores(scores), densities(densities), selection(selection), memory(memory),
+        picks(picks), shared(shared), clustered(kHasClusters && memory.clustered),
+        team(blockIdx.x / static_cast<unsigned>(memory.members)),
+        member(blockIdx.x % static_cast<unsigned>(memory.members)), barrier(memory.arrivals + team, memory.members),
+        sample(team) {}
 
-  __device__ void wait() {
-    expected_ += members_;
-    __syncthreads(); // what the block's threads wrote is released with the arrival: release is cumulative
-    if (threadIdx.x == 0) {
-      add_release(arrivals_, 1u);
-      while (static_cast<int>(load_acquire(arrivals_) - expected_) < 0)
-        wait_a_moment();
+  __device__ void run() {
+    const bool steps = !clustered || member < kClusterBlocks;
+    if (clustered && steps) ClusterExchange::prepare(shared);
+    for (;;) {
+      Order order{};
+      if (steps) order = next_order();
+      if (clustered) order = shared_order(order);
+      if (order.sample >= visual.layout.samples) return;
+      produce(order);
     }
-    __syncthreads();
   }
 
 private:
-  unsigned* arrivals_;
-  unsigned members_, expected_; // arrivals so far, when all have come
-};
-
-// One member's part in its team.
-template <typename T> struct RowTeam {
-  const Tokens& visual;
-  const int64_t dim;
-  const float* scores;
-  const Densities& densities;
-  const Selection& selection;
-  const RowMemory& memory;
-  const Picks& picks;
-  RowShared& shared;
-  const unsigned team, member;
-  TeamBarrier barrier;
-  unsigned round; // posts so far: they alternate between two places
-
-  // f(token of the sample) for the tokens of this thread.
-  template <typename F> __device__ void for_each_own(const Span& span, const F& f) const {
-    for (int64_t i = member * kTileThreads + threadIdx.x; i < span.count; i += memory.members * kTileThreads)
-      f(i);
-  }
-
-  __device__ bool owns(int64_t i) const { return i / kTileThreads % memory.members == member; }
-
-  __device__ uint64_t key_at(const Span& span, int64_t i, float scale) const {
-    return key_of(gain_from(pickable(scores[span.begin + i]), memory.rho[span.begin + i], scale), i);
-  }
-
-  // The largest of the threads' keys, to all of the block.
-  __device__ uint64_t block_best(uint64_t key) {
-    key = warp_best(key);
-    if (threadIdx.x % 32 == 0) shared.best[threadIdx.x / 32] = key;
-    __syncthreads();
-    key = 0;
-    for (int warp = 0; warp < kTileThreads / 32; ++warp)
-      key = shared.best[warp] > key ? shared.best[warp] : key;
-    __syncthreads();
-    return key;
-  }
-
-  __device__ void start(const Span& span) {
-    for_each_own(span, [&](int64_t i) {
-      memory.rho[span.begin + i] = 0;
-      memory.slot[span.begin + i] = densities.log_prior[span.begin + i] > -MI_PRUNER_INFINITY ? kNoRow : kPicked;
-    });
-  }
-
-  // The team's best token: each member posts its own, and reads all.
-  __device__ Post agree(const Span& span, uint64_t own) {
-    const uint64_t best = block_best(own);
-    Post* const posts = memory.posts + (round % 2 * memory.teams + team) * memory.members;
-    ++round;
-    if (threadIdx.x == 0) {
-      const int64_t slot = best == 0 ? kNoRow : memory.slot[span.begin + index_of(best)];
-      posts[member] = {best, slot};
+  // The steps up to the next pick that needs a product.
+  __device__ Order next_order() {
+    for (; sample < visual.layout.samples; sample += memory.teams, picked = products = 0) {
+      const Span span = span_of(visual.layout, sample), slots = span_of(picks.slots, sample);
+      const int64_t pick = advance(span, slots);
+      if (pick >= 0) return {sample, pick, products++ % kGenerations, scale_of(selection, picked - 1)};
+      const Deal deal = dealt_for_steps();
+      clear_slots(picks, slots, picked, deal.block * kTileThreads + threadIdx.x, deal.blocks * kTileThreads);
     }
+    return {visual.layout.samples, 0, 0, 0};
+  }
+
+  // Picks until one needs a product: that one; or until the sample is done: -1.
+  __device__ int64_t advance(const Span& span, const Span& slots) {
+    const int64_t limit = limit_of(picks, sample, slots);
+    RowQuad held[kHeldQuads];
+    take_up(span, held);
+    ClusterExchange exchange(shared, round, member);
+    const float* const rows = memory.rows + team * kCachedRows * memory.row_stride;
+    int64_t pick = -1;
+    bool missing = false;
+    while (picked < limit && !missing) {
+      const Post own = step(span, held, exchange, pick);
+      const Post best = clustered ? exchange.agree(own, held, rows, memory.row_stride, span.count) : agree(own);
+      if (best.key == 0 || gain_of(best.key) < picks.min_gain) break;
+      pick = index_of(best.key);
+      if (member == 0 && threadIdx.x == 0) {
+        picks.indices[slots.begin + picked] = pick;
+        picks.gains[slots.begin + picked] = gain_of(best.key);
+      }
+      if (++picked == limit) break;
+      remove(span, held, pick);
+      if (selection.redundancy == Redundancy::kChain) prior = expf(densities.log_prior[span.begin + pick]);
+      missing = best.slot == kNoRow;
+      place = missing ? products % kGenerations * kTileRows : best.slot;
+    }
+    wait_for_copies<0>(); // the next product, or sample, overwrites what they read
+    if (missing) put_down(span, held);
+    return missing ? pick : -1;
+  }
+
+  __device__ Deal dealt_for_steps() const { return {clustered ? kClusterBlocks : memory.members, member}; }
+
+  __device__ void take_up(const Span& span, RowQuad (&held)[kHeldQuads]) const {
+    const Deal deal = dealt_for_steps();
+#pragma unroll
+    for (int k = 0; k < kHeldQuads; ++k) {
+      if (picked == 0)
+        held[k].start(scores, densities.log_prior, span, deal.first(k));
+      else
+        held[k].load(scores, densities.log_prior, memory, span, deal.first(k));
+    }
+    if (picked > 0) return;
+    for (int k = kHeldQuads; deal.first(k) < span.count; ++k) {
+      RowQuad other;
+      other.start(scores, densities.log_prior, span, deal.first(k));
+      other.store(memory, span);
+    }
+  }
+
+  __device__ void put_down(const Span& span, const RowQuad (&held)[kHeldQuads]) const {
+#pragma unroll
+    for (int k = 0; k < kHeldQuads; ++k)
+      held[k].store(memory, span);
+  }
+
+  __device__ void remove(const Span& span, RowQuad (&held)[kHeldQuads], int64_t pick) const {
+#pragma unroll
+    for (int k = 0; k < kHeldQuads; ++k)
+      held[k].remove(pick);
+    const Deal deal = dealt_for_steps();
+    if (pick >= deal.held() && deal.gives_thread(pick)) memory.slot[span.begin + pick] = kPicked;
+  }
+
+  // rho with the row in `place`, of `pick` (-1: unknown, after a product); returns this thread's best.
+  __device__ Post step(const Span& span, RowQuad (&held)[kHeldQuads], const ClusterExchange& exchange,
+                       int64_t pick) const {
+    const int64_t at = team * kCachedRows + place;
+    const float* const row = memory.rows + at * memory.row_stride;
+    const float log_z = picked == 0 ? 0.0f : __ldcg(memory.log_z + at), scale = scale_of(selection, picked);
+    if (picked > 0) {
+      const bool fetched = clustered && exchange.has(pick);
+      float4 cosines[kHeldQuads] = {};
+#pragma unroll
+      for (int k = 0; k < kHeldQuads; ++k)
+        if (held[k].first < span.count)
+          cosines[k] = fetched ? exchange.at(k) : __ldcg(reinterpret_cast<const float4*>(row + held[k].first));
+#pragma unroll
+      for (int k = 0; k < kHeldQuads; ++k)
+        held[k].join(cosines[k], log_z, prior, selection, picked);
+    }
+    Post best{0, kNoRow};
+#pragma unroll
+    for (int k = 0; k < kHeldQuads; ++k)
+      best = held[k].best(scale, best);
+    const Deal deal = dealt_for_steps();
+    for (int k = kHeldQuads; deal.first(k) < span.count; ++k) {
+      RowQuad other;
+      other.load(scores, densities.log_prior, memory, span, deal.first(k));
+      if (picked > 0) {
+        other.join(__ldcg(reinterpret_cast<const float4*>(row + other.first)), log_z, prior, selection, picked);
+        other.store(memory, span);
+      }
+      best = other.best(scale, best);
+    }
+    return best;
+  }
+
+  // The best token of a team without a cluster: each member posts its own, and reads all.
+  __device__ Post agree(const Post& own) {
+    const Post best = block_best(own, shared);
+    Post* const posts = memory.posts + (round++ % 2 * memory.teams + team) * memory.members;
+    if (threadIdx.x == 0) posts[member] = best;
     barrier.wait();
     Post top{0, kNoRow};
     for (int64_t m = threadIdx.x; m < memory.members; m += kTileThreads) {
       const Post post = load_whole(posts + m);
       if (post.key > top.key) top = post;
     }
-    const uint64_t winner = warp_best(top.key);
-    if (winner == top.key && (winner != 0 || threadIdx.x % 32 == 0)) shared.posts[threadIdx.x / 32] = top;
-    __syncthreads();
-    top = shared.posts[0];
-    for (int warp = 1; warp < kTileThreads / 32; ++warp)
-      if (shared.posts[warp].key > top.key) top = shared.posts[warp];
-    __syncthreads();
-    return top;
+    return block_best(top, shared);
   }
 
-  // The tokens of the next product, in shared.chosen: `pick`, then the best of those that have no row.
-  __device__ void choose(const Span& span, int64_t pick, float scale) {
-    const int64_t each = (kProposals + memory.members - 1) / memory.members, count = each * memory.members;
+  // The cluster's order, to all members: the others wait here.
+  __device__ Order shared_order(const Order& order) {
+    Order* const common = memory.orders + team;
+    if (member == 0 && threadIdx.x == 0) *common = order;
+    barrier.wait();
+    return {__ldcg(&common->sample), __ldcg(&common->pick), __ldcg(&common->generation), __ldcg(&common->scale)};
+  }
+
+  // f(token) for the tokens of this thread, where all members share in the work.
+  template <typename F> __device__ void for_each_own(const Span& span, const F& f) const {
+    const Deal deal{memory.members, member};
+    for (int k = 0; deal.first(k) < span.count; ++k)
+      for (int64_t i = deal.first(k), end = i + kQuad < span.count ? i + kQuad : span.count; i < end; ++i)
+        f(i);
+  }
+
+  // The tokens of the next product, in shared.chosen: the pick, then the best of those that have no row.
+  __device__ void choose(const Span& span, const Order& order) {
+    const int64_t busy = Deal{memory.members, member}.busy(span.count), each = (kProposals + busy - 1) / busy,
+                  count = each * busy;
     uint64_t* const proposed = memory.candidates + team * kMostCandidates;
     uint64_t below = ~uint64_t{0};
-    for (int64_t k = 0; k < each; ++k) {
+    for (int64_t k = 0; k < each && member < busy; ++k) {
       uint64_t best = 0;
       if (below != 0)
         for_each_own(span, [&](int64_t i) {
-          if (memory.slot[span.begin + i] != kNoRow) return;
-          const uint64_t key = key_at(span, i, scale);
+          const int64_t token = span.begin + i;
+          if (__ldcg(memory.slot + token) != kNoRow) return;
+          const uint64_t key = key_of(gain_from(pickable(scores[token]), __ldcg(memory.rho + token), order.scale), i);
           if (key < below && key > best) best = key;
         });
-      below = block_best(best);
+      below = block_best({best, kNoRow}, shared).key;
       if (threadIdx.x == 0) proposed[member * each + k] = below;
     }
-    if (threadIdx.x < kTileRows) shared.chosen[threadIdx.x] = threadIdx.x == 0 ? pick : -1;
+    if (threadIdx.x < kTileRows) shared.chosen[threadIdx.x] = threadIdx.x == 0 ? order.pick : -1;
     barrier.wait();
     for (int64_t k = threadIdx.x; k < count; k += kTileThreads)
       shared.candidates[k] = __ldcg(proposed + k);
@@ -156,8 +220,8 @@ template <typename T> struct RowTeam {
   }
 
   // Rows of cosines of the chosen tokens with all, and their normalisers, in the places from `base` on.
-  __device__ void multiply(const Span& span, int64_t sample, int64_t base) {
-    const Rows<T> features = rows_of<T>(visual, sample, span);
+  __device__ void multiply(const Span& span, int64_t number, int64_t base) {
+    const Rows<T> features = rows_of<T>(visual, number, span);
     const int64_t tiles = (span.count + kTileColumns - 1) / kTileColumns, places = team * kCachedRows + base;
     for (int64_t at = member; at < tiles; at += memory.members) {
       const int64_t first = at * kTileColumns, left = span.count - first;
@@ -181,75 +245,44 @@ template <typename T> struct RowTeam {
          row += memory.members * (kTileThreads / 32)) {
       if (shared.chosen[row] < 0) continue;
       const float log_z = log_of_parts(memory.parts + (places + row) * memory.tiles, tiles);
-      if (threadIdx.x % 32 == 0) memory.log_z[places + row] = log_z - densities.log_total[sample];
+      if (threadIdx.x % 32 == 0) memory.log_z[places + row] = log_z - densities.log_total[number];
     }
     barrier.wait();
   }
 
-  // Gives `pick` and other candidates rows in a generation of the ring, whose former rows are forgotten.
-  __device__ void produce(const Span& span, int64_t sample, int64_t pick, float scale, int64_t generation) {
-    const int32_t base = static_cast<int32_t>(generation * kTileRows);
+  // Gives the pick and other candidates rows in a generation of the ring, whose former rows are forgotten.
+  __device__ void produce(const Order& order) {
+    const Span span = span_of(visual.layout, order.sample);
+    const int32_t base = static_cast<int32_t>(order.generation * kTileRows);
     for_each_own(span, [&](int64_t i) {
-      int32_t& slot = memory.slot[span.begin + i];
-      if (slot >= base && slot < base + kTileRows) slot = kNoRow;
+      int32_t* const slot = memory.slot + span.begin + i;
+      const int32_t old = __ldcg(slot);
+      if (old >= base && old < base + kTileRows) *slot = kNoRow;
     });
-    choose(span, pick, scale);
+    choose(span, order);
     if (threadIdx.x > 0 && threadIdx.x < kTileRows) {
       const int64_t token = shared.chosen[threadIdx.x];
-      if (token >= 0 && owns(token)) memory.slot[span.begin + token] = base + static_cast<int32_t>(threadIdx.x);
+      if (token >= 0 && Deal{memory.members, member}.gives_block(token))
+        memory.slot[span.begin + token] = base + static_cast<int32_t>(threadIdx.x);
     }
-    multiply(span, sample, base);
+    multiply(span, order.sample, base);
   }
 
-  // rho with the row in `place`; returns this thread's best key.
-  __device__ uint64_t step(const Span& span, int64_t place, float prior, int64_t picked) const {
-    const float* const row = memory.rows + (team * kCachedRows + place) * memory.row_stride;
-    const float log_z = picked == 0 ? 0.0f : __ldcg(memory.log_z + team * kCachedRows + place);
-    const float scale = scale_of(selection, picked);
-    uint64_t best = 0;
-    for_each_own(span, [&](int64_t i) {
-      const int64_t token = span.begin + i;
-      if (memory.slot[token] == kPicked) return;
-      if (picked > 0)
-        memory.rho[token] = joined(memory.rho[token],
-                                   redundancy_of(__ldcg(row + i), log_z, densities.log_prior[token], selection.kappa),
-                                   selection.redundancy, picked, prior);
-      const uint64_t key = key_at(span, i, scale);
-      if (key > best) best = key;
-    });
-    return best;
-  }
-
-  __device__ void select(int64_t sample) {
-    const Span span = span_of(visual.layout, sample), slots = span_of(picks.slots, sample);
-    const int64_t limit = limit_of(picks, sample, slots);
-    int64_t picked = 0, place = 0, products = 0;
-    float prior = 0;
-    start(span);
-    while (picked < limit) {
-      const Post best = agree(span, step(span, place, prior, picked));
-      if (best.key == 0 || gain_of(best.key) < picks.min_gain) break;
-      const int64_t pick = index_of(best.key);
-      if (member == 0 && threadIdx.x == 0) {
-        picks.indices[slots.begin + picked] = pick;
-        picks.gains[slots.begin + picked] = gain_of(best.key);
-      }
-      if (owns(pick) && pick % kTileThreads == threadIdx.x) memory.slot[span.begin + pick] = kPicked;
-      if (picked + 1 == limit) {
-        ++picked;
-        break;
-      }
-      place = best.slot;
-      if (place == kNoRow) {
-        const int64_t generation = products++ % kGenerations;
-        produce(span, sample, pick, scale_of(selection, picked), generation);
-        place = generation * kTileRows;
-      }
-      if (selection.redundancy == Redundancy::kChain) prior = expf(densities.log_prior[span.begin + pick]);
-      ++picked;
-    }
-    clear_slots(picks, slots, picked, member * kTileThreads + threadIdx.x, memory.members * kTileThreads);
-  }
+  const Tokens& visual;
+  const int64_t dim;
+  const float* const scores;
+  const Densities& densities;
+  const Selection& selection;
+  const RowMemory& memory;
+  const Picks& picks;
+  RowShared& shared;
+  const bool clustered;
+  const unsigned team, member;
+  TeamBarrier barrier;
+  unsigned round = 0; // agreements so far: posts alternate between two places
+  // Where the team is: its sample, picks and products of it; the last pick's row, and its prior (for chain).
+  int64_t sample, picked = 0, products = 0, place = 0;
+  float prior = 0;
 };
 
 template <typename T>
@@ -257,22 +290,7 @@ __global__ void __launch_bounds__(kTileThreads) // one a multiprocessor: more me
     rows_kernel(const Tokens visual, const int64_t dim, const float* const scores, const Densities densities,
                 const Selection selection, const RowMemory memory, const Picks picks) {
   MI_PRUNER_SHARED(RowShared, shared);
-  const unsigned members = static_cast<unsigned>(memory.members), team = blockIdx.x / members,
-                 member = blockIdx.x % members;
-  RowTeam<T> self{visual,
-                  dim,
-                  scores,
-                  densities,
-                  selection,
-                  memory,
-                  picks,
-                  shared,
-                  team,
-                  member,
-                  TeamBarrier(memory.arrivals + team, memory.members),
-                  0};
-  for (int64_t sample = team; sample < visual.layout.samples; sample += memory.teams)
-    self.select(sample);
+  RowTeam<T>(visual, dim, scores, densities, selection, memory, picks, shared).run();
 }
 
 } // namespace mi_pruner::cuda

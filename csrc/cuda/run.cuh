@@ -17,7 +17,57 @@ struct Shape {
   unsigned threads;
   size_t shared;            // bytes
   bool cooperative = false; // all blocks are resident at a time
+  unsigned cluster = 1;     // neighbouring blocks that run side by side and see each other's shared memory
 };
+
+#ifdef MI_PRUNER_CUDA_HOST
+template <typename... Parameters> cudaError_t resident_clusters(void (*)(Parameters...), const Shape&, int& clusters) {
+  clusters = host::resident_clusters();
+  return cudaSuccess;
+}
+#else
+class Launch {
+public:
+  cudaLaunchConfig_t config{};
+
+  Launch(const Shape& shape, cudaStream_t stream) {
+    config.gridDim = dim3(static_cast<unsigned>(shape.blocks));
+    config.blockDim = dim3(shape.threads);
+    config.dynamicSmemBytes = shape.shared;
+    config.stream = stream;
+    config.attrs = attributes_;
+    if (shape.cooperative) add(cudaLaunchAttributeCooperative).cooperative = 1;
+    if (shape.cluster > 1) {
+      auto& dimension = add(cudaLaunchAttributeClusterDimension).clusterDim;
+      dimension.x = shape.cluster;
+      dimension.y = dimension.z = 1;
+    }
+  }
+  Launch(const Launch&) = delete; // it points to itself
+  Launch& operator=(const Launch&) = delete;
+
+private:
+  cudaLaunchAttributeValue& add(cudaLaunchAttributeID id) {
+    cudaLaunchAttribute& attribute = attributes_[config.numAttrs++];
+    attribute.id = id;
+    return attribute.val;
+  }
+
+  cudaLaunchAttribute attributes_[2]{};
+};
+
+// Clusters of such a launch that the current device runs at a time: none where it has no clusters.
+template <typename... Parameters>
+cudaError_t resident_clusters(void (*kernel)(Parameters...), const Shape& shape, int& clusters) {
+  clusters = 0;
+  int device = 0, supported = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&supported, cudaDevAttrClusterLaunch, device);
+  if (error != cudaSuccess || supported == 0) return error;
+  const Launch launch(shape, nullptr);
+  return cudaOccupancyMaxActiveClusters(&clusters, kernel, &launch.config);
+}
+#endif
 
 template <typename... Parameters, typename... Arguments>
 cudaError_t run(void (*kernel)(Parameters...), const Shape& shape, cudaStream_t stream, Arguments&&... arguments) {
@@ -25,7 +75,7 @@ cudaError_t run(void (*kernel)(Parameters...), const Shape& shape, cudaStream_t 
   if (shape.blocks > std::numeric_limits<int>::max()) return cudaErrorInvalidConfiguration;
 #ifdef MI_PRUNER_CUDA_HOST
   static_cast<void>(stream);
-  return host::run(static_cast<unsigned>(shape.blocks), shape.threads, shape.shared, shape.cooperative,
+  return host::run(static_cast<unsigned>(shape.blocks), shape.threads, shape.shared, shape.cooperative, shape.cluster,
                    [&] { kernel(static_cast<Parameters>(arguments)...); });
 #else
   if (shape.shared > kSharedByDefault) {
@@ -33,17 +83,8 @@ cudaError_t run(void (*kernel)(Parameters...), const Shape& shape, cudaStream_t 
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shape.shared));
     if (error != cudaSuccess) return error;
   }
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeCooperative;
-  attribute.val.cooperative = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(shape.blocks));
-  config.blockDim = dim3(shape.threads);
-  config.dynamicSmemBytes = shape.shared;
-  config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = shape.cooperative ? 1 : 0;
-  return cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
+  const Launch launch(shape, stream);
+  return cudaLaunchKernelEx(&launch.config, kernel, static_cast<Parameters>(arguments)...);
 #endif
 }
 

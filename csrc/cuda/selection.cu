@@ -8,7 +8,7 @@ namespace mi_pruner::cuda {
 cudaError_t greedy_on_gram(const Layout& visual, const float* scores, const Similarities& found,
                            const Densities& densities, const Selection& selection, const Picks& picks,
                            cudaStream_t stream) {
-  const unsigned threads = static_cast<unsigned>(ceil_div(visual.longest, 32 * kGreedyTokens)) * 32;
+  const unsigned threads = static_cast<unsigned>(ceil_div(visual.longest, 32 * kQuad)) * 32;
   return run(greedy_kernel, {visual.samples, threads, sizeof(GreedyShared)}, stream, visual, scores, found, densities,
              selection, picks);
 }

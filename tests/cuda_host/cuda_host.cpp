@@ -64,8 +64,15 @@ struct Warp {
   void* slots[32];
 };
 
+struct Cluster {
+  Barrier barrier;
+  unsigned ended = 0;
+};
+
 struct Block {
   unsigned index, ended = 0;
+  bool started = false;
+  Cluster* cluster = nullptr;
   std::unique_ptr<unsigned char, decltype(&std::free)> shared{nullptr, &std::free};
   Barrier barrier;
   int votes = 0, result = 0;
@@ -114,8 +121,8 @@ Stacks stacks;
 
 class Grid {
 public:
-  Grid(unsigned threads, size_t shared, const std::function<void()>& thread)
-      : threads_(threads), shared_(shared), thread_(thread) {
+  Grid(unsigned threads, size_t shared, unsigned cluster, const std::function<void()>& thread)
+      : threads_(threads), shared_(shared), cluster_(cluster), thread_(thread) {
     const char* seed = std::getenv("MI_PRUNER_HOST_SEED");
     random_ = seed == nullptr ? 0 : std::strtoull(seed, nullptr, 10);
     random_ *= 0x9e3779b97f4a7c15u;
@@ -124,6 +131,7 @@ public:
   // Runs blocks [first, last) together; false: an error.
   bool run(unsigned first, unsigned last) {
     blocks_.clear();
+    clusters_.clear();
     fibers_.clear();
     ready_ = 0;
     favourite_ = 0;
@@ -168,6 +176,23 @@ public:
     barrier.waiting.clear();
   }
 
+  void cluster_barrier(const Where& where) {
+    Cluster& cluster = *block().cluster;
+    if (arrive(cluster.barrier, cluster_ * threads_, cluster.ended, where)) open(cluster.barrier);
+  }
+
+  void* in_block(void* shared, unsigned rank) {
+    Block& here = block();
+    const size_t first = (here.index - blocks_.front()->index) / cluster_ * cluster_;
+    const Block& other = *blocks_[first + rank % cluster_];
+    if (rank >= cluster_) fail("a cluster has no block " + std::to_string(rank));
+    if (!other.started) fail("shared memory of a block that may not have started");
+    if (other.shared == nullptr) fail("shared memory of a block that has ended");
+    if (!error_.empty()) leave();
+    idle_ = 0;
+    return other.shared.get() + (static_cast<unsigned char*>(shared) - here.shared.get());
+  }
+
   void copy(void* to, const void* from, unsigned bytes) {
     Fiber& fiber = fibers_[current_];
     const Copy copy{to, from, bytes, fiber.groups};
@@ -201,11 +226,12 @@ public:
     Fiber& fiber = fibers_[current_];
     fiber.done = true;
     ++fiber.block->ended;
+    ++fiber.block->cluster->ended;
     ++warp().ended;
     idle_ = 0;
-    if (fiber.block->barrier.arrived > 0 || warp().barrier.arrived > 0)
-      fail("divergent barrier: a thread ends while others wait at " +
-           place(fiber.block->barrier.arrived > 0 ? fiber.block->barrier.where : warp().barrier.where));
+    for (const Barrier* barrier : {&fiber.block->barrier, &warp().barrier, &fiber.block->cluster->barrier})
+      if (barrier->arrived > 0) fail("divergent barrier: a thread ends while others wait at " + place(barrier->where));
+    if (fiber.block->ended == threads_) fiber.block->shared.reset(); // others of its cluster may not use it any more
     leave();
   }
 
@@ -221,6 +247,8 @@ private:
   void add_block(unsigned index) {
     auto block = std::make_unique<Block>();
     block->index = index;
+    if (blocks_.size() % cluster_ == 0) clusters_.push_back(std::make_unique<Cluster>());
+    block->cluster = clusters_.back().get();
     block->warps.resize((threads_ + 31) / 32);
     void* memory = nullptr;
     if (posix_memalign(&memory, 128, shared_ > 0 ? shared_ : 1) != 0) std::abort();
@@ -269,6 +297,7 @@ private:
 
   void resume(unsigned fiber) {
     current_ = fiber;
+    fibers_[fiber].block->started = true;
     threadIdx.x = fibers_[fiber].thread;
     blockIdx.x = fibers_[fiber].block->index;
     blockDim.x = threads_;
@@ -297,8 +326,10 @@ private:
 
   const unsigned threads_;
   const size_t shared_;
+  const unsigned cluster_; // blocks
   const std::function<void()>& thread_;
   std::vector<std::unique_ptr<Block>> blocks_;
+  std::vector<std::unique_ptr<Cluster>> clusters_;
   std::vector<Fiber> fibers_;
   size_t ready_ = 0, favourite_ = 0, idle_ = 0;
   uint64_t random_;
@@ -315,10 +346,11 @@ void Grid::enter() { grid->body(); }
 
 } // namespace
 
-cudaError_t run(unsigned blocks, unsigned threads, size_t shared, bool cooperative,
+cudaError_t run(unsigned blocks, unsigned threads, size_t shared, bool cooperative, unsigned cluster,
                 const std::function<void()>& thread) {
+  if (blocks % cluster != 0 || (cluster > 1 && !cooperative)) return cudaErrorInvalidConfiguration;
   ++mi_pruner_host_launches;
-  Grid here(threads, shared, thread);
+  Grid here(threads, shared, cluster, thread);
   grid = &here;
   bool good = true;
   if (cooperative)
@@ -334,6 +366,14 @@ cudaError_t run(unsigned blocks, unsigned threads, size_t shared, bool cooperati
 void* shared_memory() { return grid->block().shared.get(); }
 
 void wait_a_moment() { grid->pause(); }
+
+int resident_clusters() {
+  const char* clusters = std::getenv("MI_PRUNER_HOST_CLUSTERS");
+  return clusters == nullptr ? 0 : std::atoi(clusters);
+}
+
+void cluster_barrier(const Where& where) { grid->cluster_barrier(where); }
+void* in_block(void* shared, unsigned rank) { return grid->in_block(shared, rank); }
 
 int block_barrier(bool vote, const Where& where) {
   Block& block = grid->block();

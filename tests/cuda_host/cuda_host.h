@@ -2,10 +2,11 @@
 //
 // A fiber runs until it has to wait for others: at a barrier, a warp collective, a spin on memory. Which goes on next
 // is first come, first served, or random by seed. Blocks run one after another, those of a cooperative launch together.
-// What is checked on the way: threads of a block (of a warp) that wait at different places of the source, that end
-// while others wait, or that wait for ever; fresh shared memory holds NaN. A missing barrier shows as a wrong result
-// under some seed, a write out of bounds under the address sanitizer: shared memory is an allocation of its exact size.
-// What is not: the order of memory accesses between real threads, and the encoding of the instructions in ptx.cuh.
+// What is checked on the way: threads of a block (of a warp, of a cluster) that wait at different places of the source,
+// that end while others wait, or that wait for ever; fresh shared memory holds NaN. A missing barrier shows as a wrong
+// result under some seed, a write out of bounds under the address sanitizer: shared memory is an allocation of its
+// exact size, which goes when its block ends. What is not: the order of memory accesses between real threads, and the
+// encoding of the instructions in ptx.cuh.
 #pragma once
 
 #include <math.h>
@@ -64,12 +65,18 @@ namespace mi_pruner::cuda::host {
 using Where = std::source_location;
 
 // Runs `thread` in every thread of every block. MI_PRUNER_HOST_SEED: of the order, 0 by default: as they come.
-cudaError_t run(unsigned blocks, unsigned threads, size_t shared, bool cooperative,
+// Every `cluster` neighbouring blocks are a cluster, in a cooperative launch.
+cudaError_t run(unsigned blocks, unsigned threads, size_t shared, bool cooperative, unsigned cluster,
                 const std::function<void()>& thread);
+
+int resident_clusters(); // at a time; MI_PRUNER_HOST_CLUSTERS, none by default
 
 void* shared_memory();
 void wait_a_moment();                             // until others have had their turn
 int block_barrier(bool vote, const Where& where); // returns the number of votes
+void cluster_barrier(const Where& where);
+// What is at `shared`, in this block's shared memory, in that of another block of its cluster; to be written next.
+void* in_block(void* shared, unsigned rank);
 void warp_barrier(void* mine, const std::function<void(void* const*)>& complete, const Where& where);
 
 // All lanes give a slot; the last to come completes them all.
@@ -113,6 +120,21 @@ inline unsigned __reduce_max_sync(unsigned, unsigned value, const Where where = 
       where);
 }
 
+inline unsigned __ballot_sync(unsigned, int vote, const Where where = Where::current()) {
+  return mi_pruner::cuda::host::exchange(
+      static_cast<unsigned>(vote != 0),
+      [](unsigned* const* lanes) {
+        unsigned votes = 0;
+        for (int lane = 0; lane < 32; ++lane)
+          votes |= *lanes[lane] << lane;
+        for (int lane = 0; lane < 32; ++lane)
+          *lanes[lane] = votes;
+      },
+      where);
+}
+
+inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
+
 template <typename To, typename From> To mi_pruner_bits(From from) {
   To to;
   static_assert(sizeof to == sizeof from);
@@ -147,6 +169,36 @@ template <typename T> T load_whole(const T* global) {
 }
 inline unsigned load_acquire(const unsigned* global) { return *static_cast<const volatile unsigned*>(global); }
 inline void wait_a_moment() { host::wait_a_moment(); }
+
+constexpr bool kHasClusters = true;
+inline void cluster_barrier(const host::Where where = host::Where::current()) { host::cluster_barrier(where); }
+
+// Bytes that others send, counted phase by phase.
+struct Arrivals {
+  uint32_t over;   // phases
+  bool expected;   // the one after them
+  int64_t missing; // bytes of it
+  void count(int64_t bytes) {
+    missing -= bytes;
+    if (!expected || missing != 0) return;
+    expected = false;
+    ++over;
+  }
+};
+inline void start_arrivals(Arrivals* arrivals) { *arrivals = {}; }
+inline void expect_arrivals(Arrivals* arrivals, unsigned bytes) {
+  arrivals->expected = true;
+  arrivals->count(-int64_t{bytes});
+}
+template <typename T> void send_async(T* shared, const T& value, Arrivals* arrivals, unsigned rank) {
+  static_assert(sizeof(T) == 16 && alignof(T) == 16);
+  *static_cast<T*>(host::in_block(shared, rank)) = value;
+  static_cast<Arrivals*>(host::in_block(arrivals, rank))->count(sizeof(T));
+}
+inline void wait_for_arrivals(const Arrivals* arrivals, unsigned phase) {
+  while (static_cast<const volatile Arrivals*>(arrivals)->over % 2 == phase % 2) // as on the GPU: no phase but this one
+    wait_a_moment();
+}
 
 struct Half {
   uint16_t bits;

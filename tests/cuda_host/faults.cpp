@@ -1,6 +1,8 @@
 // Kernels with one fault each, for the tests of the harness itself: `faults NAME` prints what became of them.
+#include <algorithm>
 #include <cstdio>
 #include <cstring>
+#include <iterator>
 #include <vector>
 
 #include "cuda_host.h"
@@ -59,6 +61,59 @@ void waits_for_a_block(unsigned* flag) {
   }
 }
 
+// A cluster of two blocks: each thread sends its number to its twin in the other block.
+constexpr unsigned kBlocks = 2;
+
+struct alignas(16) Parcel {
+  int64_t from, empty;
+};
+
+struct ClusterShared {
+  mi_pruner::cuda::Arrivals arrivals;
+  Parcel parcels[kThreads];
+};
+
+enum class ClusterFault { kNone, kNoWait, kTooEarly, kOutOfBounds, kEnded, kDivergent, kEndsEarly, kLost };
+
+void send_to_the_other(float* out, ClusterFault fault) {
+  using namespace mi_pruner::cuda;
+  MI_PRUNER_SHARED(ClusterShared, shared);
+  if (threadIdx.x == 0) {
+    start_arrivals(&shared.arrivals);
+    expect_arrivals(&shared.arrivals, sizeof shared.parcels);
+  }
+  if (fault == ClusterFault::kEndsEarly && blockIdx.x == 1 && threadIdx.x == 5) return;
+  if (fault == ClusterFault::kDivergent && blockIdx.x == 1)
+    cluster_barrier();
+  else if (fault != ClusterFault::kTooEarly)
+    cluster_barrier();
+  if (fault == ClusterFault::kEnded) {
+    if (blockIdx.x == 1) return;
+    for (int turns = 0; turns < 1000; ++turns)
+      wait_a_moment();
+  }
+  const int place = static_cast<int>(threadIdx.x) + (fault == ClusterFault::kOutOfBounds ? 1 : 0);
+  if (fault != ClusterFault::kLost || blockIdx.x == 0 || threadIdx.x != 5)
+    send_async(shared.parcels + place, Parcel{place, 0}, &shared.arrivals, 1 - blockIdx.x);
+  if (fault != ClusterFault::kNoWait) wait_for_arrivals(&shared.arrivals, 0);
+  if (blockIdx.x == 0)
+    out[threadIdx.x] = static_cast<float>(shared.parcels[(threadIdx.x + kThreads - 1) % kThreads].from);
+  cluster_barrier(); // so that nobody ends too early
+}
+
+struct Named {
+  const char* name;
+  ClusterFault fault;
+};
+constexpr Named kClusterKernels[] = {{"cluster", ClusterFault::kNone},
+                                     {"missing-wait", ClusterFault::kNoWait},
+                                     {"too-early", ClusterFault::kTooEarly},
+                                     {"out-of-bounds-of-another", ClusterFault::kOutOfBounds},
+                                     {"ended-block", ClusterFault::kEnded},
+                                     {"divergent-cluster", ClusterFault::kDivergent},
+                                     {"ends-early-in-a-cluster", ClusterFault::kEndsEarly},
+                                     {"lost-parcel", ClusterFault::kLost}};
+
 } // namespace
 
 int main(int, char** arguments) {
@@ -66,21 +121,27 @@ int main(int, char** arguments) {
   const auto is = [&](const char* name) { return std::strcmp(arguments[1], name) == 0; };
   std::vector<float> out(kThreads, -1);
   unsigned flag = 0;
-  const cudaError_t error =
-      host::run(is("waits-for-a-block") ? 2 : 1, kThreads, sizeof(Shared), is("waits-for-a-block"), [&] {
-        if (is("neighbours") || is("missing-barrier")) neighbours(out.data(), is("neighbours"));
-        if (is("out-of-bounds")) out_of_bounds(out.data());
-        if (is("divergent")) divergent();
-        if (is("divergent-warp")) divergent_warp(out.data());
-        if (is("ends-early")) ends_early();
-        if (is("spins")) spins(&flag);
-        if (is("waits-for-a-block")) waits_for_a_block(&flag);
-      });
+  cudaError_t error = cudaSuccess;
+  const Named* const cluster = std::find_if(std::begin(kClusterKernels), std::end(kClusterKernels),
+                                            [&](const Named& kernel) { return is(kernel.name); });
+  if (cluster != std::end(kClusterKernels))
+    error = host::run(kBlocks, kThreads, sizeof(ClusterShared), true, kBlocks,
+                      [&] { send_to_the_other(out.data(), cluster->fault); });
+  else
+    error = host::run(is("waits-for-a-block") ? 2 : 1, kThreads, sizeof(Shared), is("waits-for-a-block"), 1, [&] {
+      if (is("neighbours") || is("missing-barrier")) neighbours(out.data(), is("neighbours"));
+      if (is("out-of-bounds")) out_of_bounds(out.data());
+      if (is("divergent")) divergent();
+      if (is("divergent-warp")) divergent_warp(out.data());
+      if (is("ends-early")) ends_early();
+      if (is("spins")) spins(&flag);
+      if (is("waits-for-a-block")) waits_for_a_block(&flag);
+    });
   if (error != cudaSuccess) {
     std::puts(cudaGetErrorString(error));
     return 1;
   }
-  if (is("neighbours") || is("missing-barrier"))
+  if (is("neighbours") || is("missing-barrier") || cluster != std::end(kClusterKernels))
     for (unsigned t = 0; t < kThreads; ++t)
       if (out[t] != static_cast<float>((t + kThreads - 1) % kThreads)) {
         std::puts("wrong");

@@ -59,7 +59,10 @@ def main():
                 dense(shape, dtype, options, g)
             for options in OPTIONS:
                 packed(dtype, options, 41, 50, g)
-            packed(dtype, OPTIONS[seed], MANY, MANY, g)
+            for clusters in ("0", "1"):
+                os.environ["MI_PRUNER_HOST_CLUSTERS"] = clusters
+                os.environ["MI_PRUNER_HOST_BLOCKS"] = "8"
+                packed(dtype, OPTIONS[seed], MANY, MANY, g)
     print("all was run")
 
 
