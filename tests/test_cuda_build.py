@@ -16,7 +16,7 @@ from mi_pruner import _native
 ARCHITECTURES = {"sm_80", "sm_90a", "sm_100"}
 # Registers a thread: what the launch bounds allow. 255 is where the hardware ends; greedy blocks are of 1024 threads.
 BUDGETS = {
-    "similarity_kernel": 128,  # two blocks of 256 threads a multiprocessor
+    "similarity_kernel": 255,
     "normaliser_kernel": 64,
     "score_kernel": 64,
     "greedy_kernel": 64,
@@ -72,7 +72,7 @@ def kernels():
 
 def test_every_kernel_is_there_for_every_architecture(kernels):
     for name in BUDGETS:
-        count = 3 if name in ("similarity_kernel", "rows_kernel") else 1  # of the dtypes
+        count = {"similarity_kernel": 6, "rows_kernel": 3}.get(name, 1)  # of the dtypes, and of two shapes of tile
         for architecture in ARCHITECTURES:
             found = [k for k in kernels if k.architecture == architecture and name in k.name]
             assert len(found) == count, (name, architecture)
@@ -87,6 +87,8 @@ def test_no_kernel_spills_or_needs_more_than_its_budget(kernels):
     for kernel in kernels:
         (budget,) = (registers for name, registers in BUDGETS.items() if name in kernel.name)
         assert (kernel.stack, kernel.local) == (0, 0), kernel
+        if "Li128E" in kernel.name:  # tiles of 128 rows: two blocks of 256 threads a multiprocessor
+            budget = 128
         assert kernel.registers <= budget, kernel
         assert kernel.shared <= 1024, f"{kernel}: shared memory is dynamic, but for what the driver reserves"
 

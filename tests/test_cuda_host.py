@@ -20,11 +20,12 @@ import mi_pruner
 
 from . import inputs
 from .cuda_host import build as cuda_host
-from .test_backends import batch_of, check_selection
+from .test_backends import batch_of, check_scores, check_selection
 from .test_sanitizers import runtime
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 GRAM_TOKENS = int(re.search(r"kGramTokens = (\d+)", (cuda_host.CUDA / "paths.h").read_text()).group(1))
+CHUNK_ROWS = int(re.search(r"kChunkRows = (\d+)", (cuda_host.CUDA / "launch.h").read_text()).group(1))
 MODES = (*({"redundancy": name} for name in inputs.REDUNDANCIES), {"redundancy": "max", "redundancy_weight": 3.0})
 
 
@@ -134,6 +135,38 @@ def test_the_number_of_blocks_changes_no_bit(blocks, monkeypatch):
 @pytest.mark.parametrize("redundancy", ["mean", "max"])
 def test_picks_from_many_tokens_are_greedy(redundancy):
     check_selection(batch_of((1, GRAM_TOKENS + 5, 2, 12), torch.float32, "odd"), "cpu", 70, redundancy=redundancy)
+
+
+# ---- tiles and chunks ------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_shape_of_a_tile_changes_no_bit(dtype, monkeypatch):
+    """One multiprocessor takes the tiles of 128 rows, many take those of 64."""
+    kinds = ((150, 70, "clustered"), (33, 3, "duplicates"), (64, 64, "separated"), (1, 1, "clustered"))
+    samples = [inputs.make_sample(kind, n, m, 150, dtype, n, "odd") for n, m, kind in kinds]
+    arguments, priors = packed_arguments(samples, [60, 33, 9, 1], rows=False)
+    outputs = []
+    for blocks in ("1", "1000"):
+        monkeypatch.setenv("MI_PRUNER_HOST_BLOCKS", blocks)
+        scores = mi_pruner.mi_scores_varlen(*arguments[:4], *arguments[5:7], **priors)
+        outputs.append((scores, *mi_pruner.prune_varlen(*arguments, **priors)))
+    assert all(inputs.same_bits(a, b) for a, b in zip(*outputs, strict=True))
+
+
+@pytest.mark.parametrize("n", [CHUNK_ROWS, CHUNK_ROWS + 1, 3 * CHUNK_ROWS - 5])
+@pytest.mark.parametrize("marginal", ["joint", "prior"])
+def test_scores_of_many_rows(n, marginal):
+    """Log Z of the text is summed in chunks of rows: against float64, and the same bits beside another sample."""
+    check_scores(batch_of((1, n, 6, 20), torch.float32, "odd"), "cpu", marginal=marginal)
+    samples = [
+        inputs.make_sample("clustered", size, m, 20, torch.float16, m, "float") for size, m in ((n, 6), (40, 70))
+    ]
+    arguments, priors = packed_arguments(samples, [1, 1], rows=False)
+    together = mi_pruner.mi_scores_varlen(*arguments[:4], n, 70, **priors, marginal=marginal)
+    first = samples[0]
+    alone = mi_pruner.mi_scores(
+        first.visual[None], first.text[None], visual_prior=first.visual_prior[None], marginal=marginal
+    )
+    assert inputs.same_bits(together[:n], alone[0])
 
 
 # ---- launches --------------------------------------------------------------------------------------------------------

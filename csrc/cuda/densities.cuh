@@ -1,45 +1,50 @@
 // From cosines to scores: normalisers over the visual tokens, then both marginals and the sum over the text.
 //
-// `normaliser_kernel`: a block for 4 text tokens of a sample first combines the parts of the bandwidth rule in order,
-// then runs over the sample's rows twice (largest exponent, sum): log Z of the text. Further blocks of the launch, for
-// 128 visual tokens each, leave the normalised prior and combine the parts of the visual-visual normalisers.
+// `normaliser_kernel`: a block for 4 text tokens of a sample and 2,048 of its rows first combines the parts of the
+// bandwidth rule and of the prior in order, then takes the largest exponent of its rows, and the sum: of log Z of the
+// text. Where a sample has more rows, the last of its blocks to end combines what they left. Further blocks of the
+// launch, for 128 visual tokens each, combine the parts of the visual-visual normalisers.
 //
 // `score_kernel`: a warp for a visual token runs over the text twice: for the largest l, then for the sums.
 //
-// Bytes: the cosines four times, from L2 where they fit. Flops: two exponentials a cosine. Bound by L2 latency.
-// Determinism: a thread's share of a sum depends on the sample's own counts alone; fixed trees across threads.
+// Bytes: the cosines three times, from L2 where they fit. Flops: two exponentials a cosine. Bound by latency.
+// Determinism: a thread's share of a sum depends on the sample's own counts alone; fixed trees across threads; chunks
+// of rows are combined in their order, whichever block ends last.
 #pragma once
 
 #include "cuda/weights.cuh"
 
 namespace mi_pruner::cuda {
 
-constexpr int kNormaliserThreads = 1024; // one block runs over a sample's rows: with 256 threads, 4 times as long
-constexpr int kNormaliserColumns = 4;    // 16 bytes of a row: half a sector, and twice the blocks
-constexpr int kPriorRows = 128;          // 4 a warp: 5 blocks for 576 tokens
+constexpr int kNormaliserThreads = 1024;
+constexpr int kRowsApart = kNormaliserThreads / kTextGroup; // a text token's rows are shared among so many threads
+constexpr int kOwnExponents = kChunkRows / kRowsApart;      // 8 of a thread, in registers
+constexpr int kLogZRows = 128;                              // 4 a warp: 5 blocks for 576 tokens
 constexpr int kScoreThreads = 256;
 constexpr int kScoreRows = kScoreThreads / 32;
 
 struct DensityShared {
   float scratch[kMostWarps];
-  float columns[kMostWarps][kNormaliserColumns];
+  float columns[kMostWarps][kTextGroup];
+  unsigned arrived;
 };
 
-// 1/h^2 by the rule, from the moments of the sample's own tiles.
+// 1/h^2 by the rule, from the moments of the sample's own patches.
 __device__ inline float kappa_by_rule(const Similarities& found, int64_t sample, int64_t rows, int64_t columns,
                                       float* scratch) {
-  const unsigned across = static_cast<unsigned>((columns + kTileColumns - 1) / kTileColumns);
-  const unsigned tiles = static_cast<unsigned>((rows + kTileRows - 1) / kTileRows) * across; // as many as blocks before
-  const float* moments = found.moments + 3 * sample * found.row_tiles * found.text_tiles;
-  const auto at = [&](unsigned k) { return moments + 3 * (k / across * found.text_tiles + k % across); };
+  const unsigned across = static_cast<unsigned>((columns + kPatch - 1) / kPatch);
+  const unsigned patches =
+      static_cast<unsigned>((rows + kPatch - 1) / kPatch) * across; // 8 for a block before, at most
+  const float* moments = found.moments + 3 * sample * found.row_patches * found.text_patches;
+  const auto at = [&](unsigned k) { return moments + 3 * (k / across * found.text_patches + k % across); };
   float number = 0, sum = 0, squares = 0;
-  for (unsigned k = threadIdx.x; k < tiles; k += blockDim.x) {
+  for (unsigned k = threadIdx.x; k < patches; k += blockDim.x) {
     number += at(k)[0];
     sum += at(k)[0] * at(k)[1];
   }
   number = fmaxf(block_reduce<Sum>(number, scratch), 1);
   const float mean = block_reduce<Sum>(sum, scratch) / number;
-  for (unsigned k = threadIdx.x; k < tiles; k += blockDim.x) {
+  for (unsigned k = threadIdx.x; k < patches; k += blockDim.x) {
     const float off = at(k)[1] - mean;
     squares += at(k)[2] + at(k)[0] * off * off;
   }
@@ -47,13 +52,12 @@ __device__ inline float kappa_by_rule(const Similarities& found, int64_t sample,
   return 1 / fmaxf(sqrtf(squares / number), 1e-4f);
 }
 
-// Reduces a thread's value with those of the other threads of its column, threadIdx % kNormaliserColumns, to all of
-// them.
+// Reduces a thread's value with those of the other threads of its column, threadIdx % kTextGroup, to all of them.
 template <typename Op> __device__ float column_reduce(float x, DensityShared& shared) {
-  const int column = threadIdx.x % kNormaliserColumns;
-  for (int distance = 16; distance >= kNormaliserColumns; distance /= 2)
+  const int column = threadIdx.x % kTextGroup;
+  for (int distance = 16; distance >= kTextGroup; distance /= 2)
     x = Op::apply(x, __shfl_xor_sync(kFullWarp, x, distance));
-  if (threadIdx.x % 32 < kNormaliserColumns) shared.columns[threadIdx.x / 32][column] = x;
+  if (threadIdx.x % 32 < kTextGroup) shared.columns[threadIdx.x / 32][column] = x;
   __syncthreads();
   x = shared.columns[0][column];
   for (int warp = 1; warp < kNormaliserThreads / 32; ++warp)
@@ -62,82 +66,119 @@ template <typename Op> __device__ float column_reduce(float x, DensityShared& sh
   return x;
 }
 
-// log sum_i pi_i K(v_i, t_j) over the sample's rows, for this thread's column j.
-__device__ inline float text_log_z(const Tokens& visual, const Similarities& found, const Span& rows,
-                                   float visual_total, int64_t column, bool inside, float kappa,
-                                   DensityShared& shared) {
-  const auto exponent = [&](int64_t i) {
-    const int64_t token = rows.begin + i;
+// What a block of the normalisers works on: 4 text tokens, of which this thread has one, and a chunk of the rows.
+struct TextChunk {
+  int64_t sample, group, chunk;
+  Span rows, columns;
+
+  __device__ int64_t column(int64_t k) const { return group * kTextGroup + k; }
+  __device__ int64_t chunks() const { return (rows.count + kChunkRows - 1) / kChunkRows; }
+};
+
+// Of sum_i pi_i K(v_i, t_j) over the chunk's rows, for this thread's column j; `valid`: of a token.
+__device__ inline LogSum text_part(const Tokens& visual, const Similarities& found, const TextChunk& at,
+                                   float visual_total, bool valid, float kappa, DensityShared& shared) {
+  const int64_t column = at.column(threadIdx.x % kTextGroup);
+  float exponent[kOwnExponents];
+#pragma unroll
+  for (int k = 0; k < kOwnExponents; ++k) {
+    const int64_t row = at.chunk * kChunkRows + threadIdx.x / kTextGroup + k * kRowsApart, token = at.rows.begin + row;
+    exponent[k] = -MI_PRUNER_INFINITY;
+    if (!valid || row >= at.rows.count) continue;
     const float weight = log_weight(visual.prior, token, found.visual_norm[token]);
-    if (!inside || weight == -MI_PRUNER_INFINITY) return -MI_PRUNER_INFINITY;
-    return log_kernel(found.cosines[token * found.cosine_stride + column], kappa) + (weight - visual_total);
+    if (weight == -MI_PRUNER_INFINITY) continue;
+    exponent[k] = log_kernel(found.cosines[token * found.cosine_stride + column], kappa) + (weight - visual_total);
+  }
+  LogSum part{-MI_PRUNER_INFINITY, 0};
+#pragma unroll
+  for (int k = 0; k < kOwnExponents; ++k)
+    part.top = fmaxf(part.top, exponent[k]);
+  part.top = column_reduce<Largest>(part.top, shared);
+#pragma unroll
+  for (int k = 0; k < kOwnExponents; ++k)
+    part.total += expf(exponent[k] - shift_of(part.top));
+  part.total = column_reduce<Sum>(part.total, shared);
+  return part;
+}
+
+// Whether all of the sample's other chunks have left their parts of these columns, which are then seen.
+__device__ inline bool comes_last(const Similarities& found, const TextChunk& at, DensityShared& shared) {
+  __syncthreads();
+  if (threadIdx.x == 0)
+    shared.arrived = add_acquire_release(found.arrivals + at.sample * found.text_groups + at.group, 1u);
+  __syncthreads();
+  return shared.arrived + 1 == at.chunks();
+}
+
+__device__ inline void normalise_text(const Tokens& visual, const Tokens& text, const Similarities& found,
+                                      const Densities& densities, const TextChunk& at, float visual_total, float kappa,
+                                      DensityShared& shared) {
+  const auto weight_of = [&](int64_t column) {
+    const int64_t token = at.columns.begin + column;
+    return column < at.columns.count ? log_weight(text.prior, token, found.text_norm[token]) : -MI_PRUNER_INFINITY;
   };
-  const int64_t lane = threadIdx.x / kNormaliserColumns;
-  float top = -MI_PRUNER_INFINITY, total = 0;
-  for (int64_t i = lane; i < rows.count; i += kNormaliserThreads / kNormaliserColumns)
-    top = fmaxf(top, exponent(i));
-  top = column_reduce<Largest>(top, shared);
-  const float shift = top == -MI_PRUNER_INFINITY ? 0.0f : top;
-  for (int64_t i = lane; i < rows.count; i += kNormaliserThreads / kNormaliserColumns)
-    total += expf(exponent(i) - shift);
-  total = column_reduce<Sum>(total, shared);
-  return top + logf(total > 0 ? total : 1.0f);
-}
-
-__device__ inline void normalise_text(const Tokens& visual, const Tokens& text, const Similarities& found, float kappa,
-                                      const Densities& densities, int64_t sample, int64_t program, const Span& rows,
-                                      float visual_total, DensityShared& shared) {
-  const Span columns = span_of(text.layout, sample);
-  if (kappa <= 0) kappa = kappa_by_rule(found, sample, rows.count, columns.count, shared.scratch);
-  if (program == 0 && threadIdx.x == 0) densities.kappa[sample] = kappa;
-  if (program * kNormaliserColumns >= columns.count) return;
-  const float text_total = log_total(text.prior, found.text_norm, columns, shared.scratch);
-  const int64_t column = program * kNormaliserColumns + threadIdx.x % kNormaliserColumns;
-  const bool inside = column < columns.count;
-  const int64_t token = columns.begin + (inside ? column : 0);
-  const float weight = inside ? log_weight(text.prior, token, found.text_norm[token]) : -MI_PRUNER_INFINITY;
-  const bool valid = weight > -MI_PRUNER_INFINITY;
-  const float log_z = text_log_z(visual, found, rows, visual_total, column, valid, kappa, shared);
-  if (inside && threadIdx.x < kNormaliserColumns) {
-    densities.text_log_z[token] = valid ? log_z : 0.0f;
-    densities.text_weight[token] = valid ? expf(weight - text_total) : 0.0f;
+  const int64_t own = at.column(threadIdx.x % kTextGroup);
+  const bool valid = weight_of(own) > -MI_PRUNER_INFINITY;
+  const LogSum part = text_part(visual, found, at, visual_total, valid, kappa, shared);
+  LogSum* const parts = densities.text_parts + at.columns.begin * densities.chunks;
+  if (at.chunks() > 1) {
+    if (threadIdx.x < kTextGroup && own < at.columns.count) parts[own * densities.chunks + at.chunk] = part;
+    if (!comes_last(found, at, shared)) return;
   }
+  const float text_total =
+      log_total(at.columns.count, [&](int64_t column) { return LogSum{weight_of(column), 1}; }, shared.scratch);
+  const int64_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, column = at.column(warp);
+  if (warp >= kTextGroup || column >= at.columns.count) return;
+  const float log_z = at.chunks() > 1 ? log_of_parts(parts + column * densities.chunks, at.chunks()) : log_of(part);
+  if (lane != warp) return; // the lane whose own column is the warp's
+  const int64_t token = at.columns.begin + column;
+  densities.text_log_z[token] = valid ? log_z : 0.0f;
+  densities.text_weight[token] = valid ? expf(weight_of(column) - text_total) : 0.0f;
 }
 
-__device__ inline void normalise_visual(const Tokens& visual, const Similarities& found, const Densities& densities,
-                                        int64_t program, const Span& rows, float visual_total) {
-  for (int64_t row = program * kPriorRows + threadIdx.x / 32; row < rows.count && row < (program + 1) * kPriorRows;
+__device__ inline void normalise_visual(const Similarities& found, const Densities& densities, int64_t program,
+                                        const Span& rows, float visual_total) {
+  for (int64_t row = program * kLogZRows + threadIdx.x / 32; row < rows.count && row < (program + 1) * kLogZRows;
        row += kNormaliserThreads / 32) {
-    const int64_t token = rows.begin + row;
-    float log_z = 0;
-    if (found.visual_tiles > 0)
-      log_z = log_of_parts(found.parts + token * found.visual_tiles, (rows.count + kTileColumns - 1) / kTileColumns);
-    if (threadIdx.x % 32 > 0) continue;
-    const float weight = log_weight(visual.prior, token, found.visual_norm[token]);
-    densities.log_prior[token] = weight > -MI_PRUNER_INFINITY ? weight - visual_total : weight;
-    densities.visual_log_z[token] = log_z - visual_total;
+    const int64_t token = rows.begin + row, tiles = (rows.count + kTileColumns - 1) / kTileColumns;
+    const float log_z = log_of_parts(found.parts + token * found.visual_tiles, tiles);
+    if (threadIdx.x % 32 == 0) densities.visual_log_z[token] = log_z - visual_total;
   }
 }
 
+// Blocks of a sample: text_groups (one at least) for each of `chunks`, then those of the visual-visual normalisers.
 __global__ void __launch_bounds__(kNormaliserThreads)
     normaliser_kernel(const Tokens visual, const Tokens text, const Similarities found, const float kappa,
                       const Densities densities, unsigned* const arrivals, const int64_t arrivals_count,
                       const unsigned text_programs, const unsigned visual_programs) {
   MI_PRUNER_SHARED(DensityShared, shared);
   const unsigned program = blockIdx.x % (text_programs + visual_programs),
-                 sample = blockIdx.x / (text_programs + visual_programs);
+                 sample = blockIdx.x / (text_programs + visual_programs),
+                 chunks = static_cast<unsigned>(densities.chunks);
   if (blockIdx.x == 0)
     for (int64_t k = threadIdx.x; k < arrivals_count; k += blockDim.x)
       arrivals[k] = 0;
   const Span rows = span_of(visual.layout, sample);
   const bool of_text = program < text_programs;
-  if (rows.count == 0 || (!of_text && int64_t{program - text_programs} * kPriorRows >= rows.count)) return;
-  const float total = log_total(visual.prior, found.visual_norm, rows, shared.scratch);
-  if (program == text_programs && threadIdx.x == 0) densities.log_total[sample] = total;
-  if (of_text)
-    normalise_text(visual, text, found, kappa, densities, sample, program, rows, total, shared);
-  else
-    normalise_visual(visual, found, densities, program - text_programs, rows, total);
+  const int64_t first = of_text ? program % chunks * kChunkRows : int64_t{program - text_programs} * kLogZRows;
+  if (first >= rows.count) return;
+  const LogSum* const prior_parts = found.prior_parts + sample * found.row_patches;
+  const float total =
+      log_total((rows.count + kPatch - 1) / kPatch, [&](int64_t k) { return prior_parts[k]; }, shared.scratch);
+  if (!of_text) return normalise_visual(found, densities, program - text_programs, rows, total);
+  const TextChunk at{sample, program / chunks, program % chunks, rows, span_of(text.layout, sample)};
+  if (program == 0 && threadIdx.x == 0) densities.log_total[sample] = total;
+  if (at.group == 0)
+    for (int64_t row = first + threadIdx.x; row < rows.count && row < first + kChunkRows; row += blockDim.x) {
+      const int64_t token = rows.begin + row;
+      const float weight = log_weight(visual.prior, token, found.visual_norm[token]);
+      densities.log_prior[token] = weight > -MI_PRUNER_INFINITY ? weight - total : weight;
+    }
+  if (at.column(0) >= at.columns.count) return;
+  const float found_kappa =
+      kappa > 0 ? kappa : kappa_by_rule(found, sample, rows.count, at.columns.count, shared.scratch);
+  if (program == 0 && threadIdx.x == 0) densities.kappa[sample] = found_kappa;
+  normalise_text(visual, text, found, densities, at, total, found_kappa, shared);
 }
 
 // A visual token's score from its row of cosines, by a warp.
@@ -172,10 +213,10 @@ __global__ void __launch_bounds__(kScoreThreads)
   if (row >= rows.count) return;
   const float log_prior = densities.log_prior[token];
   float score = 0;
-  if (log_prior > -MI_PRUNER_INFINITY && columns.count > 0) // without text there is no kappa
+  if (columns.count > 0) // without text there is no kappa; an absent token's reads need not wait for its prior
     score = score_of(found.cosines + token * found.cosine_stride, densities.text_log_z + columns.begin,
                      densities.text_weight + columns.begin, columns.count, densities.kappa[sample], log_prior, joint);
-  if (threadIdx.x % 32 == 0) scores[token] = score;
+  if (threadIdx.x % 32 == 0) scores[token] = log_prior > -MI_PRUNER_INFINITY ? score : 0.0f;
 }
 
 } // namespace mi_pruner::cuda

@@ -14,8 +14,14 @@ namespace mi_pruner::cuda {
 enum class Dtype { kFloat16, kBFloat16, kFloat32 };
 enum class Redundancy { kMean, kChain, kMax };
 
-// Tiles of cosines: a sample's rows and columns.
-constexpr int kTileRows = 128, kTileColumns = 64;
+// Tiles of cosines, a block each: a sample's rows (the smaller ones where there are few tiles) and columns. A warp has
+// 32 x 32 of them in either.
+constexpr int kTileRows = 128, kSmallTileRows = 64, kTileColumns = 64, kPatch = 32;
+
+// Log Z of the text: the columns of a block, and its rows, for which 32,768 are 16 blocks. A sum over the rows is that
+// over each of these chunks, and then over the chunks.
+constexpr int kTextGroup = 4;
+constexpr int64_t kChunkRows = 2048;
 
 // Samples in an array of `total` entries: `longest` each, or packed by `cu` (samples + 1), at most `longest` each.
 struct Layout {
@@ -52,11 +58,15 @@ struct Similarities {
   float* text_norm;   // (M)
   float* cosines;     // (N, cosine_stride): visual token by the text tokens of its sample
   int64_t cosine_stride;
-  float* moments; // (samples, row_tiles, text_tiles, 3)
-  float* gram;    // (N, gram_stride): visual token by the visual tokens of its sample
+  float* moments;      // (samples, row_patches, text_patches, 3)
+  LogSum* prior_parts; // (samples, row_patches): of the sum of the visual prior
+  float* gram;         // (N, gram_stride): visual token by the visual tokens of its sample
   int64_t gram_stride;
-  LogSum* parts;                               // (N, visual_tiles): of the normaliser of the visual-visual kernel
-  int64_t row_tiles, text_tiles, visual_tiles; // tiles of a sample; visual_tiles = 0: no gram
+  LogSum* parts;                     // (N, visual_tiles): of the normaliser of the visual-visual kernel
+  unsigned* arrivals;                // (samples, text_groups): 0, for the normalisers
+  int64_t text_tiles, visual_tiles;  // side by side; visual_tiles = 0: no gram
+  int64_t row_patches, text_patches; // of 32 tokens
+  int64_t text_groups;               // of kTextGroup tokens
 };
 
 // What the normalisers leave.
@@ -66,7 +76,9 @@ struct Densities {
   float* kappa;        // (samples) 1/h^2 of the cross-modal kernel
   float* log_total;    // (samples) log of the sum of the visual prior
   float* log_prior;    // (N) normalised; -infinity: absent
-  float* visual_log_z; // (N)
+  float* visual_log_z; // (N), where there is a gram
+  LogSum* text_parts;  // (M, chunks), of text_log_z
+  int64_t chunks;      // of a sample's rows
 };
 
 // The row path, see rows.cuh: a ring of kGenerations blocks of 128 rows (67 MB for 32,768 tokens) for each team.

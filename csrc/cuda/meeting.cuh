@@ -10,7 +10,7 @@ constexpr int kSeen = kClusterWarps / 32; // of a cluster's posts, by a lane
 static_assert(kClusterWarps % 32 == 0 && kClusterBlocks <= 32);
 
 struct RowShared {
-  TileShared tile;
+  TileShared<> tile;
   float4 ahead[kHeldQuads][kTileThreads]; // each thread's own cosines of a likely next pick
   Post posts[2][kClusterWarps];           // of the warps of a cluster, for odd and even steps
   Arrivals arrivals[2];                   // of these posts

@@ -79,6 +79,13 @@ __device__ __forceinline__ void add_release(unsigned* global, unsigned value) {
   asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(global), "r"(value) : "memory");
 }
 
+// The same, and what a `load_acquire` would see: returns what the counter was.
+__device__ __forceinline__ unsigned add_acquire_release(unsigned* global, unsigned value) {
+  unsigned before;
+  asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], %2;" : "=r"(before) : "l"(global), "r"(value) : "memory");
+  return before;
+}
+
 // What other blocks wrote before this thread saw them arrive.
 __device__ __forceinline__ unsigned load_acquire(const unsigned* global) {
   unsigned value;

@@ -137,7 +137,10 @@ struct Run {
 
   void reserve(bool gram) {
     const int64_t n = visual.layout.total, m = text.layout.total;
-    found.row_tiles = tiles(visual.layout.longest, kTileRows);
+    found.row_patches = tiles(visual.layout.longest, kPatch);
+    found.text_patches = tiles(text.layout.longest, kPatch);
+    found.text_groups = tiles(text.layout.longest, kTextGroup);
+    densities.chunks = tiles(visual.layout.longest, kChunkRows);
     found.visual_tiles = gram ? tiles(visual.layout.longest, kTileColumns) : 0;
     // One column of text tiles, if an empty one, also takes the norms where nothing else does.
     found.text_tiles = std::max<int64_t>(tiles(text.layout.longest, kTileColumns), gram ? 0 : 1);
@@ -146,15 +149,18 @@ struct Run {
     workspace.add(found.visual_norm, n);
     workspace.add(found.text_norm, m);
     workspace.add(found.cosines, n * found.cosine_stride);
-    workspace.add(found.moments, 3 * visual.layout.samples * found.row_tiles * found.text_tiles);
+    workspace.add(found.moments, 3 * visual.layout.samples * found.row_patches * found.text_patches);
+    workspace.add(found.prior_parts, visual.layout.samples * found.row_patches);
     workspace.add(found.gram, n * found.gram_stride);
     workspace.add(found.parts, n * found.visual_tiles);
+    workspace.add(found.arrivals, visual.layout.samples * found.text_groups);
     workspace.add(densities.text_log_z, m);
     workspace.add(densities.text_weight, m);
     workspace.add(densities.kappa, visual.layout.samples);
     workspace.add(densities.log_total, visual.layout.samples);
     workspace.add(densities.log_prior, n);
     workspace.add(densities.visual_log_z, n);
+    workspace.add(densities.text_parts, m * densities.chunks);
   }
 
   void reserve_rows() {

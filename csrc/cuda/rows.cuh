@@ -227,18 +227,19 @@ private:
       const int64_t first = at * kTileColumns, left = span.count - first;
       const TileSource<T> source(
           features, [&](int r) { return shared.chosen[r]; }, features,
-          [&](int c) { return first + c < span.count ? first + c : -1; });
+          [&](int c) { return first + c < span.count ? first + c : -1; }, shared.tile);
       TileFragment tile;
       cosine_tile(source, dim, left < kTileColumns ? static_cast<int>(left) : kTileColumns, shared.tile, tile);
       store_column_weights(visual.prior, span.begin, first, span.count, shared.tile);
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int row = fragment_row(half);
-        const LogSum part = normaliser_part(tile, shared.tile.column_weight, half, selection.kappa);
-        if (shared.chosen[row] < 0) continue;
-        if (threadIdx.x % 4 == 0) memory.parts[(places + row) * memory.tiles + at] = part;
-        store_row(tile, half, memory.rows + (places + row) * memory.row_stride, first, span.count);
+      for (int r = 0; r < kOwnRows; ++r) {
+        const int row = fragment_row(r);
+        if (shared.chosen[row] >= 0)
+          store_row(tile, r, memory.rows + (places + row) * memory.row_stride, first, span.count);
       }
+      for_each_part(tile, selection.kappa, shared.tile, [&](int row, const LogSum& part) {
+        if (shared.chosen[row] >= 0) memory.parts[(places + row) * memory.tiles + at] = part;
+      });
     }
     barrier.wait();
     for (int64_t row = member * (kTileThreads / 32) + threadIdx.x / 32; row < kTileRows;
@@ -286,7 +287,8 @@ private:
 };
 
 template <typename T>
-__global__ void __launch_bounds__(kTileThreads) // one a multiprocessor: more members would only make the barrier slower
+__global__ void __launch_bounds__(kTileThreads,
+                                  1) // one a multiprocessor: more members would only make the barrier slower
     rows_kernel(const Tokens visual, const int64_t dim, const float* const scores, const Densities densities,
                 const Selection selection, const RowMemory memory, const Picks picks) {
   MI_PRUNER_SHARED(RowShared, shared);

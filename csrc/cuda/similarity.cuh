@@ -1,13 +1,18 @@
 // Norms and cosines in one pass: visual tokens against the text, and against one another.
 //
 // Mapping: one block a tile (tile.cuh); tiles of the same visual tokens lie next to one another and share them in L2.
-// A tile of text columns leaves the cosines (a visual token's row contiguous), and its share of the bandwidth rule:
-// the number, mean and sum of squared deviations of its valid pairs. A tile of visual columns leaves the cosines, and
-// each row's share of its normaliser over the columns.
+// A tile of text columns leaves the cosines (a visual token's row contiguous), and its shares of the bandwidth rule:
+// the number, mean and sum of squared deviations of the valid pairs of each 32 x 32. A tile of visual columns leaves
+// the cosines, and each row's share of its normaliser over the columns. The first tile of some rows leaves their norms
+// and, for each 32, their share of the sum of the visual prior.
+//
+// Tiles of 128 rows read the least from L2; tiles of 64 rows take the multiprocessors in where there are few tiles.
+// Every number that is left belongs to two tokens, to 32 rows, to 32 x 32 pairs, or to a row and 64 columns: it has the
+// same bits from either.
 //
 // Cost: 2 D flops a cosine. Bytes: `visual` once (M <= 64: one column of tiles; what the gram reads again comes from
-// L2), the text once a row of tiles, the cosines once. Bound by memory for the scores, by L2 and the tensor cores for
-// the gram.
+// L2), the text once a row of tiles, the cosines once. Bound by memory for the scores, by shared memory and L2 for the
+// gram.
 //
 // Determinism: nothing is added by atomics; parts are combined in order by the kernels that follow.
 #pragma once
@@ -16,94 +21,147 @@
 
 namespace mi_pruner::cuda {
 
-// Number, mean and squared deviations of the tile's valid pairs.
-__device__ inline void store_moments(const TileFragment& tile, const float (&row_weight)[2], TileShared& shared,
-                                     float* moments) {
-  const auto valid = [&](int n, int e) {
-    return row_weight[e / 2] > -MI_PRUNER_INFINITY &&
-           shared.column_weight[fragment_column(n) + e % 2] > -MI_PRUNER_INFINITY;
-  };
-  float number = 0, sum = 0, squares = 0;
-  for (int n = 0; n < kTileColumns / 8; ++n)
-    for (int e = 0; e < 4; ++e)
-      if (valid(n, e)) {
-        number += 1;
-        sum += tile.cosine[n][e];
-      }
-  number = block_reduce<Sum>(number, shared.scratch);
-  const float mean = block_reduce<Sum>(sum, shared.scratch) / fmaxf(number, 1);
-  for (int n = 0; n < kTileColumns / 8; ++n)
-    for (int e = 0; e < 4; ++e)
-      if (valid(n, e)) {
-        const float off = tile.cosine[n][e] - mean;
-        squares = fmaf(off, off, squares);
-      }
-  squares = block_reduce<Sum>(squares, shared.scratch);
-  if (threadIdx.x == 0) {
-    moments[0] = number;
-    moments[1] = mean;
-    moments[2] = squares;
-  }
-}
+// A block's tile: kRows rows of a sample, and 64 text tokens or 64 visual ones. Numbers of tiles, as what is held
+// beside the product is short of registers.
+template <int kRows> struct SimilarityTile {
+  unsigned sample, row_tile, tile, text_tiles;
 
-struct SimilarityTile {
-  int64_t sample, row_tile, tile;
-  bool text;
-  int64_t first_row, first_column;
+  __device__ SimilarityTile(const Similarities& found, unsigned row_tiles)
+      : text_tiles(static_cast<unsigned>(found.text_tiles)) {
+    const unsigned across = text_tiles + static_cast<unsigned>(found.visual_tiles);
+    tile = blockIdx.x % across;
+    row_tile = blockIdx.x / across % row_tiles;
+    sample = blockIdx.x / across / row_tiles;
+  }
+
+  __device__ bool text() const { return tile < text_tiles; }
+  __device__ int64_t first_row() const { return int64_t{row_tile} * kRows; }
+  __device__ unsigned column_tile() const { return text() ? tile : tile - text_tiles; }
+  __device__ int64_t first_column() const { return int64_t{column_tile()} * kTileColumns; }
 };
 
-__device__ inline SimilarityTile similarity_tile(const Similarities& found) {
-  const unsigned across = static_cast<unsigned>(found.text_tiles + found.visual_tiles), tile = blockIdx.x % across,
-                 rows = static_cast<unsigned>(found.row_tiles), row_tile = blockIdx.x / across % rows;
-  const bool text = tile < found.text_tiles;
-  return {blockIdx.x / across / rows,
-          row_tile,
-          tile,
-          text,
-          int64_t{row_tile} * kTileRows,
-          (text ? tile : tile - found.text_tiles) * kTileColumns};
+// Number, mean and squared deviations of the valid pairs of this warp.
+template <int kRows>
+__device__ void store_moments(const TileFragment& tile, const bool (&valid_row)[kOwnRows],
+                              const TileShared<kRows>& shared, float* moments) {
+  float number = 0, sum = 0, squares = 0;
+  const auto for_each_valid = [&](const auto& f) {
+#pragma unroll
+    for (int c = 0; c < kOwnColumns; ++c) {
+      const bool valid = shared.column_weight[fragment_column(c)] > -MI_PRUNER_INFINITY;
+#pragma unroll
+      for (int r = 0; r < kOwnRows; ++r)
+        if (valid && valid_row[r]) f(tile.at(r, c));
+    }
+  };
+  for_each_valid([&](float cosine) {
+    number += 1;
+    sum += cosine;
+  });
+  number = warp_reduce<Sum>(number);
+  const float mean = warp_reduce<Sum>(sum) / fmaxf(number, 1);
+  for_each_valid([&](float cosine) { squares = fmaf(cosine - mean, cosine - mean, squares); });
+  squares = warp_reduce<Sum>(squares);
+  if (threadIdx.x % 32 > 0) return;
+  moments[0] = number;
+  moments[1] = mean;
+  moments[2] = squares;
 }
 
-template <typename T>
-__global__ void __launch_bounds__(kTileThreads, 2)
-    similarity_kernel(const Tokens visual, const Tokens text, const int64_t dim, const float kappa,
-                      const Similarities found) {
-  MI_PRUNER_SHARED(TileShared, shared);
-  const SimilarityTile at = similarity_tile(found);
-  const Span rows = span_of(visual.layout, at.sample);
-  const Span columns = at.text ? span_of(text.layout, at.sample) : rows;
-  // A sample without text still needs the norms of its visual tokens: the first tile of a row always runs.
-  if (at.first_row >= rows.count || (at.first_column >= columns.count && at.tile > 0)) return;
-  const Rows<T> row_features = rows_of<T>(visual, at.sample, rows);
-  const TileSource<T> source(
-      row_features, [&](int r) { return at.first_row + r < rows.count ? at.first_row + r : -1; },
-      at.text ? rows_of<T>(text, at.sample, columns) : row_features,
-      [&](int c) { return at.first_column + c < columns.count ? at.first_column + c : -1; });
-  const int64_t left = columns.count - at.first_column;
-  TileFragment tile;
-  cosine_tile(source, dim, left < 0 ? 0 : left < kTileColumns ? static_cast<int>(left) : kTileColumns, shared, tile);
-  store_column_weights(at.text ? text.prior : visual.prior, columns.begin, at.first_column, columns.count, shared);
-  float row_weight[2];
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const int64_t row = at.first_row + fragment_row(half), token = rows.begin + row;
-    row_weight[half] = -MI_PRUNER_INFINITY;
-    LogSum part{};
-    if (!at.text) part = normaliser_part(tile, shared.column_weight, half, kappa);
-    if (row >= rows.count) continue;
-    row_weight[half] = log_weight(visual.prior, token, tile.row_norm[half]);
-    if (at.tile == 0 && threadIdx.x % 4 == 0) found.visual_norm[token] = tile.row_norm[half];
-    if (!at.text && threadIdx.x % 4 == 0)
-      found.parts[token * found.visual_tiles + at.first_column / kTileColumns] = part;
-    store_row(tile, half,
-              at.text ? found.cosines + token * found.cosine_stride : found.gram + token * found.gram_stride,
-              at.first_column, columns.count);
+// The norms of the tile's rows, and their share of the visual prior.
+template <int kRows>
+__device__ void store_rows(const Tokens& visual, const Similarities& found, const SimilarityTile<kRows>& at,
+                           const Span& rows, const TileShared<kRows>& shared) {
+  if (threadIdx.x >= kRows || at.first_row() + threadIdx.x / kPatch * kPatch >= rows.count) return; // a whole warp
+  const int64_t row = at.first_row() + threadIdx.x, token = rows.begin + row;
+  float weight = -MI_PRUNER_INFINITY;
+  if (row < rows.count) {
+    found.visual_norm[token] = shared.row_norm[threadIdx.x];
+    weight = log_weight(visual.prior, token, shared.row_norm[threadIdx.x]);
   }
-  if (!at.text) return;
-  if (at.row_tile == 0 && threadIdx.x < kTileColumns && threadIdx.x < left)
-    found.text_norm[columns.begin + at.first_column + threadIdx.x] = shared.column_norm[threadIdx.x];
-  const int64_t place = (at.sample * found.row_tiles + at.row_tile) * found.text_tiles + at.tile;
-  store_moments(tile, row_weight, shared, found.moments + 3 * place);
+  const float top = warp_reduce<Largest>(weight), total = warp_reduce<Sum>(expf(weight - shift_of(top)));
+  if (threadIdx.x % 32 == 0) found.prior_parts[at.sample * found.row_patches + row / kPatch] = {top, total};
+}
+
+template <int kRows>
+__device__ void finish_text(const TileFragment& tile, const Tokens& visual, const Similarities& found,
+                            const SimilarityTile<kRows>& at, const Span& rows, const Span& columns,
+                            const TileShared<kRows>& shared) {
+  if (at.first_row() == 0 && threadIdx.x < kTileColumns && at.first_column() + threadIdx.x < columns.count) {
+    const int64_t column = at.first_column() + threadIdx.x;
+    found.text_norm[columns.begin + column] = shared.column_norm[threadIdx.x];
+    if (column % kTextGroup == 0) found.arrivals[at.sample * found.text_groups + column / kTextGroup] = 0;
+  }
+  bool valid[kOwnRows];
+#pragma unroll
+  for (int r = 0; r < kOwnRows; ++r) {
+    const int64_t row = at.first_row() + fragment_row(r), token = rows.begin + row;
+    valid[r] = false;
+    if (row >= rows.count) continue;
+    valid[r] = log_weight(visual.prior, token, shared.row_norm[fragment_row(r)]) > -MI_PRUNER_INFINITY;
+    store_row(tile, r, found.cosines + token * found.cosine_stride, at.first_column(), columns.count);
+  }
+  const int64_t first_row = at.first_row() + patch_row(), first_column = at.first_column() + patch_column();
+  if (first_row >= rows.count || first_column >= columns.count) return;
+  const int64_t patch = (at.sample * found.row_patches + first_row / kPatch) * found.text_patches;
+  store_moments(tile, valid, shared, found.moments + 3 * (patch + first_column / kPatch));
+}
+
+template <int kRows>
+__device__ void finish_gram(const TileFragment& tile, float kappa, const Similarities& found,
+                            const SimilarityTile<kRows>& at, const Span& rows, TileShared<kRows>& shared) {
+#pragma unroll
+  for (int r = 0; r < kOwnRows; ++r) {
+    const int64_t row = at.first_row() + fragment_row(r);
+    if (row < rows.count)
+      store_row(tile, r, found.gram + (rows.begin + row) * found.gram_stride, at.first_column(), rows.count);
+  }
+  for_each_part(tile, kappa, shared, [&](int r, const LogSum& part) {
+    if (at.first_row() + r < rows.count)
+      found.parts[(rows.begin + at.first_row() + r) * found.visual_tiles + at.column_tile()] = part;
+  });
+}
+
+template <int kRows> struct SimilarityShared {
+  TileShared<kRows> tile;
+  Span rows, columns; // of the block: there are no registers for them beside the product
+};
+
+template <typename T, int kRows>
+__global__ void __launch_bounds__(tile_threads(kRows), 2)
+    similarity_kernel(const Tokens visual, const Tokens text, const int64_t dim, const float kappa,
+                      const Similarities found, const unsigned row_tiles) {
+  MI_PRUNER_SHARED(SimilarityShared<kRows>, shared);
+  const SimilarityTile<kRows> at(found, row_tiles);
+  const auto used = [&](const Span& columns) {
+    const int64_t left = columns.count - at.first_column();
+    return left < 0 ? 0 : left < kTileColumns ? static_cast<int>(left) : kTileColumns;
+  };
+  TileFragment tile;
+  {
+    const Span rows = span_of(visual.layout, at.sample);
+    const Span columns = at.text() ? span_of(text.layout, at.sample) : rows;
+    // A sample without text still needs the norms of its visual tokens: the first tile of a row always runs.
+    if (at.first_row() >= rows.count || (used(columns) == 0 && at.tile > 0)) return;
+    if (threadIdx.x == 0) {
+      shared.rows = rows;
+      shared.columns = columns;
+    }
+    const Rows<T> row_features = rows_of<T>(visual, at.sample, rows);
+    const TileSource<T, kRows> source(
+        row_features, [&](int r) { return at.first_row() + r < rows.count ? at.first_row() + r : -1; },
+        at.text() ? rows_of<T>(text, at.sample, columns) : row_features,
+        [&](int c) { return at.first_column() + c < columns.count ? at.first_column() + c : -1; }, shared.tile);
+    cosine_tile(source, dim, used(columns), shared.tile, tile);
+  }
+  const Span &rows = shared.rows, &columns = shared.columns;
+  store_column_weights(at.text() ? text.prior : visual.prior, columns.begin, at.first_column(), columns.count,
+                       shared.tile);
+  if (at.tile == 0) store_rows(visual, found, at, rows, shared.tile);
+  if (at.text())
+    finish_text(tile, visual, found, at, rows, columns, shared.tile);
+  else
+    finish_gram(tile, kappa, found, at, rows, shared.tile);
 }
 
 } // namespace mi_pruner::cuda

@@ -28,31 +28,34 @@ __device__ inline float log_weight(const float* prior, int64_t at, float norm) {
   return logf(fminf(weight, 0x1.fffffep127f));
 }
 
-// log of the sum of the priors of a sample's valid tokens, -infinity where there are none: to all threads of the block.
-__device__ inline float log_total(const float* prior, const float* norms, const Span& span, float* scratch) {
-  float top = -MI_PRUNER_INFINITY, total = 0;
-  for (int64_t i = threadIdx.x; i < span.count; i += blockDim.x)
-    top = fmaxf(top, log_weight(prior, span.begin + i, norms[span.begin + i]));
-  top = block_reduce<Largest>(top, scratch);
-  const float shift = top == -MI_PRUNER_INFINITY ? 0.0f : top;
-  for (int64_t i = threadIdx.x; i < span.count; i += blockDim.x)
-    total += expf(log_weight(prior, span.begin + i, norms[span.begin + i]) - shift);
-  total = block_reduce<Sum>(total, scratch);
-  return top + logf(total > 0 ? total : 1.0f);
+// What is taken off exponents whose largest is `top`: nothing where there are none.
+__device__ inline float shift_of(float top) { return top == -MI_PRUNER_INFINITY ? 0.0f : top; }
+
+__device__ inline float log_of(const LogSum& sum) { return sum.top + logf(sum.total > 0 ? sum.total : 1.0f); }
+
+// log of the sum of `count` parts, part(k), -infinity where there is nothing: to all threads of the block.
+template <typename Part> __device__ float log_total(int64_t count, const Part& part, float* scratch) {
+  LogSum sum{-MI_PRUNER_INFINITY, 0};
+  for (int64_t k = threadIdx.x; k < count; k += blockDim.x)
+    sum.top = fmaxf(sum.top, part(k).top);
+  sum.top = block_reduce<Largest>(sum.top, scratch);
+  for (int64_t k = threadIdx.x; k < count; k += blockDim.x)
+    sum.total += part(k).total * expf(part(k).top - shift_of(sum.top));
+  sum.total = block_reduce<Sum>(sum.total, scratch);
+  return log_of(sum);
 }
 
 // log of the sum of `count` parts, by a whole warp: the same for a part's row in the Gram matrix and in a block of
 // rows.
 __device__ inline float log_of_parts(const LogSum* parts, int64_t count) {
-  float top = -MI_PRUNER_INFINITY, total = 0;
+  LogSum sum{-MI_PRUNER_INFINITY, 0};
   for (int64_t k = threadIdx.x % 32; k < count; k += 32)
-    top = fmaxf(top, __ldcg(&parts[k].top));
-  top = warp_reduce<Largest>(top);
-  const float shift = top == -MI_PRUNER_INFINITY ? 0.0f : top;
+    sum.top = fmaxf(sum.top, __ldcg(&parts[k].top));
+  sum.top = warp_reduce<Largest>(sum.top);
   for (int64_t k = threadIdx.x % 32; k < count; k += 32)
-    total += __ldcg(&parts[k].total) * expf(__ldcg(&parts[k].top) - shift);
-  total = warp_reduce<Sum>(total);
-  return top + logf(total > 0 ? total : 1.0f);
+    sum.total += __ldcg(&parts[k].total) * expf(__ldcg(&parts[k].top) - shift_of(sum.top));
+  sum.total = warp_reduce<Sum>(sum.total);
+  return log_of(sum);
 }
 
 } // namespace mi_pruner::cuda

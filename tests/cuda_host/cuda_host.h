@@ -36,7 +36,7 @@ inline cudaError_t cudaGetDevice(int* device) {
   return cudaSuccess;
 }
 
-// MI_PRUNER_HOST_BLOCKS: blocks at a time, 5 by default.
+// MI_PRUNER_HOST_BLOCKS: multiprocessors, 5 by default.
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device);
 
 template <typename F> cudaError_t cudaFuncSetAttribute(F*, cudaFuncAttribute, int) { return cudaSuccess; }
@@ -163,6 +163,7 @@ inline void prefetch(const void* global) { // must be memory of ours
   static_cast<void>(*static_cast<const volatile char*>(global));
 }
 inline void add_release(unsigned* global, unsigned value) { *global += value; }
+inline unsigned add_acquire_release(unsigned* global, unsigned value) { return (*global += value) - value; }
 template <typename T> T load_whole(const T* global) {
   static_assert(sizeof(T) == 16 && alignof(T) == 16);
   return *global;
