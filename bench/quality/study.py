@@ -2,7 +2,6 @@
 
     python -m bench.quality.study dev      the variants of our own method, on the dev scenes: what chooses the defaults
     python -m bench.quality.study test     all methods on the test scenes, touched once, at the end
-    python -m bench.quality.study ideas    what was tried for better defaults, on the dev scenes
     python -m bench.quality.study quick    all methods on a few dev scenes and the model that ships, under 5 minutes
 
 Models that are not there are trained first (build/quality, hours; interrupted runs resume).
@@ -20,7 +19,6 @@ from tqdm import tqdm
 from bench import record
 from bench.quality import models, statistics
 from bench.quality.asked import Asked, questions
-from bench.quality.explore import IDEAS
 from bench.quality.in_decoder import Answered
 from bench.quality.methods import BOUND, DEFAULT, DENSE, METHODS, OURS, SCORES, VARIANTS
 from mi_pruner.demo.checkpoint import load_model
@@ -259,13 +257,12 @@ MAIN: dict[str, Run] = {name: method.run for name, method in METHODS.items()}
 ABOUT_MAIN = {name: (method.family, "", "") for name, method in METHODS.items()}
 VARIED: dict[str, Run] = {DEFAULT: METHODS[DEFAULT].run, **{name: run for name, (_, _, run) in VARIANTS.items()}}
 ABOUT_VARIED = {DEFAULT: (OURS, "", ""), **{name: (OURS, vary, value) for name, (vary, value, _) in VARIANTS.items()}}
-ABOUT_IDEAS = {DEFAULT: (OURS, "", ""), **{name: (OURS, "idea", name) for name in IDEAS}}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("dev", "test", "ideas", "quick"))
+    parser.add_argument("part", choices=("dev", "test", "quick"))
     parser.add_argument("--scenes", type=int, help="default: 600, of dev 400, of quick 50")
     parser.add_argument(
         "--out", type=Path, help="folder of the CSV files (default: bench/results, of quick build/quality)"
@@ -274,13 +271,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     part, out = options.part, options.out or (models.FOLDER if options.part == "quick" else record.RESULTS)
-    scenes = options.scenes or {"dev": 400, "ideas": 400, "test": 600, "quick": 50}[part]
+    scenes = options.scenes or {"dev": 400, "test": 600, "quick": 50}[part]
     which = models.MODELS[:1] if part == "quick" else models.MODELS
     models.ensure(which, torch.device("cpu"))
     if part == "dev":
         rows = study("dev", which, scenes, VARIED, ABOUT_VARIED, (20, 10))
-    elif part == "ideas":
-        rows = study("dev", which, scenes, {DEFAULT: METHODS[DEFAULT].run, **IDEAS}, ABOUT_IDEAS, (20, 10))
     else:
         rows = study("test" if part == "test" else "dev", which, scenes, MAIN, ABOUT_MAIN, KEEPS)
     out.mkdir(parents=True, exist_ok=True)
