@@ -10,7 +10,7 @@ from bench import plot, record
 from bench.quality import in_decoder, models, statistics, tables
 from bench.quality.asked import Asked, questions
 from bench.quality.methods import DEFAULT, DENSE, METHODS, SCORES, VARIANTS
-from bench.quality.study import ABOUT_MAIN, ABOUT_VARIED, MAIN, VARIED, Accuracy, Specificity, main, study
+from bench.quality.study import Accuracy, Specificity, main, study
 from mi_pruner.demo.checkpoint import load_model
 from mi_pruner.demo.model import TOKENS, DigitVLM
 from mi_pruner.demo.questions import KINDS
@@ -117,7 +117,7 @@ class TestInDecoder:
 
 @pytest.fixture(scope="module")
 def rows() -> tuple[list[Accuracy], list[Specificity]]:
-    return study("dev", DEV, 8, MAIN, ABOUT_MAIN, (40, 20, 10, 6))
+    return study("quick", DEV, 8)
 
 
 class TestStudy:
@@ -144,7 +144,7 @@ class TestStudy:
         assert of[DEFAULT].accuracy > of["random"].accuracy
 
     def test_variants_answer(self):
-        found = study("dev", DEV, 2, VARIED, ABOUT_VARIED, (20,))[0]
+        found = study("dev", DEV, 2)[0]
         assert {row.method for row in found} == {"dense", DEFAULT, *VARIANTS}
 
     def test_tables_of_all_groups(self, rows: tuple[list[Accuracy], list[Specificity]], tmp_path: Path):
@@ -169,7 +169,7 @@ class TestStudy:
             assert plot.fill(text, blocks, "quality") == text
 
     def test_command(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-        main(["quick", "--scenes", "1", "--out", str(tmp_path), "--threads", str(torch.get_num_threads())])
+        main(["quick", "--scenes", "1", "--out", str(tmp_path)])
         printed = capsys.readouterr().out
         assert "aligned mi " in printed
         assert record.holds(tmp_path / "quality-quick-accuracy.csv", Accuracy)
