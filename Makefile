@@ -21,7 +21,7 @@ help:
 	@echo "make build    compile the library and install the package in place"
 	@echo "make bench    measure against plain PyTorch and rival selectors (ARGS goes to bench)"
 	@echo "make quality  the quality study, with the training of its models: hours;   make quality-quick: minutes"
-	@echo "make clean    remove what was built; the environment $(VENV) stays"
+	@echo "make clean    remove what was built; the environment $(VENV) and the models of the study stay"
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/python -m mi_pruner demo $(ARGS)
@@ -56,7 +56,7 @@ quality-quick: build
 	$(BIN)/python -m bench.quality.study quick
 
 clean:
-	rm -rf build dist *.egg-info mi_pruner/_C.abi3.so $(VENV)/.installed-*
+	rm -rf $(filter-out build/quality,$(wildcard build/*)) dist *.egg-info mi_pruner/_C.abi3.so $(VENV)/.installed-*
 
 # An in-place installation with the extra that follows the dash; the C++ is compiled into mi_pruner/.
 $(VENV)/.installed-%: $(VENV)/.ready $(BUILD_FILES)

@@ -10,7 +10,7 @@ from bench import plot, record
 from bench.quality import in_decoder, models, statistics, tables
 from bench.quality.asked import Asked, questions
 from bench.quality.methods import DEFAULT, DENSE, METHODS, SCORES, VARIANTS
-from bench.quality.study import ABOUT_MAIN, ABOUT_VARIED, MAIN, VARIED, Accuracy, Specificity, main, study
+from bench.quality.study import Accuracy, Specificity, main, study
 from mi_pruner.demo.checkpoint import load_model
 from mi_pruner.demo.model import TOKENS, DigitVLM
 from mi_pruner.demo.questions import KINDS
@@ -117,7 +117,7 @@ class TestInDecoder:
 
 @pytest.fixture(scope="module")
 def rows() -> tuple[list[Accuracy], list[Specificity]]:
-    return study("dev", DEV, 8, MAIN, ABOUT_MAIN, (40, 20, 10, 6))
+    return study("quick", DEV, 8)
 
 
 class TestStudy:
@@ -144,13 +144,13 @@ class TestStudy:
         assert of[DEFAULT].accuracy > of["random"].accuracy
 
     def test_variants_answer(self):
-        found = study("dev", DEV, 2, VARIED, ABOUT_VARIED, (20,))[0]
+        found = study("dev", DEV, 2)[0]
         assert {row.method for row in found} == {"dense", DEFAULT, *VARIANTS}
 
     def test_tables_of_all_groups(self, rows: tuple[list[Accuracy], list[Specificity]], tmp_path: Path):
         record.append(tmp_path / "a.csv", Accuracy, rows[0])
         read = record.read(tmp_path / "a.csv", Accuracy)
-        blocks = tables.blocks(read, rows[1], [])
+        blocks = tables.blocks(read, rows[1], [], [])
         assert "**mi_pruner**" in blocks["accuracy-aligned"]
         assert blocks["accuracy-large"] == tables.NONE
         filled = plot.fill("<!-- quality:verdict -->old<!-- /quality:verdict -->", blocks, "quality")
@@ -159,16 +159,17 @@ class TestStudy:
 
     def test_documents_show_the_kept_results(self):
         """docs/quality.md and README.md hold what bench.quality.report makes of the CSV files."""
-        kept = record.RESULTS
-        accuracy = record.read(kept / "quality-test-accuracy.csv", Accuracy)
-        varied = record.read(kept / "quality-dev-accuracy.csv", Accuracy)
-        blocks = tables.blocks(accuracy, record.read(kept / "quality-test-specificity.csv", Specificity), varied)
+        main_rows, varied, ideas = (
+            record.read(record.RESULTS / f"quality-{part}-accuracy.csv", Accuracy) for part in ("test", "dev", "ideas")
+        )
+        specificity = record.read(record.RESULTS / "quality-test-specificity.csv", Specificity)
+        blocks = tables.blocks(main_rows, specificity, varied, ideas)
         for name in ("docs/quality.md", "README.md"):
             text = (record.ROOT / name).read_text(encoding="utf-8")
             assert plot.fill(text, blocks, "quality") == text
 
     def test_command(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-        main(["quick", "--scenes", "1", "--out", str(tmp_path), "--threads", str(torch.get_num_threads())])
+        main(["quick", "--scenes", "1", "--out", str(tmp_path)])
         printed = capsys.readouterr().out
         assert "aligned mi " in printed
         assert record.holds(tmp_path / "quality-quick-accuracy.csv", Accuracy)

@@ -25,7 +25,8 @@ def main() -> None:
     specificity = _read(options.results / "quality-test-specificity.csv", Specificity)
     for path in pictures.draw(main_rows, varied, options.root / plot.PICTURES):
         print(f"drew {path}")
-    blocks = tables.blocks(main_rows, specificity, varied)
+    ideas = _read(options.results / "quality-ideas-accuracy.csv", Accuracy)
+    blocks = tables.blocks(main_rows, specificity, varied, ideas)
     for name in DOCUMENTS:
         path = options.root / name
         path.write_text(plot.fill(path.read_text(encoding="utf-8"), blocks, "quality"), encoding="utf-8")

@@ -2,14 +2,15 @@
 
     python -m bench.quality.study dev      the variants of our own method, on the dev scenes: what chooses the defaults
     python -m bench.quality.study test     all methods on the test scenes, touched once, at the end
-    python -m bench.quality.study ideas    what was tried for better defaults, on the dev scenes
     python -m bench.quality.study quick    all methods on a few dev scenes and the model that ships, under 5 minutes
 
 Models that are not there are trained first (build/quality, hours; interrupted runs resume).
 """
 
 import argparse
+import multiprocessing
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,7 +21,6 @@ from tqdm import tqdm
 from bench import record
 from bench.quality import models, statistics
 from bench.quality.asked import Asked, questions
-from bench.quality.explore import IDEAS
 from bench.quality.in_decoder import Answered
 from bench.quality.methods import BOUND, DEFAULT, DENSE, METHODS, OURS, SCORES, VARIANTS
 from mi_pruner.demo.checkpoint import load_model
@@ -125,13 +125,16 @@ class _Told:
 
 @torch.inference_mode()
 def answer_all(
-    model: DigitVLM, split: Split, scenes: int, runs: dict[str, Run], keeps: Sequence[int], label: str
+    model: DigitVLM, split: Split, scenes: int, runs: dict[str, Run], keeps: Sequence[int], label: str, line: int
 ) -> _Told:
-    """Every run at every budget over the first scenes of a split, one question of each kind for each."""
+    """Every run at every budget over the first scenes of a split, one question of each kind for each.
+
+    label, line: of the progress bar.
+    """
     jobs: list[Job] = [("dense", TOKENS), *((name, keep) for keep in keeps for name in runs)]
     told = _Told(np.zeros((scenes, len(KINDS)), int), {job: _Seen.empty(scenes) for job in jobs}, {})
     taken = np.zeros(scenes, int)  # places filled: a scene's questions come in the order of their length
-    with tqdm(total=scenes * len(KINDS), unit="question", desc=label, mininterval=2) as progress:
+    with tqdm(total=scenes * len(KINDS), unit="question", desc=label, position=line, mininterval=2) as progress:
         for asked in questions(model, split, range(scenes)):
             scene = asked.scene.numpy()
             place = _places(scene, taken)
@@ -234,55 +237,70 @@ def specificities(split: Split, group: str, told: Sequence[_Told]) -> list[Speci
     return rows
 
 
+@dataclass(frozen=True)
+class Part:
+    """A part of the study: split, its scenes, who takes part at which budgets; about: family, what varies, value."""
+
+    split: Split
+    scenes: int
+    runs: dict[str, Run]
+    about: dict[str, tuple[str, str, str]]
+    keeps: tuple[int, ...]
+
+
+_MAIN: dict[str, Run] = {name: method.run for name, method in METHODS.items()}
+_ABOUT_MAIN = {name: (method.family, "", "") for name, method in METHODS.items()}
+_VARIED: dict[str, Run] = {DEFAULT: METHODS[DEFAULT].run, **{name: run for name, (_, _, run) in VARIANTS.items()}}
+_ABOUT_VARIED = {DEFAULT: (OURS, "", ""), **{name: (OURS, vary, value) for name, (vary, value, _) in VARIANTS.items()}}
+PARTS = {
+    "dev": Part("dev", 400, _VARIED, _ABOUT_VARIED, (20, 10)),
+    "test": Part("test", 400, _MAIN, _ABOUT_MAIN, KEEPS),
+    "quick": Part("dev", 50, _MAIN, _ABOUT_MAIN, KEEPS),
+}
+
+
 def study(
-    split: Split,
-    which: Sequence[models.Trained],
-    scenes: int,
-    runs: dict[str, Run],
-    about: dict[str, tuple[str, str, str]],
-    keeps: Sequence[int],
+    name: str, which: Sequence[models.Trained], scenes: int | None = None, processes: int = 1
 ) -> tuple[list[Accuracy], list[Specificity]]:
-    """Everything over a split."""
+    """A part of the study in these models; scenes: fewer than the part's own; processes: models at a time."""
+    part = PARTS[name]
+    jobs = [(name, model, scenes or part.scenes, line) for line, model in enumerate(which)]
+    if processes == 1:
+        told = list(map(_in_model, jobs))
+    else:
+        # The batches are too small for more than one thread each.
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(processes, context, torch.set_num_threads, (1,)) as pool:
+            told = list(pool.map(_in_model, jobs))
     accuracy, specificity = [], []
-    for group in (group for group in models.GROUPS if any(model.group == group for model in which)):
-        told = [
-            answer_all(load_model(model.path)[0], split, scenes, runs, keeps, model.name)
-            for model in which
-            if model.group == group
-        ]
-        accuracy += accuracies(split, group, told, about)
-        specificity += specificities(split, group, told)
+    for group in models.GROUPS:
+        of_group = [one for one, model in zip(told, which, strict=True) if model.group == group]
+        if of_group:
+            accuracy += accuracies(part.split, group, of_group, part.about)
+            specificity += specificities(part.split, group, of_group)
     return accuracy, specificity
 
 
-MAIN: dict[str, Run] = {name: method.run for name, method in METHODS.items()}
-ABOUT_MAIN = {name: (method.family, "", "") for name, method in METHODS.items()}
-VARIED: dict[str, Run] = {DEFAULT: METHODS[DEFAULT].run, **{name: run for name, (_, _, run) in VARIANTS.items()}}
-ABOUT_VARIED = {DEFAULT: (OURS, "", ""), **{name: (OURS, vary, value) for name, (vary, value, _) in VARIANTS.items()}}
-ABOUT_IDEAS = {DEFAULT: (OURS, "", ""), **{name: (OURS, "idea", name) for name in IDEAS}}
+def _in_model(job: tuple[str, models.Trained, int, int]) -> _Told:
+    name, trained, scenes, line = job
+    part = PARTS[name]
+    return answer_all(load_model(trained.path)[0], part.split, scenes, part.runs, part.keeps, trained.name, line)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("dev", "test", "ideas", "quick"))
-    parser.add_argument("--scenes", type=int, help="default: 600, of dev 400, of quick 50")
+    parser.add_argument("part", choices=PARTS)
+    parser.add_argument("--scenes", type=int, help="default: 400, of quick 50")
     parser.add_argument(
         "--out", type=Path, help="folder of the CSV files (default: bench/results, of quick build/quality)"
     )
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: %(default)s)")
+    parser.add_argument("--processes", type=int, default=2, help="models at a time (default: %(default)s)")
     options = parser.parse_args(arguments)
-    torch.set_num_threads(options.threads)
     part, out = options.part, options.out or (models.FOLDER if options.part == "quick" else record.RESULTS)
-    scenes = options.scenes or {"dev": 400, "ideas": 400, "test": 600, "quick": 50}[part]
     which = models.MODELS[:1] if part == "quick" else models.MODELS
     models.ensure(which, torch.device("cpu"))
-    if part == "dev":
-        rows = study("dev", which, scenes, VARIED, ABOUT_VARIED, (20, 10))
-    elif part == "ideas":
-        rows = study("dev", which, scenes, {DEFAULT: METHODS[DEFAULT].run, **IDEAS}, ABOUT_IDEAS, (20, 10))
-    else:
-        rows = study("test" if part == "test" else "dev", which, scenes, MAIN, ABOUT_MAIN, KEEPS)
+    rows = study(part, which, options.scenes, options.processes if len(which) > 1 else 1)
     out.mkdir(parents=True, exist_ok=True)
     for name, of, found in (("accuracy", Accuracy, rows[0]), ("specificity", Specificity, rows[1])):
         path = out / f"quality-{part}-{name}.csv"

@@ -19,11 +19,18 @@ ASKS = {
 }
 
 
-def blocks(main: Sequence[Accuracy], specificity: Sequence[Specificity], varied: Sequence[Accuracy]) -> dict[str, str]:
-    """Name of a block -> its Markdown."""
+def blocks(
+    main: Sequence[Accuracy],
+    specificity: Sequence[Specificity],
+    varied: Sequence[Accuracy],
+    ideas: Sequence[Accuracy],
+) -> dict[str, str]:
+    """Name of a block -> its Markdown. varied: what has a default; ideas: what was tried and not kept."""
     filled = {
         "run": run(main),
         "run-dev": run(varied),
+        "run-ideas": run(ideas),
+        "ideas": variants(ideas, "idea"),
         "models": dense(main),
         "specificity": specific(specificity),
         "verdict": verdict(main),
@@ -136,6 +143,8 @@ def specific(rows: Sequence[Specificity]) -> str:
 def variants(rows: Sequence[Accuracy], vary: str) -> str:
     """Accuracy of the variants of one option at both budgets, with the default's, and the difference from it."""
     groups = [group for group in GROUPS if any(row.group == group for row in rows)]
+    if not groups:
+        return NONE
     found = {(row.group, row.method, row.keep): row for row in rows}
     names = [DEFAULT, *dict.fromkeys(row.method for row in rows if row.vary == vary)]
     values = {row.method: row.value for row in rows}
