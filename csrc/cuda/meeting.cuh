@@ -78,6 +78,7 @@ public:
     const Post best = warp_best(mine);
     Post* const posts = shared_.posts[round_ % 2];
     Arrivals* const arrivals = &shared_.arrivals[round_ % 2];
+    __syncwarp(); // all lanes have read the last posts, which others may overwrite once they have this one
     if (lane < kClusterBlocks) send_async(posts + place, best, arrivals, lane);
     fetch_ahead(held, rows, stride, count);
     wait_for_arrivals(arrivals, round_ / 2);

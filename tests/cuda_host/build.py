@@ -22,6 +22,9 @@ WARNINGS = ("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas")  # the pragma
 # As nvcc is told: sums are fused where the source says so and nowhere else.
 FLAGS = ("-std=c++20", "-fPIC", "-fvisibility=hidden", "-g", "-ffp-contract=off", *WARNINGS, "-DMI_PRUNER_CUDA_HOST")
 SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer", "-O1")
+# The thread sanitizer sees what the kernels do; the harness tells it what that means (races.h).
+RACES = ("-O1", "-DMI_PRUNER_HOST_RACES")
+SEEN = ("-fsanitize=thread",)
 
 
 def compiler() -> str | None:
@@ -43,10 +46,10 @@ def torch_folder() -> Path:
 LIBRARY = ROOT / "build/cuda_host/cuda_host.so"  # the one that MI_PRUNER_CUDA_HOST=1 loads
 
 
-def build(folder: Path, *flags: str) -> Path:
-    """Compiles what has changed since the last time; returns the library."""
+def build(folder: Path, *flags: str, of_kernels: tuple[str, ...] = ()) -> Path:
+    """Compiles what has changed since the last time, the kernels with flags of their own; returns the library."""
     folder.mkdir(parents=True, exist_ok=True)
-    headers = [*CUDA.glob("*.cuh"), *CUDA.glob("*.h"), CUDA.parent / "check.h", HERE / "cuda_host.h"]
+    headers = [*CUDA.glob("*.cuh"), *CUDA.glob("*.h"), CUDA.parent / "check.h", *HERE.glob("*.h")]
     sources = [
         *(CUDA / name for name in KERNELS),
         CUDA / "register.cpp",
@@ -59,7 +62,8 @@ def build(folder: Path, *flags: str) -> Path:
     def compile_one(source: Path, target: Path) -> None:
         if not target.exists() or target.stat().st_mtime < max(newest, source.stat().st_mtime):
             defines = "-DTORCH_TARGET_VERSION=0x020b000000000000"
-            run(compiler(), *FLAGS, *flags, defines, *includes, "-x", "c++", "-c", source, "-o", target)
+            own = of_kernels if source.name in KERNELS else ()
+            run(compiler(), *FLAGS, *flags, *own, defines, *includes, "-x", "c++", "-c", source, "-o", target)
 
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
         list(threads.map(compile_one, sources, objects))

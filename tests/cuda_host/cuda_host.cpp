@@ -10,6 +10,8 @@
 #include <string>
 #include <vector>
 
+#include "races.h"
+
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/common_interface_defs.h>
 #endif
@@ -56,6 +58,8 @@ struct Barrier {
   unsigned arrived = 0;
   Where where;
   std::vector<unsigned> waiting;
+  unsigned opened = 0; // times
+  char turns[2];       // addresses to order memory by: who comes to the next turn has not been in this one
 };
 
 struct Warp {
@@ -86,8 +90,15 @@ struct Copy {
   unsigned bytes, group;
 
   void run() const {
+    access();
     std::memset(to, 0, 16);
     if (bytes > 0) std::memcpy(to, from, bytes);
+  }
+
+  // At any time between its start and the wait for it.
+  void access() const {
+    races::reads(from, bytes);
+    races::writes(to, 16);
   }
 };
 
@@ -98,22 +109,33 @@ struct Fiber {
   bool done = false;
   std::vector<Copy> copies{}; // on their way, oldest first
   unsigned groups = 0;        // committed
+  races::Thread logical{};
 };
 
 // Stacks live as long as the process; the lowest page of each is never there.
 class Stacks {
 public:
   char* at(size_t number) {
-    while (stacks_.size() <= number) {
-      void* memory = mmap(nullptr, kStack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-      if (memory == MAP_FAILED) std::abort();
-      mprotect(memory, kPage, PROT_NONE);
-      stacks_.push_back(static_cast<char*>(memory));
-    }
+    while (stacks_.size() <= number)
+      stacks_.push_back(map(nullptr, 0));
     return stacks_[number];
   }
 
+  // For a new fiber. To the thread sanitizer, what another one did on the same stack would be a race: mapped anew.
+  char* fresh(size_t number) {
+    char* stack = at(number);
+    return races::kSeen ? map(stack, MAP_FIXED) : stack;
+  }
+
 private:
+  static char* map(void* where, int flags) {
+    const races::Unseen unseen;
+    void* memory = mmap(where, kStack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | flags, -1, 0);
+    if (memory == MAP_FAILED) std::abort();
+    mprotect(memory, kPage, PROT_NONE);
+    return static_cast<char*>(memory);
+  }
+
   std::vector<char*> stacks_;
 };
 
@@ -132,6 +154,7 @@ public:
   bool run(unsigned first, unsigned last) {
     blocks_.clear();
     clusters_.clear();
+    before_ = std::move(fibers_);
     fibers_.clear();
     ready_ = 0;
     favourite_ = 0;
@@ -170,15 +193,28 @@ public:
 
   void open(Barrier& barrier) {
     idle_ = 0;
+    ++barrier.opened;
     barrier.arrived = 0;
     for (const unsigned fiber : barrier.waiting)
       make_ready(fiber);
     barrier.waiting.clear();
   }
 
+  // A barrier that also orders memory; the last to come completes it.
+  template <typename F>
+  void meet(Barrier& barrier, unsigned all, unsigned ended, const F& complete, const Where& where) {
+    char* const turn = &barrier.turns[barrier.opened % 2];
+    races::release(turn);
+    if (arrive(barrier, all, ended, where)) {
+      complete();
+      open(barrier);
+    }
+    races::acquire(turn);
+  }
+
   void cluster_barrier(const Where& where) {
     Cluster& cluster = *block().cluster;
-    if (arrive(cluster.barrier, cluster_ * threads_, cluster.ended, where)) open(cluster.barrier);
+    meet(cluster.barrier, cluster_ * threads_, cluster.ended, [] {}, where);
   }
 
   void* in_block(void* shared, unsigned rank) {
@@ -196,6 +232,7 @@ public:
   void copy(void* to, const void* from, unsigned bytes) {
     Fiber& fiber = fibers_[current_];
     const Copy copy{to, from, bytes, fiber.groups};
+    copy.access();
     if (random_ != 0 && random(2) == 0)
       copy.run();
     else
@@ -225,13 +262,18 @@ public:
     thread_();
     Fiber& fiber = fibers_[current_];
     fiber.done = true;
+    races::release(this);
+    races::release(fiber.block);
     ++fiber.block->ended;
     ++fiber.block->cluster->ended;
     ++warp().ended;
     idle_ = 0;
     for (const Barrier* barrier : {&fiber.block->barrier, &warp().barrier, &fiber.block->cluster->barrier})
       if (barrier->arrived > 0) fail("divergent barrier: a thread ends while others wait at " + place(barrier->where));
-    if (fiber.block->ended == threads_) fiber.block->shared.reset(); // others of its cluster may not use it any more
+    if (fiber.block->ended == threads_) {
+      races::acquire(fiber.block);
+      fiber.block->shared.reset(); // others of its cluster may not use it any more
+    }
     leave();
   }
 
@@ -256,7 +298,7 @@ private:
     block->shared.reset(static_cast<unsigned char*>(memory));
     for (unsigned t = 0; t < threads_; ++t) {
       // Tops at different distances from a page's end: otherwise all stacks would meet in the same lines of the cache.
-      char* top = stacks.at(fibers_.size()) + kStack - t * 13 % 64 * 64;
+      char* top = stacks.fresh(fibers_.size()) + kStack - t * 13 % 64 * 64;
       void** pointer =
           reinterpret_cast<void**>(top) - 8; // six registers, the place to go to, and no place to return to
       std::memset(pointer, 0, 8 * sizeof *pointer);
@@ -305,6 +347,7 @@ private:
     void* fake = nullptr;
     __sanitizer_start_switch_fiber(&fake, stacks.at(fiber), kStack);
 #endif
+    races::switch_to(fibers_[fiber].logical.get());
     mi_pruner_switch(&main_stack_, fibers_[fiber].stack_pointer);
 #if defined(__SANITIZE_ADDRESS__)
     __sanitizer_finish_switch_fiber(fake, nullptr, nullptr);
@@ -318,6 +361,7 @@ private:
     void* fake = nullptr;
     __sanitizer_start_switch_fiber(fiber.done ? nullptr : &fake, main_bottom_, main_size_);
 #endif
+    races::switch_to(host_);
     mi_pruner_switch(&fiber.stack_pointer, main_stack_);
 #if defined(__SANITIZE_ADDRESS__)
     __sanitizer_finish_switch_fiber(fake, nullptr, nullptr);
@@ -330,10 +374,11 @@ private:
   const std::function<void()>& thread_;
   std::vector<std::unique_ptr<Block>> blocks_;
   std::vector<std::unique_ptr<Cluster>> clusters_;
-  std::vector<Fiber> fibers_;
+  std::vector<Fiber> fibers_, before_; // of the block before: the thread sanitizer forgets who is gone
   size_t ready_ = 0, favourite_ = 0, idle_ = 0;
   uint64_t random_;
   unsigned current_ = 0;
+  void* const host_ = races::current();
   void* main_stack_ = nullptr;
   [[maybe_unused]] const void* main_bottom_ = nullptr;
   [[maybe_unused]] size_t main_size_ = 0;
@@ -358,6 +403,7 @@ cudaError_t run(unsigned blocks, unsigned threads, size_t shared, bool cooperati
   else
     for (unsigned b = 0; b < blocks && good; ++b)
       good = here.run(b, b + 1);
+  races::acquire(&here); // of one block after another, too, only the host knows the order
   grid = nullptr;
   if (!good) last_error = here.error();
   return good ? cudaSuccess : cudaErrorLaunchFailure;
@@ -378,18 +424,24 @@ void* in_block(void* shared, unsigned rank) { return grid->in_block(shared, rank
 int block_barrier(bool vote, const Where& where) {
   Block& block = grid->block();
   block.votes += vote;
-  if (grid->arrive(block.barrier, grid->threads(), block.ended, where)) {
+  const auto count = [&] {
     block.result = block.votes;
     block.votes = 0;
-    grid->open(block.barrier);
-  }
+  };
+  grid->meet(block.barrier, grid->threads(), block.ended, count, where);
   return block.result;
 }
 
-void warp_barrier(void* mine, const std::function<void(void* const*)>& complete, const Where& where) {
+void warp_barrier(const Where& where) {
+  Warp& warp = grid->warp();
+  grid->meet(warp.barrier, 32, warp.ended, [] {}, where);
+}
+
+void warp_collective(void* mine, const std::function<void(void* const*)>& complete, const Where& where) {
   Warp& warp = grid->warp();
   warp.slots[grid->lane()] = mine;
   if (grid->arrive(warp.barrier, 32, warp.ended, where)) {
+    const races::Unseen unseen;
     complete(warp.slots);
     grid->open(warp.barrier);
   }
@@ -413,5 +465,31 @@ namespace mi_pruner::cuda {
 void copy_async(void* shared, const void* global, unsigned bytes) { host::grid->copy(shared, global, bytes); }
 void commit_copies() { host::grid->commit(); }
 void wait_for_copies(unsigned pending) { host::grid->finish_copies(pending); }
+
+void Arrivals::count(int64_t bytes) {
+  host::races::reads(this, sizeof *this); // what starts them is to come before
+  host::races::release(this);
+  missing -= bytes;
+  if (!expected || missing != 0) return;
+  expected = false;
+  ++over;
+}
+
+void start_arrivals(Arrivals* arrivals) {
+  host::races::writes(arrivals, sizeof *arrivals);
+  *arrivals = {};
+}
+
+void expect_arrivals(Arrivals* arrivals, unsigned bytes) {
+  arrivals->expected = true;
+  arrivals->count(-int64_t{bytes});
+}
+
+void wait_for_arrivals(const Arrivals* arrivals, unsigned phase) {
+  host::races::reads(arrivals, sizeof *arrivals);
+  while (static_cast<const volatile Arrivals*>(arrivals)->over % 2 == phase % 2) // as on the GPU: no phase but this one
+    wait_a_moment();
+  host::races::acquire(const_cast<Arrivals*>(arrivals));
+}
 
 } // namespace mi_pruner::cuda

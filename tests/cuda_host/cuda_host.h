@@ -5,8 +5,8 @@
 // What is checked on the way: threads of a block (of a warp, of a cluster) that wait at different places of the source,
 // that end while others wait, or that wait for ever; fresh shared memory holds NaN. A missing barrier shows as a wrong
 // result under some seed, a write out of bounds under the address sanitizer: shared memory is an allocation of its
-// exact size, which goes when its block ends. What is not: the order of memory accesses between real threads, and the
-// encoding of the instructions in ptx.cuh.
+// exact size, which goes when its block ends; races show under the thread sanitizer: races.h.
+// What is not: the order that the hardware keeps, and the encoding of the instructions in ptx.cuh.
 #pragma once
 
 #include <math.h>
@@ -75,13 +75,15 @@ void* shared_memory();
 void wait_a_moment();                             // until others have had their turn
 int block_barrier(bool vote, const Where& where); // returns the number of votes
 void cluster_barrier(const Where& where);
+void warp_barrier(const Where& where);
 // What is at `shared`, in this block's shared memory, in that of another block of its cluster; to be written next.
 void* in_block(void* shared, unsigned rank);
-void warp_barrier(void* mine, const std::function<void(void* const*)>& complete, const Where& where);
+// Orders no memory.
+void warp_collective(void* mine, const std::function<void(void* const*)>& complete, const Where& where);
 
 // All lanes give a slot; the last to come completes them all.
 template <typename Slot, typename F> Slot exchange(Slot mine, const F& complete, const Where& where) {
-  warp_barrier(&mine, [&](void* const* lanes) { complete(reinterpret_cast<Slot* const*>(lanes)); }, where);
+  warp_collective(&mine, [&](void* const* lanes) { complete(reinterpret_cast<Slot* const*>(lanes)); }, where);
   return mine;
 }
 
@@ -93,6 +95,8 @@ inline void __syncthreads(const Where where = Where::current()) { mi_pruner::cud
 inline int __syncthreads_count(int vote, const Where where = Where::current()) {
   return mi_pruner::cuda::host::block_barrier(vote != 0, where);
 }
+
+inline void __syncwarp(const Where where = Where::current()) { mi_pruner::cuda::host::warp_barrier(where); }
 
 inline float __shfl_xor_sync(unsigned, float value, int distance, const Where where = Where::current()) {
   return mi_pruner::cuda::host::exchange(
@@ -162,13 +166,15 @@ template <int kPending> void wait_for_copies() { wait_for_copies(kPending); }
 inline void prefetch(const void* global) { // must be memory of ours
   static_cast<void>(*static_cast<const volatile char*>(global));
 }
-inline void add_release(unsigned* global, unsigned value) { *global += value; }
-inline unsigned add_acquire_release(unsigned* global, unsigned value) { return (*global += value) - value; }
+inline void add_release(unsigned* global, unsigned value) { __atomic_fetch_add(global, value, __ATOMIC_RELEASE); }
+inline unsigned add_acquire_release(unsigned* global, unsigned value) {
+  return __atomic_fetch_add(global, value, __ATOMIC_ACQ_REL);
+}
 template <typename T> T load_whole(const T* global) {
   static_assert(sizeof(T) == 16 && alignof(T) == 16);
   return *global;
 }
-inline unsigned load_acquire(const unsigned* global) { return *static_cast<const volatile unsigned*>(global); }
+inline unsigned load_acquire(const unsigned* global) { return __atomic_load_n(global, __ATOMIC_ACQUIRE); }
 inline void wait_a_moment() { host::wait_a_moment(); }
 
 constexpr bool kHasClusters = true;
@@ -179,28 +185,16 @@ struct Arrivals {
   uint32_t over;   // phases
   bool expected;   // the one after them
   int64_t missing; // bytes of it
-  void count(int64_t bytes) {
-    missing -= bytes;
-    if (!expected || missing != 0) return;
-    expected = false;
-    ++over;
-  }
+  void count(int64_t bytes);
 };
-inline void start_arrivals(Arrivals* arrivals) { *arrivals = {}; }
-inline void expect_arrivals(Arrivals* arrivals, unsigned bytes) {
-  arrivals->expected = true;
-  arrivals->count(-int64_t{bytes});
-}
+void start_arrivals(Arrivals* arrivals);
+void expect_arrivals(Arrivals* arrivals, unsigned bytes);
+void wait_for_arrivals(const Arrivals* arrivals, unsigned phase);
 template <typename T> void send_async(T* shared, const T& value, Arrivals* arrivals, unsigned rank) {
   static_assert(sizeof(T) == 16 && alignof(T) == 16);
   *static_cast<T*>(host::in_block(shared, rank)) = value;
   static_cast<Arrivals*>(host::in_block(arrivals, rank))->count(sizeof(T));
 }
-inline void wait_for_arrivals(const Arrivals* arrivals, unsigned phase) {
-  while (static_cast<const volatile Arrivals*>(arrivals)->over % 2 == phase % 2) // as on the GPU: no phase but this one
-    wait_a_moment();
-}
-
 struct Half {
   uint16_t bits;
 };

@@ -52,13 +52,43 @@ void spins(const unsigned* flag) {
 }
 
 // Block 0 waits for what block 1 writes: blocks of a cooperative launch make progress together.
-void waits_for_a_block(unsigned* flag) {
+void waits_for_a_block(float* out, unsigned* flag, bool release) {
+  MI_PRUNER_SHARED(Shared, shared);
   if (blockIdx.x == 0) {
     while (mi_pruner::cuda::load_acquire(flag) == 0)
       mi_pruner::cuda::wait_a_moment();
-  } else if (threadIdx.x == 0) {
-    mi_pruner::cuda::add_release(flag, 1);
+    shared.values[threadIdx.x] = out[kThreads - 1 - threadIdx.x];
+  } else {
+    out[threadIdx.x] = 1;
+    __syncthreads();
+    if (threadIdx.x == 0) __atomic_fetch_add(flag, 1, release ? __ATOMIC_RELEASE : __ATOMIC_RELAXED);
   }
+}
+
+// Right on this host in any order, and yet races.
+void two_writers() {
+  MI_PRUNER_SHARED(Shared, shared);
+  if (threadIdx.x % 32 == 0) shared.values[0] = 1;
+}
+
+void collective_for_a_barrier(float* out) {
+  MI_PRUNER_SHARED(Shared, shared);
+  shared.values[threadIdx.x] = 1;
+  __ballot_sync(0xffffffffu, 1);
+  out[threadIdx.x] = shared.values[threadIdx.x ^ 1];
+}
+
+void copy_over_what_others_read(float* out, const float4* from) {
+  MI_PRUNER_SHARED(Shared, shared);
+  shared.values[threadIdx.x] = 1;
+  __syncthreads();
+  out[threadIdx.x] = shared.values[kThreads - 1 - threadIdx.x];
+  if (threadIdx.x == 0) mi_pruner::cuda::copy_async(shared.values, from, sizeof *from);
+}
+
+// Blocks that run one after another only here.
+void all_blocks_write(float* out) {
+  if (threadIdx.x == 0) out[0] = static_cast<float>(blockIdx.x);
 }
 
 // A cluster of two blocks: each thread sends its number to its twin in the other block.
@@ -120,6 +150,8 @@ int main(int, char** arguments) {
   namespace host = mi_pruner::cuda::host;
   const auto is = [&](const char* name) { return std::strcmp(arguments[1], name) == 0; };
   std::vector<float> out(kThreads, -1);
+  const float4 parcel{};
+  const bool two = is("waits-for-a-block") || is("missing-release") || is("all-blocks-write"); // blocks
   unsigned flag = 0;
   cudaError_t error = cudaSuccess;
   const Named* const cluster = std::find_if(std::begin(kClusterKernels), std::end(kClusterKernels),
@@ -128,14 +160,19 @@ int main(int, char** arguments) {
     error = host::run(kBlocks, kThreads, sizeof(ClusterShared), true, kBlocks,
                       [&] { send_to_the_other(out.data(), cluster->fault); });
   else
-    error = host::run(is("waits-for-a-block") ? 2 : 1, kThreads, sizeof(Shared), is("waits-for-a-block"), 1, [&] {
+    error = host::run(two ? 2 : 1, kThreads, sizeof(Shared), two && !is("all-blocks-write"), 1, [&] {
       if (is("neighbours") || is("missing-barrier")) neighbours(out.data(), is("neighbours"));
       if (is("out-of-bounds")) out_of_bounds(out.data());
       if (is("divergent")) divergent();
       if (is("divergent-warp")) divergent_warp(out.data());
       if (is("ends-early")) ends_early();
       if (is("spins")) spins(&flag);
-      if (is("waits-for-a-block")) waits_for_a_block(&flag);
+      if (is("waits-for-a-block") || is("missing-release"))
+        waits_for_a_block(out.data(), &flag, is("waits-for-a-block"));
+      if (is("two-writers")) two_writers();
+      if (is("collective-for-a-barrier")) collective_for_a_barrier(out.data());
+      if (is("copy-over-what-others-read")) copy_over_what_others_read(out.data(), &parcel);
+      if (is("all-blocks-write")) all_blocks_write(out.data());
     });
   if (error != cudaSuccess) {
     std::puts(cudaGetErrorString(error));

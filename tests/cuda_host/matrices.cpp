@@ -1,5 +1,6 @@
 // ldmatrix and mma, in the layouts of the PTX manual, lane by lane; see cuda_host.h.
 #include "cuda_host.h"
+#include "races.h"
 
 namespace mi_pruner::cuda {
 namespace {
@@ -18,6 +19,7 @@ void load_lanes(MatricesLane* const* lanes) {
 } // namespace
 
 void load_matrices(uint32_t (&to)[4], const void* shared_row, const host::Where where) {
+  host::races::reads(shared_row, 16);
   const MatricesLane lane = host::exchange(
       MatricesLane{static_cast<const unsigned char*>(shared_row), {}},
       [](MatricesLane* const* lanes) { load_lanes(lanes); }, where);

@@ -1,0 +1,63 @@
+"""Run in a process of its own on a build of the host twin for the thread sanitizer: its path, and "gram" or "rows".
+
+Every kernel on the smallest inputs that give several warps, blocks and products work: to the sanitizer each CUDA thread
+is a thread, and costs it half a megabyte. A report of a race is what fails. The last line says that all was run.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+import mi_pruner
+from mi_pruner._dispatch import BACKENDS
+from tests.cuda_host import build
+
+MANY = 4100  # beyond the Gram matrix
+
+
+def features(g, dtype, *shape):
+    return torch.randn(*shape, generator=g).to(dtype)
+
+
+def gram(g, dtype, blocks, **options):
+    os.environ["MI_PRUNER_HOST_BLOCKS"] = blocks  # 1: the larger tiles
+    mi_pruner.prune(features(g, dtype, 1, 35, 70), features(g, dtype, 1, 3, 70), 4, **options)
+
+
+def packed(g, dtype):
+    visual, text = features(g, dtype, 18, 19), features(g, dtype, 4, 19)
+    cu = [torch.tensor(x, dtype=torch.int32) for x in ([0, 5, 17], [0, 3, 4], [0, 2, 4])]
+    mi_pruner.prune_varlen(visual, text, *cu, 12, 3, 2, 5)
+
+
+def top_k(g, dtype):
+    mi_pruner.greedy_select(torch.rand(1, 300, generator=g), features(g, dtype, 1, 300, 8), 20, redundancy="none")
+
+
+def rows(g, dtype, blocks, clusters):
+    os.environ.update(MI_PRUNER_HOST_BLOCKS=blocks, MI_PRUNER_HOST_CLUSTERS=clusters)
+    mi_pruner.greedy_select(torch.rand(1, MANY, generator=g), features(g, dtype, 1, MANY, 8), 12)
+
+
+def main():
+    library, part = sys.argv[1:]
+    BACKENDS["cuda"] = build.backend(Path(library))
+    g = torch.Generator().manual_seed(0)
+    with mi_pruner.backend("cuda"):
+        if part == "gram":
+            gram(g, torch.bfloat16, "5")
+            gram(g, torch.float32, "1", redundancy="chain")
+            packed(g, torch.float32)
+            top_k(g, torch.bfloat16)
+        else:
+            rows(g, torch.float32, "2", "0")
+            rows(g, torch.bfloat16, "8", "1")
+    print("all was run")
+
+
+if __name__ == "__main__":
+    main()
