@@ -114,17 +114,17 @@ def test_rows_as_needed_give_the_bits_of_the_whole_matrix(dtype, redundancy):
     assert all(all_same(other, outputs[0]) for other in outputs[1:])
 
 
-@pytest.mark.parametrize("n", [4097, 20000, 32768])
-def test_registers_of_a_cluster_hold_what_a_team_holds(n):
-    """All of a thread's tokens in use; the team's bound is raised by tokens of no sample."""
+@pytest.mark.parametrize(("n", "times"), [(4097, 1), (20000, 1), (32768, 20)])
+def test_registers_of_a_cluster_hold_what_a_team_holds(n, times):
+    """All of a thread's tokens in use, and often; the team's bound is raised by tokens of no sample."""
     s = inputs.make_sample("clustered", n, 5, 64, torch.bfloat16, 0, "float").to("cuda")
     visual = torch.cat([s.visual, torch.zeros(ROW_BOUNDS[1] - n, 64, dtype=torch.bfloat16, device="cuda")])
     cu = [inputs.cu_seqlens([size], "cuda") for size in (n, 5, 300)]
-    cluster, team = (
+    by_bound = [
         mi_pruner.prune_varlen(visual, s.text, *cu, bound, 5, 300, 300, redundancy_weight=3.0)
-        for bound in (n, ROW_BOUNDS[1])
-    )
-    assert all_same(cluster, team)
+        for bound in (ROW_BOUNDS[1], *[n] * times)
+    ]
+    assert all(all_same(cluster, by_bound[0]) for cluster in by_bound[1:])
 
 
 @pytest.mark.parametrize("samples", [1, 2, 9])  # one team, teams of many blocks, more samples than teams

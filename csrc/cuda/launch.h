@@ -18,6 +18,10 @@ enum class Redundancy { kMean, kChain, kMax };
 // 32 x 32 of them in either.
 constexpr int kTileRows = 128, kSmallTileRows = 64, kTileColumns = 64, kPatch = 32;
 
+// Bytes of shared memory that a block may have on every GPU this is built for: compute capability 8.6, 8.9 and 12 have
+// the least.
+constexpr int kMostShared = 99 * 1024;
+
 // Log Z of the text: the columns of a block, and its rows, for which 32,768 are 16 blocks. A sum over the rows is that
 // over each of these chunks, and then over the chunks.
 constexpr int kTextGroup = 4;

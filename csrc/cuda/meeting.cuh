@@ -10,14 +10,17 @@ constexpr int kSeen = kClusterWarps / 32; // of a cluster's posts, by a lane
 static_assert(kClusterWarps % 32 == 0 && kClusterBlocks <= 32);
 
 struct RowShared {
-  TileShared<> tile;
-  float4 ahead[kHeldQuads][kTileThreads]; // each thread's own cosines of a likely next pick
-  Post posts[2][kClusterWarps];           // of the warps of a cluster, for odd and even steps
-  Arrivals arrivals[2];                   // of these posts
+  union { // never both: what was fetched ahead is dropped before a product
+    TileShared<> tile;
+    float4 ahead[kHeldQuads][kTileThreads]; // each thread's own cosines of a likely next pick
+  };
+  Post posts[2][kClusterWarps]; // of the warps of a cluster, for odd and even steps
+  Arrivals arrivals[2];         // of these posts
   Post best[kRowWarps];
   uint64_t candidates[kMostCandidates];
   int64_t chosen[kTileRows]; // tokens of the rows of a product, -1 for none
 };
+static_assert(sizeof(RowShared) <= kMostShared);
 
 // The best of the threads' candidates, to all of the block.
 __device__ inline Post block_best(Post mine, RowShared& shared) {
@@ -65,6 +68,7 @@ public:
         start_arrivals(&arrivals);
         expect_arrivals(&arrivals, kBytes);
       }
+    __syncwarp(); // the instruction wants the whole warp
     cluster_barrier();
   }
 

@@ -25,8 +25,9 @@ cudaError_t resident(Dtype dtype, int64_t& blocks, int& clusters) {
       error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, rows_kernel<decltype(t)>, kTileThreads,
                                                             sizeof(RowShared));
     blocks = int64_t{processors} * std::min(each, 1); // see the launch bounds of rows_kernel
-    if (error == cudaSuccess)
-      error = resident_clusters(rows_kernel<decltype(t)>, shape_of(kClusterBlocks, true), clusters);
+    Shape cluster = shape_of(kClusterBlocks, true);
+    cluster.cooperative = false; // no part of the question
+    if (error == cudaSuccess) error = resident_clusters(rows_kernel<decltype(t)>, cluster, clusters);
     clusters = static_cast<int>(std::min<int64_t>(clusters, blocks / kClusterBlocks)); // one a multiprocessor, too
     return error;
   });

@@ -126,6 +126,8 @@ template <int kRows> struct SimilarityShared {
   TileShared<kRows> tile;
   Span rows, columns; // of the block: there are no registers for them beside the product
 };
+static_assert(sizeof(SimilarityShared<kTileRows>) <= kMostShared);
+static_assert(sizeof(SimilarityShared<kSmallTileRows>) <= kMostShared);
 
 template <typename T, int kRows>
 __global__ void __launch_bounds__(tile_threads(kRows), 2)
