@@ -27,13 +27,14 @@ class Answered:
 
 
 def by_last_token(attention: Tensor, visual: Tensor, text: Tensor) -> Tensor:
-    """Attention from the last token of the question, the mean over heads."""
+    """A ranking: attention from the last token of the question, the mean over heads."""
     return attention[:, :, -1, : visual.shape[1]].mean(dim=1)
 
 
 def by_raters(attention: Tensor, visual: Tensor, text: Tensor) -> Tensor:
-    """SparseVLM's (arXiv 2410.04417): attention from the text tokens that the picture bears on, the raters: those whose
-    mean over the visual tokens of softmax_j <v_i, t_j> is at least the average."""
+    """A ranking after SparseVLM's (arXiv 2410.04417): attention from the text tokens that the picture bears on, the
+    raters: those whose mean over the visual tokens of softmax_j <v_i, t_j> is at least the average. Here they are
+    chosen anew after each layer, from its tokens."""
     bearing = (visual @ text.mT).softmax(dim=2).mean(dim=1)
     raters = (bearing >= bearing.mean(dim=1, keepdim=True)).to(visual.dtype)
     from_text = attention[:, :, visual.shape[1] :, : visual.shape[1]].mean(dim=1)
@@ -41,7 +42,7 @@ def by_raters(attention: Tensor, visual: Tensor, text: Tensor) -> Tensor:
 
 
 def answered(asked: Asked, schedule: list[int], ranking: Ranking) -> Answered:
-    """Runs the decoder; after its layer l, schedule[l] visual tokens are left: those that rank highest."""
+    """Runs the decoder; after its layer l + 1, schedule[l] visual tokens are left: those that rank highest."""
     model, count = asked.model, asked.text.shape[1]
     total = asked.visual.shape[1]
     place = torch.arange(total + count).expand(len(asked.visual), -1)
@@ -62,9 +63,22 @@ def answered(asked: Asked, schedule: list[int], ranking: Ranking) -> Answered:
 
 
 def fastv(asked: Asked, keep: int) -> Answered:
-    """FastV's (arXiv 2403.06764): everything up to layer 2, then the tokens that its last text token attends to."""
+    """FastV's (arXiv 2403.06764) cut after layer 2: K of N tokens go on, those that the last text token attends to."""
     total = asked.visual.shape[1]
     return answered(asked, [total, keep, keep], by_last_token)
+
+
+def fastv_first(asked: Asked, keep: int) -> Answered:
+    """The same after layer 1: of three layers, the nearest to two of thirty."""
+    return answered(asked, [keep, keep, keep], by_last_token)
+
+
+def anew(asked: Asked, keep: int) -> Answered:
+    """Answers from the K of N tokens that layer 2 of an unpruned run attends to; its two layers are paid for, too."""
+    kept = layer_attention(asked).topk(keep, dim=1).indices.sort(dim=1).values
+    tokens = asked.visual.gather(1, kept[..., None].expand(-1, -1, asked.visual.shape[2]))
+    answer = asked.model.answer(tokens, kept, asked.text).argmax(dim=1)
+    return Answered(answer, kept, keep + 2 * asked.visual.shape[1] / len(asked.model.decoder))
 
 
 def _shrinking(asked: Asked, keep: int) -> list[int]:
@@ -73,12 +87,13 @@ def _shrinking(asked: Asked, keep: int) -> list[int]:
 
 
 def pyramid(asked: Asked, keep: int) -> Answered:
-    """PyramidDrop's (arXiv 2410.17247): fewer from stage to stage, by the attention of the last text token."""
+    """PyramidDrop's (arXiv 2410.17247), N to K tokens: fewer after each stage, by the last text token's attention."""
     return answered(asked, _shrinking(asked, keep), by_last_token)
 
 
 def sparse(asked: Asked, keep: int) -> Answered:
-    """SparseVLM's (arXiv 2410.04417) raters, fewer from layer to layer; dropped tokens are not recycled."""
+    """SparseVLM's (arXiv 2410.04417) raters, N to K tokens, fewer from layer to layer; their number is not adapted to a
+    rank, and dropped tokens are not recycled."""
     return answered(asked, _shrinking(asked, keep), by_raters)
 
 

@@ -33,7 +33,8 @@ def before_the_model(select: Select) -> Callable[[Asked, int], Answered]:
     """Answers from the selected tokens alone, at their places."""
 
     def run(asked: Asked, keep: int) -> Answered:
-        kept = select(asked, keep)[:, :keep].sort(dim=1).values  # one method selects more than it is asked for
+        # DART selects 4 + 8 floor(K / 8) tokens: cut where that is more than K, and fewer where it is less.
+        kept = select(asked, keep)[:, :keep].sort(dim=1).values
         answer = asked.model.answer(cosines.rows(asked.visual, kept), kept, asked.text).argmax(dim=1)
         return Answered(answer, kept, kept.shape[1])
 
@@ -62,6 +63,17 @@ def by_histogram(bins: int = 16, **options: Any) -> Callable[[Asked, int], Answe
 
 def _selector(select: Callable[[Tensor, Tensor, Tensor, int], Tensor]) -> Callable[[Asked, int], Answered]:
     return before_the_model(lambda asked, keep: select(asked.visual, asked.text, asked.saliency, keep))
+
+
+def _cdpruner(sign: int) -> Callable[[Asked, int], Answered]:
+    """One question at a time: its relevance is normalised over the batch. sign: 1 as published, -1 for more relevance
+    where the cosine with the text is larger."""
+
+    def select(asked: Asked, keep: int) -> Tensor:
+        pairs = zip(asked.visual.split(1), (sign * asked.text).split(1), strict=True)
+        return torch.cat([cdpruner.select(visual, text, None, keep) for visual, text in pairs])
+
+    return before_the_model(select)
 
 
 def _by_chance(asked: Asked, keep: int) -> Tensor:
@@ -98,14 +110,16 @@ METHODS: dict[str, Method] = {
     "cosine": Method("top-k cosine", RANKING, _selector(ranking.by_cosine)),
     "encoder-attention": Method("top-k encoder attention", RANKING, _selector(ranking.by_attention)),
     "divprune": Method("DivPrune", SELECTOR, _selector(divprune.select)),
-    "cdpruner": Method("CDPruner", SELECTOR, _selector(cdpruner.select)),
+    "cdpruner": Method("CDPruner", SELECTOR, _cdpruner(1)),
+    "cdpruner-turned": Method("CDPruner, sign of the relevance turned", SELECTOR, _cdpruner(-1)),
     "mmtok": Method("MMTok", SELECTOR, _selector(mmtok.select)),
     "scope": Method("SCOPE", SELECTOR, _selector(scope.select)),
     "trimtokenator": Method("TrimTokenator", SELECTOR, _selector(trimtokenator.select)),
     "mmr": Method("MMR", SELECTOR, _selector(mmr.select)),
     "dart": Method("DART", SELECTOR, _selector(dart.select)),
-    "llm-attention": Method("attention of LLM layer 2, then anew", DYNAMIC, top(in_decoder.layer_attention)),
+    "llm-attention": Method("attention of LLM layer 2, then anew", DYNAMIC, in_decoder.anew),
     "fastv": Method("FastV-like: cut after layer 2", DYNAMIC, in_decoder.fastv),
+    "fastv-first": Method("FastV-like: cut after layer 1", DYNAMIC, in_decoder.fastv_first),
     "pyramid": Method("PyramidDrop-like", DYNAMIC, in_decoder.pyramid),
     "sparse": Method("SparseVLM-like", DYNAMIC, in_decoder.sparse),
     "random": Method("random", BOUND, before_the_model(_by_chance)),

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,8 +38,8 @@ class Accuracy:
 
     asked_kept, others_kept, background_kept: shares of patches kept, over questions that name a digit: that digit's,
     the other digits', the background's. ahead, ahead_low, ahead_high: accuracy minus that of mi_pruner at the same
-    budget, with a band of 95 % that holds for all rows of the group and split together (of those with seeds = 1, over
-    scenes alone). least, most: accuracies of the seeds.
+    budget, with its band (see `statistics`) for all rows of the group and split together; of those with seeds = 1 over
+    scenes alone. least, most: accuracies of the seeds.
     """
 
     split: str
@@ -98,6 +99,17 @@ Job = tuple[str, int]  # a method and how many tokens it keeps, of 81
 Run = Callable[[Asked, int], Answered]
 
 
+@dataclass(frozen=True)
+class Part:
+    """A part of the study: split, its scenes, who takes part at which budgets; about: family, what varies, value."""
+
+    split: Split
+    scenes: range
+    runs: dict[str, Run]
+    about: dict[str, tuple[str, str, str]]
+    keeps: tuple[int, ...]
+
+
 @dataclass
 class _Seen:
     """What one method did in one model, at one budget: right and shares (scenes, kinds), tokens per layer."""
@@ -125,18 +137,19 @@ class _Told:
 
 @torch.inference_mode()
 def answer_all(
-    model: DigitVLM, split: Split, scenes: int, runs: dict[str, Run], keeps: Sequence[int], label: str, line: int
+    model: DigitVLM, split: Split, scenes: range, runs: dict[str, Run], keeps: Sequence[int], label: str, line: int
 ) -> _Told:
-    """Every run at every budget over the first scenes of a split, one question of each kind for each.
+    """Every run at every budget over these scenes of a split, one question of each kind for each.
 
     label, line: of the progress bar.
     """
     jobs: list[Job] = [("dense", TOKENS), *((name, keep) for keep in keeps for name in runs)]
-    told = _Told(np.zeros((scenes, len(KINDS)), int), {job: _Seen.empty(scenes) for job in jobs}, {})
-    taken = np.zeros(scenes, int)  # places filled: a scene's questions come in the order of their length
-    with tqdm(total=scenes * len(KINDS), unit="question", desc=label, position=line, mininterval=2) as progress:
-        for asked in questions(model, split, range(scenes)):
-            scene = asked.scene.numpy()
+    count = len(scenes)
+    told = _Told(np.zeros((count, len(KINDS)), int), {job: _Seen.empty(count) for job in jobs}, {})
+    taken = np.zeros(count, int)  # places filled: a scene's questions come in the order of their length
+    with tqdm(total=count * len(KINDS), unit="question", desc=label, position=line, mininterval=2) as progress:
+        for asked in questions(model, split, scenes):
+            scene = asked.scene.numpy() - scenes.start
             place = _places(scene, taken)
             told.kind[scene, place] = asked.kind.numpy()
             for name, keep in jobs:
@@ -179,20 +192,17 @@ def _note_specificity(told: _Told, asked: Asked) -> None:
         told.auc.setdefault(name, []).append(of_each)
 
 
-def accuracies(
-    split: Split, group: str, told: Sequence[_Told], about: dict[str, tuple[str, str, str]]
-) -> list[Accuracy]:
-    """The rows of a group from all of its models; about: name of a method -> family, what varies, its value."""
+def accuracies(part: Part, group: str, told: Sequence[_Told], run: dict[str, Any]) -> list[Accuracy]:
+    """The rows of a group from all of its models; run: what to note of it."""
     jobs = list(told[0].seen)
     right = np.stack([[one.seen[job].right for one in told] for job in jobs])  # (jobs, seeds, scenes, kinds)
     ours = {keep: jobs.index((DEFAULT, keep)) for name, keep in jobs if name == DEFAULT}
     baseline = [ours.get(keep, number) for number, (_, keep) in enumerate(jobs)]  # dense: itself
     ahead = statistics.differences(right, right[baseline])
     kind = np.stack([one.kind for one in told])
-    run = asdict(record.this_run("cpu", "bench.quality.study"))
     rows = []
     for number, (name, keep) in enumerate(jobs):
-        family, vary, value = about.get(name, (BOUND, "", ""))
+        family, vary, value = part.about.get(name, (BOUND, "", ""))
         seen = [one.seen[name, keep] for one in told]
         of_seeds = right[number].mean(axis=(1, 2))
         by_kind = {k: right[number][kind == i].mean() for i, k in enumerate(KINDS)}
@@ -209,7 +219,7 @@ def accuracies(
         }
         rows.append(
             Accuracy(
-                split=split,
+                split=part.split,
                 group=group,
                 method=name,
                 family=family,
@@ -226,9 +236,8 @@ def accuracies(
     return rows
 
 
-def specificities(split: Split, group: str, told: Sequence[_Told]) -> list[Specificity]:
-    """The rows of a group from all of its models."""
-    run = asdict(record.this_run("cpu", "bench.quality.study"))
+def specificities(split: Split, group: str, told: Sequence[_Told], run: dict[str, Any]) -> list[Specificity]:
+    """The rows of a group from all of its models; run: what to note of it."""
     rows = []
     for name, (label, _) in SCORES.items():
         every = np.concatenate([part for one in told for part in one.auc[name]])
@@ -237,25 +246,15 @@ def specificities(split: Split, group: str, told: Sequence[_Told]) -> list[Speci
     return rows
 
 
-@dataclass(frozen=True)
-class Part:
-    """A part of the study: split, its scenes, who takes part at which budgets; about: family, what varies, value."""
-
-    split: Split
-    scenes: int
-    runs: dict[str, Run]
-    about: dict[str, tuple[str, str, str]]
-    keeps: tuple[int, ...]
-
-
 _MAIN: dict[str, Run] = {name: method.run for name, method in METHODS.items()}
 _ABOUT_MAIN = {name: (method.family, "", "") for name, method in METHODS.items()}
 _VARIED: dict[str, Run] = {DEFAULT: METHODS[DEFAULT].run, **{name: run for name, (_, _, run) in VARIANTS.items()}}
 _ABOUT_VARIED = {DEFAULT: (OURS, "", ""), **{name: (OURS, vary, value) for name, (vary, value, _) in VARIANTS.items()}}
 PARTS = {
-    "dev": Part("dev", 400, _VARIED, _ABOUT_VARIED, (20, 10)),
-    "test": Part("test", 400, _MAIN, _ABOUT_MAIN, KEEPS),
-    "quick": Part("dev", 50, _MAIN, _ABOUT_MAIN, KEEPS),
+    "dev": Part("dev", range(400), _VARIED, _ABOUT_VARIED, (20, 10)),
+    # Scenes that no one looked at before: the first ones were, with the shipped model.
+    "test": Part("test", range(10_000, 10_300), _MAIN, _ABOUT_MAIN, KEEPS),
+    "quick": Part("dev", range(50), _MAIN, _ABOUT_MAIN, KEEPS),
 }
 
 
@@ -264,7 +263,8 @@ def study(
 ) -> tuple[list[Accuracy], list[Specificity]]:
     """A part of the study in these models; scenes: fewer than the part's own; processes: models at a time."""
     part = PARTS[name]
-    jobs = [(name, model, scenes or part.scenes, line) for line, model in enumerate(which)]
+    run = asdict(record.this_run("cpu", "bench.quality.study"))  # of the code that runs, not of what it became since
+    jobs = [(name, model, part.scenes[:scenes], line) for line, model in enumerate(which)]
     if processes == 1:
         told = list(map(_in_model, jobs))
     else:
@@ -276,12 +276,12 @@ def study(
     for group in models.GROUPS:
         of_group = [one for one, model in zip(told, which, strict=True) if model.group == group]
         if of_group:
-            accuracy += accuracies(part.split, group, of_group, part.about)
-            specificity += specificities(part.split, group, of_group)
+            accuracy += accuracies(part, group, of_group, run)
+            specificity += specificities(part.split, group, of_group, run)
     return accuracy, specificity
 
 
-def _in_model(job: tuple[str, models.Trained, int, int]) -> _Told:
+def _in_model(job: tuple[str, models.Trained, range, int]) -> _Told:
     name, trained, scenes, line = job
     part = PARTS[name]
     return answer_all(load_model(trained.path)[0], part.split, scenes, part.runs, part.keeps, trained.name, line)
@@ -291,7 +291,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=PARTS)
-    parser.add_argument("--scenes", type=int, help="default: 400, of quick 50")
+    parser.add_argument("--scenes", type=int, help="default: 400 dev scenes, 300 test scenes, of quick 50")
     parser.add_argument(
         "--out", type=Path, help="folder of the CSV files (default: bench/results, of quick build/quality)"
     )
