@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from bench import plot, record
-from bench.quality import in_decoder, models, statistics, tables
+from bench.quality import in_decoder, models, pictures, statistics, tables
 from bench.quality.asked import Asked, questions
 from bench.quality.methods import DEFAULT, DENSE, METHODS, SCORES, VARIANTS
 from bench.quality.study import Accuracy, Specificity, main, study
@@ -35,7 +35,7 @@ class TestStatistics:
         right = np.ones((1, 3, 50, 5))
         assert statistics.differences(right, np.zeros_like(right)) == pytest.approx(1)
 
-    def test_bands_hold_what_scenes_and_seeds_scatter(self):
+    def test_bands_hold_what_scenes_scatter(self):
         """The truth, 0.1, lies in the bands of 95 % in most of 40 experiments, all methods together."""
         held = 0
         for experiment in range(40):
@@ -45,6 +45,11 @@ class TestStatistics:
             _, low, high = statistics.differences(right, baseline.astype(float), experiment).T
             held += bool(((low <= 0.1) & (high >= 0.1)).all())
         assert held >= 34
+
+    def test_seeds_that_disagree_decide_nothing(self):
+        right, baseline = np.ones((1, 3, 300, 5)), np.zeros((1, 3, 300, 5))
+        right[0, 2], baseline[0, 2] = 0, 1
+        assert statistics.differences(right, baseline)[0, 1] == pytest.approx(-1)
 
     def test_more_comparisons_make_wider_bands(self):
         rng = np.random.default_rng(0)
@@ -81,7 +86,7 @@ class TestQuestions:
 
 
 class TestInDecoder:
-    @pytest.mark.parametrize("run", [in_decoder.fastv, in_decoder.pyramid, in_decoder.sparse])
+    @pytest.mark.parametrize("run", [in_decoder.fastv, in_decoder.fastv_first, in_decoder.pyramid, in_decoder.sparse])
     def test_all_tokens_answer_as_the_whole_model(self, run, asked: list[Asked]):
         for group in asked:
             done = run(group, TOKENS)
@@ -91,6 +96,8 @@ class TestInDecoder:
 
     def test_tokens_per_layer(self, asked: list[Asked]):
         assert in_decoder.fastv(asked[0], 21).tokens_per_layer == (81 + 81 + 21) / 3
+        assert in_decoder.fastv_first(asked[0], 21).tokens_per_layer == (81 + 21 + 21) / 3
+        assert in_decoder.anew(asked[0], 21).tokens_per_layer == 21 + 2 * 81 / 3
         assert in_decoder.pyramid(asked[0], 9).tokens_per_layer == (81 + 27 + 9) / 3
 
     def test_what_is_cut_has_no_say_any_more(self, asked: list[Asked]):
@@ -167,6 +174,19 @@ class TestStudy:
         for name in ("docs/quality.md", "README.md"):
             text = (record.ROOT / name).read_text(encoding="utf-8")
             assert plot.fill(text, blocks, "quality") == text
+
+    def test_pictures(self, rows: tuple[list[Accuracy], list[Specificity]], tmp_path: Path):
+        pytest.importorskip("matplotlib")
+        varied = record.read(record.RESULTS / "quality-dev-accuracy.csv", Accuracy)
+        drawn = pictures.draw(rows[0], varied, tmp_path)
+        names = ("accuracy", "cost", "kinds", "sensitivity")
+        assert [path.name for path in drawn] == [f"quality-{name}.svg" for name in names]
+        assert all("<svg" in path.read_text(encoding="utf-8") for path in drawn)
+
+    def test_a_method_that_keeps_fewer_is_told_apart(self, rows: tuple[list[Accuracy], list[Specificity]]):
+        """DART selects 4 + 8 floor(K / 8) tokens."""
+        assert "(4 kept)" in tables.accuracy(rows[0])
+        assert not any((row.method, row.keep) == ("dart", 6) for row in tables._rivals(rows[0]))
 
     def test_command(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
         main(["quick", "--scenes", "1", "--out", str(tmp_path)])

@@ -6,7 +6,7 @@ from typing import Any
 
 from bench.pictures import MARKERS, start_drawing
 from bench.quality.methods import BOUND, DEFAULT, DYNAMIC, METHODS, OURS, RANKING, SELECTOR
-from bench.quality.models import GROUPS
+from bench.quality.models import GROUPS, LARGE
 from bench.quality.study import KEEPS, Accuracy
 from bench.quality.tables import ASKS
 
@@ -71,10 +71,10 @@ def _accuracy(rows: Sequence[Accuracy], across: str) -> Any:
         axes.axhline(100 * dense.accuracy, color="#777777", linewidth=0.8, linestyle=":")
         axes.set_title(GROUPS[group], loc="left", fontsize=11)
         axes.set_xscale("log")
-        tokens = across == "tokens_per_layer"
-        axes.set_xlabel("visual tokens a decoder layer, mean" if tokens else "tokens kept, of 81")
+        tokens, scale = across == "tokens_per_layer", 4 if group == LARGE else 1
+        axes.set_xlabel("visual tokens a decoder layer, mean" if tokens else f"tokens kept, of {81 * scale}")
         if not tokens:
-            axes.set_xticks(KEEPS, [str(keep) for keep in KEEPS])
+            axes.set_xticks(KEEPS, [str(keep * scale) for keep in KEEPS])
             axes.minorticks_off()
         axes.grid(True, color="#e5e5e5", linewidth=0.8)
     panels[0].set_ylabel("right answers, %  (dotted: all tokens)")

@@ -2,14 +2,15 @@
 
 from collections.abc import Callable, Sequence
 
-from bench.quality.methods import BOUND, DEFAULT, DYNAMIC, METHODS, OURS, SCORES
-from bench.quality.models import GROUPS
+from bench.quality.methods import DEFAULT, DYNAMIC, METHODS, SCORES, VARIANTS
+from bench.quality.models import GROUPS, LARGE
 from bench.quality.study import KEEPS, Accuracy, Specificity
 from bench.tables import NONE, table
 from mi_pruner.demo.questions import KINDS
 
 AHEAD, BEHIND = "▲", "▼"
-KINDS_AT = 20  # of 81: where the methods differ most
+KINDS_AT = 20  # of 81
+OWN = ("mi", "mi-paper", "mi-top", "oracle")  # not to be lost to
 ASKS = {
     "digit": "what digit is red",
     "colour": "what colour is the seven",
@@ -41,7 +42,7 @@ def blocks(
         of_group = [row for row in main if row.group == group]
         filled[f"accuracy-{group}"] = accuracy(of_group)
         filled[f"kinds-{group}"] = kinds(of_group)
-    for vary in dict.fromkeys(row.vary for row in varied if row.vary):
+    for vary in dict.fromkeys(vary for vary, _, _ in VARIANTS.values()):
         filled[f"vary-{vary.replace(' ', '-').replace('+', 'and').replace(',', '')}"] = variants(varied, vary)
     return filled
 
@@ -98,8 +99,7 @@ def accuracy(rows: Sequence[Accuracy]) -> str:
     """Accuracy of each method at each budget, marked where it differs from ours for sure."""
     if not rows:
         return NONE
-    scale = 4 if rows[0].tokens_per_layer > 81 else 1
-    header = ["accuracy, %; tokens kept:", *(f"{keep * scale}" for keep in KEEPS), "visual tokens a layer"]
+    header = ["accuracy, %; tokens kept:", *(f"{keep * _scale(rows[0])}" for keep in KEEPS), "visual tokens a layer"]
     before = [row for row in rows if METHODS.get(row.method) and METHODS[row.method].family != DYNAMIC]
     lines = [[*line, "the same"] for line in _by_method(before, _marked, KEEPS)]
     inside = [row for row in rows if row.method in METHODS and METHODS[row.method].family == DYNAMIC]
@@ -111,8 +111,20 @@ def accuracy(rows: Sequence[Accuracy]) -> str:
     return table(header, lines)
 
 
+def _scale(row: Accuracy) -> int:
+    """Tokens of the group's pictures for one of 81."""
+    return 4 if row.group == LARGE else 1
+
+
+def _kept(row: Accuracy) -> int:
+    """Tokens left at the end: fewer than asked for where a method selects in steps."""
+    inside = row.method in METHODS and METHODS[row.method].family == DYNAMIC
+    return row.keep * _scale(row) if inside else round(row.tokens_per_layer)
+
+
 def _marked(row: Accuracy) -> str:
-    return percent(row.accuracy) + mark(row)
+    few = "" if row.method == "dense" or _kept(row) == row.keep * _scale(row) else f" ({_kept(row)} kept)"
+    return percent(row.accuracy) + mark(row) + few
 
 
 def kinds(rows: Sequence[Accuracy]) -> str:
@@ -157,7 +169,9 @@ def variants(rows: Sequence[Accuracy], vary: str) -> str:
 
 
 def _rivals(rows: Sequence[Accuracy]) -> list[Accuracy]:
-    return [row for row in rows if row.method in METHODS and METHODS[row.method].family not in (OURS, BOUND)]
+    """All that keeps as many tokens; of the bounds, random ones."""
+    equal = (row for row in rows if row.method in METHODS and _kept(row) == row.keep * _scale(row))
+    return [row for row in equal if row.method not in OWN]
 
 
 def verdict(rows: Sequence[Accuracy]) -> str:
@@ -179,10 +193,11 @@ def losses(rows: Sequence[Accuracy]) -> str:
     for row in sorted(_rivals(rows), key=lambda row: (list(GROUPS).index(row.group), -row.keep, -row.ahead)):
         if row.ahead_low > 0:
             band = f"+{100 * row.ahead:.1f} ({100 * row.ahead_low:+.1f} to {100 * row.ahead_high:+.1f})"
-            lines.append([GROUPS[row.group], f"{row.keep} of 81", label(row), band, f"{row.tokens_per_layer:.0f}"])
+            kept = f"{row.keep * _scale(row)} of {81 * _scale(row)}"
+            lines.append([GROUPS[row.group], kept, label(row), band, f"{row.tokens_per_layer:.0f}"])
     if not lines:
         return "None." if rows else NONE
-    return table(["models", "kept", "who is ahead", "by points (95 % band)", "its visual tokens a layer"], lines)
+    return table(["models", "kept", "who is ahead", "by points (band)", "its visual tokens a layer"], lines)
 
 
 def readme(rows: Sequence[Accuracy]) -> str:
