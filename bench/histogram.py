@@ -24,15 +24,9 @@ BACKENDS_MEASURED = ("cpu", "triton")
 
 
 @dataclass(frozen=True)
-class Scored:
+class Scored(record.Run):
     """Latency in ms of one competitor in one case."""
 
-    date: str
-    commit: str
-    machine: str
-    device: str
-    threads: int
-    torch: str
     versions: str
     load: float  # average per core when the run began
     case: str
@@ -47,7 +41,6 @@ class Scored:
     p80_ms: float
     samples: int
     speedup: float  # over plain PyTorch
-    command: str
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -25,15 +25,9 @@ BUDGET = 5.0  # seconds a model
 
 
 @dataclass(frozen=True)
-class Prefill:
+class Prefill(record.Run):
     """Medians in ms of one model: prefill of all tokens, of the kept ones, and the selection (default backend)."""
 
-    date: str
-    commit: str
-    machine: str
-    device: str
-    threads: int
-    torch: str
     model: str
     case: str
     tokens: int
@@ -43,7 +37,6 @@ class Prefill:
     dense_ms: float
     pruned_ms: float
     selection_ms: float
-    command: str
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -28,15 +28,9 @@ PADDING = 100
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """One competitor's line; the first three are counts of distinct tokens returned."""
+class Verdict(record.Run):
+    """One competitor's line; `identical`, `forty` and `halves` are counts of distinct tokens returned."""
 
-    date: str
-    commit: str
-    machine: str
-    device: str
-    threads: int
-    torch: str
     competitor: str
     identical: int  # of KEEP, all rows equal
     forty: int  # of KEEP, 40 distinct rows
@@ -44,7 +38,6 @@ class Verdict:
     batch: str  # the same tokens alone and in a batch: "yes" or "no"
     padding: str  # the same tokens without and with padding that is masked: "yes", "no", "no mask" (it takes none)
     nan_free: str  # no operator gave a NaN meanwhile
-    command: str
 
 
 class NaNWatch(TorchDispatchMode):

@@ -20,15 +20,9 @@ class Entry(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Row:
+class Row(record.Run):
     """One line of the CSV; the fields are its columns. docs/benchmarks.md explains them."""
 
-    date: str
-    commit: str
-    machine: str
-    device: str
-    threads: int
-    torch: str
     versions: str
     load: float  # average per core when the run began
     case: str
@@ -54,7 +48,6 @@ class Row:
     matmul_gflop_per_s: float
     peak_extra_mb: float | None
     launches: int | None
-    command: str
 
 
 def rows(

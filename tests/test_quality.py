@@ -97,7 +97,7 @@ class TestInDecoder:
     def test_tokens_per_layer(self, asked: list[Asked]):
         assert in_decoder.fastv(asked[0], 21).tokens_per_layer == (81 + 81 + 21) / 3
         assert in_decoder.fastv_first(asked[0], 21).tokens_per_layer == (81 + 21 + 21) / 3
-        assert in_decoder.anew(asked[0], 21).tokens_per_layer == 21 + 2 * 81 / 3
+        assert METHODS["llm-attention"].run(asked[0], 21).tokens_per_layer == 21 + 2 * 81 / 3
         assert in_decoder.pyramid(asked[0], 9).tokens_per_layer == (81 + 27 + 9) / 3
 
     def test_what_is_cut_has_no_say_any_more(self, asked: list[Asked]):

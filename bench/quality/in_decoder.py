@@ -73,14 +73,6 @@ def fastv_first(asked: Asked, keep: int) -> Answered:
     return answered(asked, [keep, keep, keep], by_last_token)
 
 
-def anew(asked: Asked, keep: int) -> Answered:
-    """Answers from the K of N tokens that layer 2 of an unpruned run attends to; its two layers are paid for, too."""
-    kept = layer_attention(asked).topk(keep, dim=1).indices.sort(dim=1).values
-    tokens = asked.visual.gather(1, kept[..., None].expand(-1, -1, asked.visual.shape[2]))
-    answer = asked.model.answer(tokens, kept, asked.text).argmax(dim=1)
-    return Answered(answer, kept, keep + 2 * asked.visual.shape[1] / len(asked.model.decoder))
-
-
 def _shrinking(asked: Asked, keep: int) -> list[int]:
     """By one factor after each of the first two layers."""
     return [round((asked.visual.shape[1] * keep) ** 0.5), keep, keep]

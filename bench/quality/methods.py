@@ -1,7 +1,7 @@
 """Who takes part in the study: name -> a function from questions and a count to answers and the tokens kept."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -76,6 +76,13 @@ def _cdpruner(sign: int) -> Callable[[Asked, int], Answered]:
     return before_the_model(select)
 
 
+def _anew(asked: Asked, keep: int) -> Answered:
+    """Answers from the tokens that layer 2 of an unpruned run attends to; its two layers are paid for, too."""
+    done = top(in_decoder.layer_attention)(asked, keep)
+    dense = 2 * asked.visual.shape[1] / len(asked.model.decoder)
+    return replace(done, tokens_per_layer=done.tokens_per_layer + dense)
+
+
 def _by_chance(asked: Asked, keep: int) -> Tensor:
     return _noise(asked).topk(keep, dim=1).indices
 
@@ -117,7 +124,7 @@ METHODS: dict[str, Method] = {
     "trimtokenator": Method("TrimTokenator", SELECTOR, _selector(trimtokenator.select)),
     "mmr": Method("MMR", SELECTOR, _selector(mmr.select)),
     "dart": Method("DART", SELECTOR, _selector(dart.select)),
-    "llm-attention": Method("attention of LLM layer 2, then anew", DYNAMIC, in_decoder.anew),
+    "llm-attention": Method("attention of LLM layer 2, then anew", DYNAMIC, _anew),
     "fastv": Method("FastV-like: cut after layer 2", DYNAMIC, in_decoder.fastv),
     "fastv-first": Method("FastV-like: cut after layer 1", DYNAMIC, in_decoder.fastv_first),
     "pyramid": Method("PyramidDrop-like", DYNAMIC, in_decoder.pyramid),

@@ -37,6 +37,7 @@ GROUPS = {
     UNALIGNED: "not aligned, 81 tokens",
     LARGE: "aligned, 324 tokens",
 }
+SCALES = {ALIGNED: 1, UNALIGNED: 1, LARGE: 4}  # tokens of the group's pictures for one of 81
 
 
 def _from_scratch(seed: int) -> Trained:

@@ -6,9 +6,10 @@ from typing import Any
 
 from bench.pictures import MARKERS, start_drawing
 from bench.quality.methods import BOUND, DEFAULT, DYNAMIC, METHODS, OURS, RANKING, SELECTOR
-from bench.quality.models import GROUPS, LARGE
+from bench.quality.models import GROUPS, SCALES
 from bench.quality.study import KEEPS, Accuracy
 from bench.quality.tables import ASKS
+from mi_pruner.demo.model import TOKENS
 
 COLOURS = {OURS: "#0072B2", SELECTOR: "#009E73", RANKING: "#CC79A7", DYNAMIC: "#D55E00", BOUND: "#777777"}
 SWEPT = ("bandwidth", "visual bandwidth", "redundancy weight", "histogram bins")
@@ -64,22 +65,32 @@ def _accuracy(rows: Sequence[Accuracy], across: str) -> Any:
     figure, panels = _panels(len(groups), 5)
     for axes, group in zip(panels, groups, strict=True):
         of_group = [row for row in rows if row.group == group]
-        for number, name in enumerate(METHODS):
-            points = sorted((getattr(row, across), 100 * row.accuracy) for row in of_group if row.method == name)
-            axes.plot(*zip(*points, strict=True), **_look(name, number))
+        _curves(axes, of_group, across, "accuracy")
         dense = next(row for row in of_group if row.method == "dense")
         axes.axhline(100 * dense.accuracy, color="#777777", linewidth=0.8, linestyle=":")
         axes.set_title(GROUPS[group], loc="left", fontsize=11)
-        axes.set_xscale("log")
-        tokens, scale = across == "tokens_per_layer", 4 if group == LARGE else 1
-        axes.set_xlabel("visual tokens a decoder layer, mean" if tokens else f"tokens kept, of {81 * scale}")
-        if not tokens:
-            axes.set_xticks(KEEPS, [str(keep * scale) for keep in KEEPS])
-            axes.minorticks_off()
+        if across == "keep":
+            _budgets(axes, SCALES[group])
+        else:
+            axes.set(xscale="log", xlabel="visual tokens a decoder layer, mean")
         axes.grid(True, color="#e5e5e5", linewidth=0.8)
     panels[0].set_ylabel("right answers, %  (dotted: all tokens)")
     _legend(figure, panels[0], 5)
     return figure
+
+
+def _curves(axes: Any, rows: Sequence[Accuracy], across: str, share: str) -> None:
+    """A curve for each method: one of its shares, in %, against another attribute."""
+    for number, name in enumerate(METHODS):
+        points = sorted((getattr(row, across), 100 * getattr(row, share)) for row in rows if row.method == name)
+        axes.plot(*zip(*points, strict=True), **_look(name, number))
+
+
+def _budgets(axes: Any, scale: int) -> None:
+    """The horizontal axis of tokens kept, a tick for each budget."""
+    axes.set(xscale="log", xlabel=f"tokens kept, of {TOKENS * scale}")
+    axes.set_xticks(KEEPS, [str(keep * scale) for keep in KEEPS])
+    axes.minorticks_off()
 
 
 def _legend(figure: Any, axes: Any, columns: int) -> None:
@@ -94,14 +105,9 @@ def _kinds(rows: Sequence[Accuracy]) -> Any:
     of_group = [row for row in rows if row.group == group]
     figure, panels = _panels(len(ASKS), 4.6)
     for axes, (kind, asks) in zip(panels, ASKS.items(), strict=True):
-        for number, name in enumerate(METHODS):
-            points = sorted((row.keep, 100 * getattr(row, kind)) for row in of_group if row.method == name)
-            axes.plot(*zip(*points, strict=True), **_look(name, number))
+        _curves(axes, of_group, "keep", kind)
         axes.set_title(asks, loc="left", fontsize=11)
-        axes.set_xscale("log")
-        axes.set_xticks(KEEPS, [str(keep) for keep in KEEPS])
-        axes.minorticks_off()
-        axes.set_xlabel("tokens kept, of 81")
+        _budgets(axes, SCALES[group])
         axes.grid(True, color="#e5e5e5", linewidth=0.8)
     panels[0].set_ylabel(f"right answers, %  ({GROUPS[group]})")
     _legend(figure, panels[0], 7)

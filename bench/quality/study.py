@@ -33,7 +33,7 @@ KEEPS = (40, 20, 10, 6)  # of 81 visual tokens; the same shares of larger pictur
 
 
 @dataclass(frozen=True)
-class Accuracy:
+class Accuracy(record.Run):
     """Of one method at one budget, over the seeds of a group; accuracies and shares in 0 .. 1.
 
     asked_kept, others_kept, background_kept: shares of patches kept, over questions that name a digit: that digit's,
@@ -66,17 +66,10 @@ class Accuracy:
     asked_kept: float
     others_kept: float
     background_kept: float
-    date: str
-    commit: str
-    command: str
-    machine: str
-    device: str
-    threads: int
-    torch: str
 
 
 @dataclass(frozen=True)
-class Specificity:
+class Specificity(record.Run):
     """How often a patch of the digit asked about scores above one of another digit: mean over questions and seeds."""
 
     split: str
@@ -86,13 +79,6 @@ class Specificity:
     seeds: int
     questions: int
     auc: float
-    date: str
-    commit: str
-    command: str
-    machine: str
-    device: str
-    threads: int
-    torch: str
 
 
 Job = tuple[str, int]  # a method and how many tokens it keeps, of 81
@@ -242,7 +228,18 @@ def specificities(split: Split, group: str, told: Sequence[_Told], run: dict[str
     for name, (label, _) in SCORES.items():
         every = np.concatenate([part for one in told for part in one.auc[name]])
         known = every[~np.isnan(every)]
-        rows.append(Specificity(split, group, name, label, len(told), len(known), round(float(known.mean()), 4), **run))
+        rows.append(
+            Specificity(
+                **run,
+                split=split,
+                group=group,
+                scores=name,
+                label=label,
+                seeds=len(told),
+                questions=len(known),
+                auc=round(float(known.mean()), 4),
+            )
+        )
     return rows
 
 

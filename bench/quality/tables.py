@@ -1,11 +1,12 @@
 """The Markdown tables of docs/quality.md, from the CSV files of the study."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from bench.quality.methods import DEFAULT, DYNAMIC, METHODS, SCORES, VARIANTS
-from bench.quality.models import GROUPS, LARGE
+from bench.quality.models import GROUPS, SCALES
 from bench.quality.study import KEEPS, Accuracy, Specificity
 from bench.tables import NONE, table
+from mi_pruner.demo.model import TOKENS
 from mi_pruner.demo.questions import KINDS
 
 AHEAD, BEHIND = "▲", "▼"
@@ -86,44 +87,33 @@ def dense(rows: Sequence[Accuracy]) -> str:
     return table(header, lines) if lines else NONE
 
 
-def _by_method(rows: Sequence[Accuracy], cell: Callable[[Accuracy], str], keeps: Sequence[int]) -> list[list[str]]:
-    found = {(row.method, row.keep): row for row in rows}
-    return [
-        [label(found[name, keeps[0]]), *(cell(found[name, keep]) for keep in keeps)]
-        for name in METHODS
-        if (name, keeps[0]) in found
-    ]
-
-
 def accuracy(rows: Sequence[Accuracy]) -> str:
     """Accuracy of each method at each budget, marked where it differs from ours for sure."""
     if not rows:
         return NONE
-    header = ["accuracy, %; tokens kept:", *(f"{keep * _scale(rows[0])}" for keep in KEEPS), "visual tokens a layer"]
-    before = [row for row in rows if METHODS.get(row.method) and METHODS[row.method].family != DYNAMIC]
-    lines = [[*line, "the same"] for line in _by_method(before, _marked, KEEPS)]
-    inside = [row for row in rows if row.method in METHODS and METHODS[row.method].family == DYNAMIC]
-    found = {(row.method, row.keep): row for row in inside}
-    for line, name in zip(
-        _by_method(inside, _marked, KEEPS), [n for n in METHODS if (n, KEEPS[0]) in found], strict=True
-    ):
-        lines.append([*line, ", ".join(f"{found[name, keep].tokens_per_layer:.0f}" for keep in KEEPS)])
-    return table(header, lines)
+    found = {(row.method, row.keep): row for row in rows}
+    lines = []
+    for name in sorted(METHODS, key=lambda name: METHODS[name].family == DYNAMIC):
+        if (name, KEEPS[0]) in found:
+            some = [found[name, keep] for keep in KEEPS]
+            costs = ", ".join(f"{row.tokens_per_layer:.0f}" for row in some)
+            cost = costs if some[0].family == DYNAMIC else "the same"
+            lines.append([label(some[0]), *(_marked(row) for row in some), cost])
+    scale = SCALES[rows[0].group]
+    return table(["accuracy, %; tokens kept:", *(f"{keep * scale}" for keep in KEEPS), "visual tokens a layer"], lines)
 
 
-def _scale(row: Accuracy) -> int:
-    """Tokens of the group's pictures for one of 81."""
-    return 4 if row.group == LARGE else 1
+def _asked_for(row: Accuracy) -> int:
+    return row.keep * SCALES[row.group]
 
 
 def _kept(row: Accuracy) -> int:
     """Tokens left at the end: fewer than asked for where a method selects in steps."""
-    inside = row.method in METHODS and METHODS[row.method].family == DYNAMIC
-    return row.keep * _scale(row) if inside else round(row.tokens_per_layer)
+    return _asked_for(row) if row.family == DYNAMIC else round(row.tokens_per_layer)
 
 
 def _marked(row: Accuracy) -> str:
-    few = "" if row.method == "dense" or _kept(row) == row.keep * _scale(row) else f" ({_kept(row)} kept)"
+    few = "" if _kept(row) == _asked_for(row) else f" ({_kept(row)} kept)"
     return percent(row.accuracy) + mark(row) + few
 
 
@@ -170,7 +160,7 @@ def variants(rows: Sequence[Accuracy], vary: str) -> str:
 
 def _rivals(rows: Sequence[Accuracy]) -> list[Accuracy]:
     """All that keeps as many tokens; of the bounds, random ones."""
-    equal = (row for row in rows if row.method in METHODS and _kept(row) == row.keep * _scale(row))
+    equal = (row for row in rows if row.method in METHODS and _kept(row) == _asked_for(row))
     return [row for row in equal if row.method not in OWN]
 
 
@@ -180,7 +170,7 @@ def verdict(rows: Sequence[Accuracy]) -> str:
     for group in GROUPS:
         of_group = [row for row in _rivals(rows) if row.group == group]
         for title, dynamic in (("before the model", False), ("in the decoder, by attention", True)):
-            chosen = [row for row in of_group if (METHODS[row.method].family == DYNAMIC) == dynamic]
+            chosen = [row for row in of_group if (row.family == DYNAMIC) == dynamic]
             lost, won = sum(row.ahead_low > 0 for row in chosen), sum(row.ahead_high < 0 for row in chosen)
             lines.append([GROUPS[group], title, str(won), str(len(chosen) - won - lost), str(lost)])
     header = ["models", "rivals that select", "mi_pruner ahead", "undecided", "mi_pruner behind"]
@@ -193,7 +183,7 @@ def losses(rows: Sequence[Accuracy]) -> str:
     for row in sorted(_rivals(rows), key=lambda row: (list(GROUPS).index(row.group), -row.keep, -row.ahead)):
         if row.ahead_low > 0:
             band = f"+{100 * row.ahead:.1f} ({100 * row.ahead_low:+.1f} to {100 * row.ahead_high:+.1f})"
-            kept = f"{row.keep * _scale(row)} of {81 * _scale(row)}"
+            kept = f"{_asked_for(row)} of {TOKENS * SCALES[row.group]}"
             lines.append([GROUPS[row.group], kept, label(row), band, f"{row.tokens_per_layer:.0f}"])
     if not lines:
         return "None." if rows else NONE
