@@ -9,6 +9,8 @@ COMMANDS = {  # name -> (module, what it does); imported when called: a run need
     "robustness": ("robustness", "what each competitor does with duplicates, batches and padding"),
     "histogram": ("histogram", "the histogram estimator against plain PyTorch"),
     "instructions": ("instructions", "instructions that the CPU kernels execute, by valgrind"),
+    "goals": ("goals", "on a GPU: the performance goals, a line each, and the time of every kernel"),
+    "smoke": ("smoke", "on a GPU: one way through the kernels against the reference"),
     "prefill": ("prefill", "on a GPU: a decoder stack of each model's size, all tokens against the kept ones"),
     "plot": ("plot", "draw the pictures, and fill the tables of docs/benchmarks.md and README.md"),
     "compare": ("compare", "two result files: what got worse beyond the spread"),

@@ -3,7 +3,11 @@
 The clock is tested with stand-ins for events, the rest on a GPU only (tests/test_bench.py).
 """
 
+import re
+import statistics
+import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -26,14 +30,14 @@ def _timing_event() -> Event:
 def event_clock(
     new_event: Callable[[], Event] = _timing_event, flush: Callable[[], object] | None = None
 ) -> Callable[[Call], float]:
-    """A clock: call -> milliseconds between two events around it, after a write of twice the L2 cache.
+    """A clock: call -> milliseconds between two events around it, after a read of twice the L2 cache.
 
-    So the inputs come from memory. The flush also keeps the device busy while the host queues the call: launch gaps
-    show only if the call takes longer to queue than to run, as they do in a model.
+    So the inputs come from memory, and nothing that was written waits to be put back there. The flush also keeps the
+    device busy while the host queues the call: launch gaps show only if the call takes longer to queue than to run, as
+    they do in a model.
     """
     if flush is None:
-        cache = torch.cuda.get_device_properties().L2_cache_size
-        flush = torch.empty(2 * cache, dtype=torch.int8, device="cuda").zero_
+        flush = _flush()
 
     def clock(call: Call) -> float:
         start, stop = new_event(), new_event()
@@ -45,6 +49,49 @@ def event_clock(
         return float(start.elapsed_time(stop))
 
     return clock
+
+
+def _flush() -> Callable[[], object]:
+    cache = torch.cuda.get_device_properties().L2_cache_size
+    filler = torch.zeros(2 * cache // 4, device="cuda")
+    return partial(torch.sum, filler, dim=0, out=filler.new_empty(()))
+
+
+WARM_BATCHES = 9
+WARM_BATCH_US = 2000  # long beside the resolution of events, half a microsecond
+
+
+def warm_us(call: Call, new_event: Callable[[], Event] = _timing_event) -> float:
+    """Microseconds of a call among others of its kind, back to back: the median of batches between two events."""
+
+    def batch(repeats: int) -> float:
+        start, stop = new_event(), new_event()
+        start.record()
+        for _ in range(repeats):
+            call()
+        stop.record()
+        stop.synchronize()
+        return 1e3 * float(start.elapsed_time(stop)) / repeats
+
+    call()
+    repeats = max(1, min(100, round(WARM_BATCH_US / max(batch(3), 1))))
+    return statistics.median(batch(repeats) for _ in range(WARM_BATCHES))
+
+
+HOST_CALLS = 100  # their launches fit in the queue of a stream (1,024): the host waits for no one
+
+
+def host_us(call: Call) -> float:
+    """Microseconds that the host takes to queue a call: the median of batches."""
+    times = []
+    for _ in range(WARM_BATCHES):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        for _ in range(HOST_CALLS):
+            call()
+        times.append(1e6 * (time.perf_counter() - start) / HOST_CALLS)
+    torch.cuda.synchronize()
+    return statistics.median(times)
 
 
 def captured(call: Call) -> Call:
@@ -66,19 +113,42 @@ def captured(call: Call) -> Call:
 
 def launches(call: Call) -> int:
     """Kernels, copies and fills that one call puts on the device."""
+    return len(_device_events(call, 1))
+
+
+PROFILED = 5  # calls
+
+
+def kernel_times(call: Call) -> dict[str, tuple[float, float]]:
+    """Kernel -> how often a call launches it, and the microseconds of a call that these take, in order of launch."""
+    found: dict[str, list[float]] = {}
+    for event in _device_events(call, PROFILED):
+        found.setdefault(kernel_name(event.name), []).append(event.time_range.elapsed_us())
+    return {name: (len(times) / PROFILED, sum(times) / PROFILED) for name, times in found.items()}
+
+
+def kernel_name(signature: str) -> str:
+    """The function of a demangled signature, without its namespaces, template arguments and parameters."""
+    function = re.sub(r"[<(].*", "", signature.removeprefix("void ").replace("(anonymous namespace)::", ""))
+    return function.split("::")[-1].strip()
+
+
+def _device_events(call: Call, times: int) -> list:
     from torch.profiler import ProfilerActivity, profile
 
     call()  # compilation and tuning launch kernels, too
     torch.cuda.synchronize()
     with profile(activities=[ProfilerActivity.CUDA]) as run:
-        call()
+        for _ in range(times):
+            call()
         torch.cuda.synchronize()
-    return count_device_events(run.events())
+    return on_device(run.events())
 
 
-def count_device_events(events: list) -> int:
-    """Of the profiler's events those that ran on the device."""
-    return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in events)
+def on_device(events: list) -> list:
+    """Of the profiler's events those that ran on the device, in order of time."""
+    kept = [event for event in events if event.device_type == torch.autograd.DeviceType.CUDA]
+    return sorted(kept, key=lambda event: event.time_range.start)
 
 
 def peak_extra_mb(call: Call) -> float:

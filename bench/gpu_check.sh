@@ -1,116 +1,100 @@
 #!/usr/bin/env bash
-# Builds, tests, sanitizes and measures the GPU kernels. Needs torch >= 2.11, Triton, pytest and (for the compiled
-# kernels) nvcc, cmake and ninja; no network. Each stage takes under 8 minutes and can be run alone.
+# Checks and measures the GPU kernels in two runs of under 7 minutes. No network, nothing is built or installed here:
+# needs torch >= 2.11, Triton, pytest with xdist and timeout, hypothesis, and the library, compiled elsewhere if need be
+# (`make gpu-library`, which says how to name it).
 #
-#   bench/gpu_check.sh OUT                         all stages
-#   bench/gpu_check.sh OUT build test              some of them; `build` comes first on a new machine
-#   BACKENDS=triton bench/gpu_check.sh OUT test    on one backend
+#   bench/gpu_check.sh OUT first              smoke, tests, goals, ncu
+#   bench/gpu_check.sh OUT second             suite, sanitize, plain, bench
+#   bench/gpu_check.sh OUT goals ncu          some of the stages
+#   BACKENDS=triton bench/gpu_check.sh OUT …  one backend
 #
-# Stages: build, test, suite (every backend's guarantees, on the GPU), sanitize, bench, prefill, ncu (skipped where
-# there is none). OUT gets a log a stage and the measurements, and ends with a table; the exit code is 1 if a stage failed.
+# A stage is cut off when its time is over; the others go on. OUT gets log.txt, stages.txt and what was measured.
 set -uo pipefail
-cd "$(dirname "$0")/.."
-STAGES=(build test suite sanitize bench prefill ncu)
-[ $# -ge 1 ] || { sed -n '2,12s/^# \{0,1\}//p' "$0"; exit 2; }
-export OUT VENV=${VENV:-/tmp/mi_pruner_gpu} BACKENDS=${BACKENDS:-triton,cuda}
-OUT=$(realpath -m "$1")
-shift
-LIMIT=470 # seconds a stage
+cd "$(dirname "$0")/.." || exit 2
+[ $# -ge 2 ] || { sed -n '2,11s/^# \{0,1\}//p' "$0"; exit 2; }
+OUT=$(realpath -m "$1") && shift
 mkdir -p "$OUT"
-export PY="$VENV/bin/python"
+PY=${PY:-python3}
+export PYTHONPATH=$PWD PYTHONUNBUFFERED=1 TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-/tmp/mi_pruner_triton} BACKENDS=${BACKENDS:-cuda,triton}
+export MI_PRUNER_COMMIT=${MI_PRUNER_COMMIT:-$(git rev-parse --short HEAD 2>/dev/null)}
+LOG=$OUT/log.txt
 
-# An environment that sees the packages of the Python that runs here, and this checkout in place.
-build() {
-  set -e
-  python3 -m venv "$VENV"
-  python3 -c 'import site; print("\n".join(site.getsitepackages()))' >"$("$PY" -c 'import site; print(site.getsitepackages()[0])')/outer.pth"
-  local arch
-  arch=$(python3 -c 'import torch; a, b = torch.cuda.get_device_capability(); print(f"{a}{b}" + ("a-real" if a >= 9 else "-real"))')
-  CUDAARCHS=${CUDAARCHS:-$arch} python3 -m pip --python "$PY" install --quiet --no-build-isolation --no-deps --editable .
-  nvidia-smi
-  git log -1 --format='commit %h %s' || true
-  "$PY" -c 'import mi_pruner; mi_pruner.show_backends()'
+# A checkout that is not installed lacks the Triton kernels' place in the package.
+if [ ! -e mi_pruner/triton_kernels ] && ! (cd / && env -u PYTHONPATH "$PY" -c 'import mi_pruner' 2>/dev/null); then
+  ln -s ../triton_kernels mi_pruner/triton_kernels
+  trap 'rm -f mi_pruner/triton_kernels' EXIT
+fi
+
+stage() { # name seconds command...
+  local name=$1 limit=$2 began=$SECONDS code
+  shift 2
+  timeout -s KILL "$limit" "$@" >"$OUT/.$name" 2>&1
+  code=$?
+  [ $code -eq 137 ] && code="cut off after $limit s"
+  echo "=== $name, above: exit status $code" >>"$OUT/.$name"
+  cat "$OUT/.$name" >>"$LOG" # in one piece: some stages run side by side
+  rm -f "$OUT/.$name"
+  printf '%-14s %4d s   exit status %s\n' "$name" $((SECONDS - began)) "$code" | tee -a "$OUT/stages.txt"
 }
 
-available() {
-  for backend in ${BACKENDS//,/ }; do
-    "$PY" -c "import mi_pruner; mi_pruner.backend('$backend').__enter__()" 2>/dev/null && echo "$backend"
+smoke() {
+  for way in gram rows-cluster rows-team triton; do
+    stage "$way" 60 "$PY" -m bench smoke "$way" &
   done
+  wait
 }
 
-gpu_tests() { "$PY" -m pytest -q -m gpu tests; }
-
-# Triton compiles on as many cores as there are.
+# Workers share the cores: the reference multiplies on the CPU.
+gpu_tests() {
+  local name=$1 limit=$2 workers=$3
+  shift 3
+  OMP_NUM_THREADS=2 MI_PRUNER_TEST_BACKENDS=$BACKENDS stage "$name" "$limit" "$PY" -m pytest -q -n "$workers" \
+    --timeout 90 -p no:cacheprovider --durations 8 "$@"
+}
+tests() { gpu_tests tests 180 12 tests/test_gpu.py tests/test_cuda_gpu.py; }
 suite() {
-  local workers=()
-  "$PY" -c 'import xdist' 2>/dev/null && workers=(-n 8)
-  MI_PRUNER_TEST_BACKENDS=$(available | paste -sd,) "$PY" -m pytest -q "${workers[@]}" tests/test_properties.py \
-    tests/test_packed.py tests/test_invariances.py tests/test_backends.py tests/test_triton.py &&
-    MI_PRUNER_TEST_BACKENDS=triton "$PY" -m pytest -q tests/test_histogram.py
+  gpu_tests suite 180 14 tests/test_properties.py tests/test_packed.py tests/test_invariances.py \
+    tests/test_backends.py tests/test_histogram.py
 }
 
-# The workload once without a sanitizer, which also fills Triton's cache; then under all tools at the same time.
+goals() { stage goals 120 "$PY" -m bench goals --out "$OUT" --backends ${BACKENDS//,/ }; }
+plain() { stage plain 90 "$PY" -m bench goals --out "$OUT" --backends cuda --compiled; }
+bench() { stage bench 120 "$PY" -m bench --quick --budget 1 --out "$OUT"; }
+
+# What bounds each kernel of one prune.
+ncu() {
+  stage ncu 80 ncu --clock-control none --set full --launch-count 5 --export "$OUT/kernels" --force-overwrite \
+    --kernel-name 'regex:^(similarity|normaliser|score|greedy|gather)_kernel' "$PY" -c 'if True:
+      import torch, mi_pruner
+      visual, text = (torch.randn(1, n, 4096, device="cuda").bfloat16() for n in (576, 32))
+      with mi_pruner.backend("cuda"):
+          mi_pruner.prune(visual, text, 64)
+      torch.cuda.synchronize()'
+  command ncu --import "$OUT/kernels.ncu-rep" --page details >"$OUT/kernels.txt" 2>&1
+  command ncu --import "$OUT/kernels.ncu-rep" --page source --csv >"$OUT/kernels-source.csv" 2>&1
+}
+
 sanitize() {
-  local failed=0 jobs=()
-  for backend in $(available); do
-    "$PY" -m tests.sanitizer_workload "$backend" || return 1
-    for tool in memcheck racecheck synccheck initcheck; do
-      PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$tool" --error-exitcode 9 \
-        "$PY" -m tests.sanitizer_workload "$backend" >"$OUT/sanitize-$backend-$tool.log" 2>&1 &
-      jobs+=("$!:$backend $tool")
-    done
+  for tool in memcheck synccheck racecheck; do
+    PYTORCH_NO_CUDA_MEMORY_CACHING=1 stage "$tool" 170 compute-sanitizer --tool "$tool" --error-exitcode 9 \
+      "$PY" -m tests.sanitizer_workload cuda &
   done
-  for job in "${jobs[@]}"; do
-    wait "${job%%:*}" && echo "${job#*:}: clean" || { failed=1 && echo "${job#*:}: FAILED"; }
-  done
-  tail -n 3 "$OUT"/sanitize-*.log
-  return $failed
+  wait
 }
 
-bench() {
-  "$PY" -m bench --quick --budget 1 --out "$OUT/quick" &&
-    "$PY" -m bench --sets models packed --budget 2 --out "$OUT"
-}
-
-prefill() { "$PY" -m bench prefill --out "$OUT" && "$PY" -m bench robustness --out "$OUT"; }
-
-# What bounds each compiled kernel: one prune for each way of selecting.
-profile() {
-  command -v ncu && available | grep -x cuda || { echo "skipped: no ncu, or no compiled kernels"; return 0; }
-  for tokens in 576 4100; do
-    ncu --clock-control none --set basic --kernel-name 'regex:^(similarity|normaliser|score|greedy|rows|gather)_kernel' \
-      "$PY" -c "import torch, mi_pruner; mi_pruner.backend('cuda').__enter__()
-v, t = (torch.randn(1, n, 4096, device='cuda').bfloat16() for n in ($tokens, 32)); mi_pruner.prune(v, t, 64)" || return 1
-  done
-}
-
-run_stage() {
-  case $1 in
-    test) gpu_tests ;;
-    ncu) profile ;;
-    *) "$1" ;;
+{
+  echo "commit ${MI_PRUNER_COMMIT:-unknown}: $*"
+  nvidia-smi --query-gpu=name,driver_version,clocks.max.sm,memory.total --format=csv,noheader
+  "$PY" -c 'import mi_pruner; mi_pruner.show_backends()'
+} 2>&1 | tee -a "$LOG"
+for name in "$@"; do
+  case $name in
+  first) smoke; tests; goals; ncu ;;
+  second) suite; sanitize; plain; bench ;;
+  smoke | tests | goals | ncu | suite | sanitize | plain | bench) "$name" ;;
+  *) echo "stage: expected first, second, smoke, tests, goals, ncu, suite, sanitize, plain or bench, got $name" >&2; exit 2 ;;
   esac
-}
-export -f build available gpu_tests suite sanitize bench prefill profile run_stage
-
-failures=0
-: >"$OUT/stages.txt"
-for stage in "${@:-${STAGES[@]}}"; do
-  if [[ " ${STAGES[*]} " != *" $stage "* ]]; then
-    echo "stage: expected one of ${STAGES[*]}, got $stage" >&2
-    exit 2
-  fi
-  began=$SECONDS
-  timeout "$LIMIT" bash -o pipefail -c "run_stage $stage" 2>&1 | tee "$OUT/$stage.log"
-  code=${PIPESTATUS[0]}
-  case $code in
-    0) result=passed ;;
-    124) result="cut off after $LIMIT s" ;;
-    *) result="failed ($code)" ;;
-  esac
-  [ "$code" -eq 0 ] || failures=1
-  printf '%-10s %-24s %4d s   %s\n' "$stage" "$result" $((SECONDS - began)) "$stage.log" >>"$OUT/stages.txt"
 done
-echo
+grep -E '^(FAILED|ERROR|smoke:|goals:)|deviations| passed| failed|met$|missed$|ERROR SUMMARY|RACECHECK SUMMARY|Error' "$LOG" | tail -80
 cat "$OUT/stages.txt"
-exit $failures
+! grep -qv 'status 0$' "$OUT/stages.txt"

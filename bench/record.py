@@ -26,7 +26,9 @@ class Run:
     """What all rows of one run share."""
 
     date: str  # UTC
-    commit: str  # abbreviated; "+changes" where tracked files differed, "unknown" outside a checkout
+    commit: (
+        str  # abbreviated; "+changes" where tracked files differed; outside a checkout MI_PRUNER_COMMIT or "unknown"
+    )
     command: str
     machine: str  # CPU's or GPU's name
     device: str
@@ -151,7 +153,7 @@ def _commit() -> str:
 
     commit = git("rev-parse", "--short", "HEAD")
     if commit is None:
-        return "unknown"
+        return os.environ.get("MI_PRUNER_COMMIT", "unknown")
     return commit + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
 
 

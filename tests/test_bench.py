@@ -9,7 +9,7 @@ import torch
 
 import mi_pruner
 from bench import __main__ as command
-from bench import competitors, cuda, everything, floor, histogram, memory, plot, prefill, record, run, shapes, timing
+from bench import competitors, everything, floor, histogram, memory, plot, prefill, record, run, shapes, timing
 from bench.competitors import COMPETITORS
 from bench.models import MODELS, LanguageModel
 from bench.pictures import _spread
@@ -148,49 +148,6 @@ def test_samples_of_slow_calls_are_few(monkeypatch):
         now[0] += 2 * timing.SLOW
 
     assert timing.measure({"slow": call}, budget=1e-9)["slow"].samples == timing.SLOW_SAMPLES
-
-
-class FakeEvent:
-    """Reads a clock that the flush and the call move."""
-
-    now = 0.0
-
-    def record(self):
-        self.at = FakeEvent.now
-
-    def synchronize(self):
-        self.synchronised = True
-
-    def elapsed_time(self, end):
-        assert end.synchronised
-        return end.at - self.at
-
-
-def test_event_clock_times_the_call_without_the_flush():
-    def advance(by):
-        FakeEvent.now += by
-
-    clock = cuda.event_clock(FakeEvent, flush=lambda: advance(100.0))
-    assert clock(lambda: advance(2.5)) == 2.5
-
-
-def test_device_events_are_counted():
-    class Event:
-        def __init__(self, device_type):
-            self.device_type = device_type
-
-    kinds = torch.autograd.DeviceType
-    assert cuda.count_device_events([Event(kinds.CUDA), Event(kinds.CPU), Event(kinds.CUDA)]) == 2
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(DEVICE == "cpu", reason="needs a CUDA device")
-def test_on_a_gpu():
-    calls = competitors.calls(SMALL, ["plain"], "cuda")
-    assert cuda.launches(calls["plain"]) > 10
-    timings = timing.measure({"eager": calls["plain"], "graph": cuda.captured(calls["plain"])}, "cuda", budget=0.1)
-    assert all(figures.samples >= timing.MIN_SAMPLES for figures in timings.values())
-    assert cuda.peak_extra_mb(calls["plain"]) > 0
 
 
 def test_peak_memory_of_a_known_allocation():

@@ -141,9 +141,10 @@ def test_histograms_at_the_sizes_of_real_models(model, dtype, gpu):
         pytest.skip(f"backend {gpu!r} has no histogram_mi_scores")
     visual, text = clustered(MODELS[model], dtype)
     scores = mi_pruner.histogram_mi_scores(visual, text)
+    some = slice(None, None, max(1, visual.shape[1] // 64))  # a score takes the reference a millisecond a text token
     with mi_pruner.backend("reference"):  # in the same dtype, so with the same counts
-        exact = mi_pruner.histogram_mi_scores(visual.cpu(), text.cpu())
-    assert (scores.cpu() - exact).abs().max().item() <= 1e-5
+        exact = mi_pruner.histogram_mi_scores(visual[:, some].cpu(), text.cpu())
+    assert (scores[:, some].cpu() - exact).abs().max().item() <= 1e-5
     assert inputs.same_bits(mi_pruner.histogram_mi_scores(visual[-1:], text[-1:]), scores[-1:])
 
 
