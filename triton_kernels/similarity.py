@@ -57,9 +57,10 @@ def cosine_tile(
         row_squares += wide_a * wide_a
         column_squares += wide_b * wide_b
         if WIDEN:  # the interpreter multiplies no bfloat16
-            product = tl.dot(wide_a, wide_b, product, input_precision=PRECISION)
+            step = tl.dot(wide_a, wide_b, input_precision=PRECISION)
         else:
-            product = tl.dot(a, b, product, input_precision=PRECISION)
+            step = tl.dot(a, b, input_precision=PRECISION)
+        product = tl.fma(step, 1.0, product)
     row_inverse = inverse_norm(tl.sum(row_squares, axis=1))
     column_inverse = inverse_norm(tl.sum(column_squares, axis=0))
     return product * row_inverse[:, None] * column_inverse[None, :], row_inverse, column_inverse
