@@ -2,6 +2,7 @@
 
     python -m tests.sanitizer_workload            # the backend "cpu"
     python -m tests.sanitizer_workload triton     # under compute-sanitizer: fewer types and less garbage, as it is slow
+    python -m tests.sanitizer_workload cuda few   # fewer calls still, for its racecheck
 
 The results are checked elsewhere; here a report of the sanitizers is what fails. The last line says that all was run.
 """
@@ -20,6 +21,7 @@ from mi_pruner._dispatch import BACKENDS
 BACKEND = sys.argv[1] if len(sys.argv) > 1 else "cpu"
 DEVICE = "cpu" if BACKEND == "cpu" else BACKENDS[BACKEND].device
 SLOW = BACKEND != "cpu"
+FEW = sys.argv[2:] == ["few"]
 DTYPES = (torch.bfloat16, torch.float32) if SLOW else (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 SHAPES = (
     (1, 1, 1, 1),
@@ -90,8 +92,8 @@ def packed(dtype, seed):
 
 def main():
     with mi_pruner.backend(BACKEND):
-        for seed, dtype in enumerate(DTYPES):
-            for shape in SHAPES:
+        for seed, dtype in enumerate(DTYPES[:1] if FEW else DTYPES):
+            for shape in SHAPES[:4] if FEW else SHAPES:
                 dense(shape, dtype, seed)
             packed(dtype, seed)
             scores = torch.tensor([[math.nan, math.inf, -math.inf, 1.0, -1.0]], device=DEVICE)

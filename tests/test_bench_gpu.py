@@ -135,6 +135,14 @@ def test_every_goal_becomes_a_line(on_the_cpu, tmp_path, capsys, monkeypatch):
     assert "of it: greedy_kernel 5.0" in printed
 
 
+def test_a_step_is_what_each_pick_adds_to_the_selection(monkeypatch):
+    def times(call):
+        return {"similarity_kernel": (1.0, 99.0 * call()), "greedy_kernel": (1.0, 3 + 2.0 * call())}
+
+    monkeypatch.setattr(cuda, "kernel_times", times)
+    assert goals._step(lambda keep: keep, 11) == 2.0
+
+
 @needs_no_gpu
 def test_a_backend_that_fails_does_not_keep_others_from_being_measured(on_the_cpu, tmp_path, capsys, monkeypatch):
     measure = goals.measure

@@ -3,9 +3,9 @@
 // `normaliser_kernel`: a block for 4 text tokens of a sample and 2,048 of its rows first combines the parts of the
 // bandwidth rule and of the prior in order, then takes the largest exponent of its rows, and the sum: of log Z of the
 // text. Where a sample has more rows, the last of its blocks to end combines what they left. Further blocks of the
-// launch, for 128 visual tokens each, combine the parts of the visual-visual normalisers.
+// launch, for 32 visual tokens each, combine the parts of the visual-visual normalisers.
 //
-// `score_kernel`: a warp for a visual token runs over the text twice: for the largest l, then for the sums.
+// `score_kernel`: a warp for four visual tokens runs over the text twice: for the largest l, then for the sums.
 //
 // Bytes: the cosines three times, from L2 where they fit. Flops: two exponentials a cosine. Bound by latency.
 // Determinism: a thread's share of a sum depends on the sample's own counts alone; fixed trees across threads; chunks
@@ -16,34 +16,39 @@
 
 namespace mi_pruner::cuda {
 
-constexpr int kNormaliserThreads = 1024;
+constexpr int kNormaliserThreads = 256; // more would wait longer for one another at each of the reductions in a row
+constexpr int kNormaliserWarps = kNormaliserThreads / 32;
 constexpr int kRowsApart = kNormaliserThreads / kTextGroup; // a text token's rows are shared among so many threads
-constexpr int kOwnExponents = kChunkRows / kRowsApart;      // 8 of a thread, in registers
-constexpr int kLogZRows = 128;                              // 4 a warp: 5 blocks for 576 tokens
+constexpr int kOwnExponents = kChunkRows / kRowsApart;      // 32 of a thread, in registers
+constexpr int kReadAtOnce = 8;                              // of them
+constexpr int kLogZRows = 4 * kNormaliserWarps;
 constexpr int kScoreThreads = 256;
-constexpr int kScoreRows = kScoreThreads / 32;
+constexpr int kWarpScores = 4; // at the same time: most of a score is waiting
+constexpr int kScoreRows = kScoreThreads / 32 * kWarpScores;
 
 struct DensityShared {
-  float scratch[kMostWarps];
-  float columns[kMostWarps][kTextGroup];
+  float scratch[2][kMostWarps];
+  float columns[kNormaliserWarps][kTextGroup];
   unsigned arrived;
 };
 
 // 1/h^2 by the rule, from the moments of the sample's own patches.
 __device__ inline float kappa_by_rule(const Similarities& found, int64_t sample, int64_t rows, int64_t columns,
-                                      float* scratch) {
+                                      float (&scratch)[2][kMostWarps]) {
   const unsigned across = static_cast<unsigned>((columns + kPatch - 1) / kPatch);
   const unsigned patches =
       static_cast<unsigned>((rows + kPatch - 1) / kPatch) * across; // 8 for a block before, at most
   const float* moments = found.moments + 3 * sample * found.row_patches * found.text_patches;
   const auto at = [&](unsigned k) { return moments + 3 * (k / across * found.text_patches + k % across); };
-  float number = 0, sum = 0, squares = 0;
+  float sums[2] = {}, squares = 0; // the number of pairs, and their sum
+#pragma unroll 4
   for (unsigned k = threadIdx.x; k < patches; k += blockDim.x) {
-    number += at(k)[0];
-    sum += at(k)[0] * at(k)[1];
+    sums[0] += at(k)[0];
+    sums[1] += at(k)[0] * at(k)[1];
   }
-  number = fmaxf(block_reduce<Sum>(number, scratch), 1);
-  const float mean = block_reduce<Sum>(sum, scratch) / number;
+  block_reduce<Sum>(sums, scratch);
+  const float number = fmaxf(sums[0], 1), mean = sums[1] / number;
+#pragma unroll 4
   for (unsigned k = threadIdx.x; k < patches; k += blockDim.x) {
     const float off = at(k)[1] - mean;
     squares += at(k)[2] + at(k)[0] * off * off;
@@ -59,9 +64,10 @@ template <typename Op> __device__ float column_reduce(float x, DensityShared& sh
     x = Op::apply(x, __shfl_xor_sync(kFullWarp, x, distance));
   if (threadIdx.x % 32 < kTextGroup) shared.columns[threadIdx.x / 32][column] = x;
   __syncthreads();
-  x = shared.columns[0][column];
-  for (int warp = 1; warp < kNormaliserThreads / 32; ++warp)
-    x = Op::apply(x, shared.columns[warp][column]);
+  static_assert(kNormaliserWarps * kTextGroup == 32);
+  x = shared.columns[threadIdx.x % 32 / kTextGroup][column];
+  for (int distance = 16; distance >= kTextGroup; distance /= 2)
+    x = Op::apply(x, __shfl_xor_sync(kFullWarp, x, distance));
   __syncthreads();
   return x;
 }
@@ -78,16 +84,28 @@ struct TextChunk {
 // Of sum_i pi_i K(v_i, t_j) over the chunk's rows, for this thread's column j; `valid`: of a token.
 __device__ inline LogSum text_part(const Tokens& visual, const Similarities& found, const TextChunk& at,
                                    float visual_total, bool valid, float kappa, DensityShared& shared) {
-  const int64_t column = at.column(threadIdx.x % kTextGroup);
+  const int64_t column = at.column(threadIdx.x % kTextGroup), first = at.chunk * kChunkRows;
   float exponent[kOwnExponents];
+  const auto used = [&](int k) { return first + k * kRowsApart < at.rows.count; }; // by some thread
 #pragma unroll
-  for (int k = 0; k < kOwnExponents; ++k) {
-    const int64_t row = at.chunk * kChunkRows + threadIdx.x / kTextGroup + k * kRowsApart, token = at.rows.begin + row;
-    exponent[k] = -MI_PRUNER_INFINITY;
-    if (!valid || row >= at.rows.count) continue;
-    const float weight = log_weight(visual.prior, token, found.visual_norm[token]);
-    if (weight == -MI_PRUNER_INFINITY) continue;
-    exponent[k] = log_kernel(found.cosines[token * found.cosine_stride + column], kappa) + (weight - visual_total);
+  for (int start = 0; start < kOwnExponents; start += kReadAtOnce) {
+    float cosine[kReadAtOnce], norm[kReadAtOnce];
+    const auto row = [&](int k) { return first + threadIdx.x / kTextGroup + (start + k) * kRowsApart; };
+    if (used(start)) {
+#pragma unroll
+      for (int k = 0; k < kReadAtOnce; ++k) { // some more than once, so that none has to wait for a decision
+        const int64_t token = at.rows.begin + (row(k) < at.rows.count ? row(k) : at.rows.count - 1);
+        cosine[k] = found.cosines[token * found.cosine_stride + column];
+        norm[k] = found.visual_norm[token];
+      }
+    }
+#pragma unroll
+    for (int k = 0; k < kReadAtOnce; ++k) {
+      exponent[start + k] = -MI_PRUNER_INFINITY;
+      if (!valid || row(k) >= at.rows.count) continue;
+      const float weight = log_weight(visual.prior, at.rows.begin + row(k), norm[k]);
+      if (weight > -MI_PRUNER_INFINITY) exponent[start + k] = log_kernel(cosine[k], kappa) + (weight - visual_total);
+    }
   }
   LogSum part{-MI_PRUNER_INFINITY, 0};
 #pragma unroll
@@ -96,7 +114,7 @@ __device__ inline LogSum text_part(const Tokens& visual, const Similarities& fou
   part.top = column_reduce<Largest>(part.top, shared);
 #pragma unroll
   for (int k = 0; k < kOwnExponents; ++k)
-    part.total += expf(exponent[k] - shift_of(part.top));
+    if (used(k)) part.total += expf(exponent[k] - shift_of(part.top));
   part.total = column_reduce<Sum>(part.total, shared);
   return part;
 }
@@ -138,16 +156,37 @@ __device__ inline void normalise_text(const Tokens& visual, const Tokens& text, 
 
 __device__ inline void normalise_visual(const Similarities& found, const Densities& densities, int64_t program,
                                         const Span& rows, float visual_total) {
-  for (int64_t row = program * kLogZRows + threadIdx.x / 32; row < rows.count && row < (program + 1) * kLogZRows;
-       row += kNormaliserThreads / 32) {
-    const int64_t token = rows.begin + row, tiles = (rows.count + kTileColumns - 1) / kTileColumns;
+  const int64_t tiles = (rows.count + kTileColumns - 1) / kTileColumns,
+                first = program * kLogZRows + threadIdx.x / 32 * (kLogZRows / kNormaliserWarps);
+#pragma unroll
+  for (int k = 0; k < kLogZRows / kNormaliserWarps; ++k) {
+    if (first + k >= rows.count) return;
+    const int64_t token = rows.begin + first + k;
     const float log_z = log_of_parts(found.parts + token * found.visual_tiles, tiles);
     if (threadIdx.x % 32 == 0) densities.visual_log_z[token] = log_z - visual_total;
   }
 }
 
+// Of the chunk's rows.
+__device__ inline void store_log_prior(const Tokens& visual, const Similarities& found, const Densities& densities,
+                                       const TextChunk& at, float visual_total) {
+  static_assert(kChunkRows == kNormaliserThreads * kReadAtOnce);
+  float norm[kReadAtOnce];
+  const auto row = [&](int k) { return at.chunk * kChunkRows + threadIdx.x + k * kNormaliserThreads; };
+#pragma unroll
+  for (int k = 0; k < kReadAtOnce; ++k)
+    norm[k] = row(k) < at.rows.count ? found.visual_norm[at.rows.begin + row(k)] : 0.0f;
+#pragma unroll
+  for (int k = 0; k < kReadAtOnce; ++k) {
+    if (row(k) >= at.rows.count) return;
+    const int64_t token = at.rows.begin + row(k);
+    const float weight = log_weight(visual.prior, token, norm[k]);
+    densities.log_prior[token] = weight > -MI_PRUNER_INFINITY ? weight - visual_total : weight;
+  }
+}
+
 // Blocks of a sample: text_groups (one at least) for each of `chunks`, then those of the visual-visual normalisers.
-__global__ void __launch_bounds__(kNormaliserThreads)
+__global__ void __launch_bounds__(kNormaliserThreads, 3)
     normaliser_kernel(const Tokens visual, const Tokens text, const Similarities found, const float kappa,
                       const Densities densities, unsigned* const arrivals, const int64_t arrivals_count,
                       const unsigned text_programs, const unsigned visual_programs) {
@@ -168,12 +207,7 @@ __global__ void __launch_bounds__(kNormaliserThreads)
   if (!of_text) return normalise_visual(found, densities, program - text_programs, rows, total);
   const TextChunk at{sample, program / chunks, program % chunks, rows, span_of(text.layout, sample)};
   if (program == 0 && threadIdx.x == 0) densities.log_total[sample] = total;
-  if (at.group == 0)
-    for (int64_t row = first + threadIdx.x; row < rows.count && row < first + kChunkRows; row += blockDim.x) {
-      const int64_t token = rows.begin + row;
-      const float weight = log_weight(visual.prior, token, found.visual_norm[token]);
-      densities.log_prior[token] = weight > -MI_PRUNER_INFINITY ? weight - total : weight;
-    }
+  if (at.group == 0) store_log_prior(visual, found, densities, at, total);
   if (at.column(0) >= at.columns.count) return;
   const float found_kappa =
       kappa > 0 ? kappa : kappa_by_rule(found, sample, rows.count, at.columns.count, shared.scratch);
@@ -181,25 +215,44 @@ __global__ void __launch_bounds__(kNormaliserThreads)
   normalise_text(visual, text, found, densities, at, total, found_kappa, shared);
 }
 
-// A visual token's score from its row of cosines, by a warp.
-__device__ inline float score_of(const float* cosines, const float* log_z, const float* weight, int64_t count,
-                                 float kappa, float log_prior, bool joint) {
-  const auto log_r = [&](int64_t j) { return log_kernel(cosines[j], kappa) - log_z[j]; };
-  float top = -MI_PRUNER_INFINITY, mass = 0, moment = 0;
-  for (int64_t j = threadIdx.x % 32; j < count; j += 32)
-    if (weight[j] > 0) top = fmaxf(top, log_r(j));
-  top = warp_reduce<Largest>(top);
-  if (top == -MI_PRUNER_INFINITY) return 0; // no valid text
+// The scores of kWarpScores visual tokens from their rows of cosines, `stride` apart, by a warp; of the first `tokens`
+// of them: the others' mean nothing.
+__device__ inline void scores_of(const float* cosines, int64_t stride, int tokens, const float* log_z,
+                                 const float* weight, int64_t count, float kappa, const float (&log_prior)[kWarpScores],
+                                 bool joint, float (&score)[kWarpScores]) {
+  const auto log_r = [&](int k, int64_t j) {
+    return log_kernel(cosines[(k < tokens ? k : 0) * stride + j], kappa) - log_z[j];
+  };
+  float top[kWarpScores], mass[kWarpScores] = {}, moment[kWarpScores] = {};
+#pragma unroll
+  for (int k = 0; k < kWarpScores; ++k)
+    top[k] = -MI_PRUNER_INFINITY;
   for (int64_t j = threadIdx.x % 32; j < count; j += 32) {
     if (!(weight[j] > 0)) continue;
-    const float below = log_r(j) - top, density = weight[j] * expf(below);
-    mass += density;                       // sum w r / exp(top)
-    moment = fmaf(density, below, moment); // sum w r (l - top) / exp(top)
+#pragma unroll
+    for (int k = 0; k < kWarpScores; ++k)
+      top[k] = fmaxf(top[k], log_r(k, j));
   }
-  mass = warp_reduce<Sum>(mass);
-  moment = warp_reduce<Sum>(moment);
-  const float bracket = joint ? moment - mass * logf(mass > 0 ? mass : 1.0f) : fmaf(mass, top, moment);
-  return expf(log_prior + top) * bracket;
+#pragma unroll
+  for (int k = 0; k < kWarpScores; ++k)
+    top[k] = warp_reduce<Largest>(top[k]);
+  for (int64_t j = threadIdx.x % 32; j < count; j += 32) {
+    if (!(weight[j] > 0)) continue;
+#pragma unroll
+    for (int k = 0; k < kWarpScores; ++k) {
+      const float below = log_r(k, j) - top[k], density = weight[j] * expf(below);
+      mass[k] += density;                          // sum w r / exp(top)
+      moment[k] = fmaf(density, below, moment[k]); // sum w r (l - top) / exp(top)
+    }
+  }
+#pragma unroll
+  for (int k = 0; k < kWarpScores; ++k) {
+    mass[k] = warp_reduce<Sum>(mass[k]);
+    moment[k] = warp_reduce<Sum>(moment[k]);
+    const float bracket =
+        joint ? moment[k] - mass[k] * logf(mass[k] > 0 ? mass[k] : 1.0f) : fmaf(mass[k], top[k], moment[k]);
+    score[k] = top[k] > -MI_PRUNER_INFINITY ? expf(log_prior[k] + top[k]) * bracket : 0.0f; // else: no valid text
+  }
 }
 
 __global__ void __launch_bounds__(kScoreThreads)
@@ -209,14 +262,22 @@ __global__ void __launch_bounds__(kScoreThreads)
   const Span rows = span_of(visual, sample), columns = span_of(text, sample);
   rows.for_each_unowned(int64_t{program} * blockDim.x + threadIdx.x, int64_t{programs} * blockDim.x,
                         [&](int64_t token) { scores[token] = 0; });
-  const int64_t row = int64_t{program} * kScoreRows + threadIdx.x / 32, token = rows.begin + row;
-  if (row >= rows.count) return;
-  const float log_prior = densities.log_prior[token];
-  float score = 0;
+  const int64_t row = int64_t{program} * kScoreRows + threadIdx.x / 32 * kWarpScores, token = rows.begin + row,
+                left = rows.count - row;
+  if (left <= 0) return;
+  const int tokens = left < kWarpScores ? static_cast<int>(left) : kWarpScores;
+  float log_prior[kWarpScores], score[kWarpScores] = {};
+#pragma unroll
+  for (int k = 0; k < kWarpScores; ++k)
+    log_prior[k] = k < tokens ? densities.log_prior[token + k] : -MI_PRUNER_INFINITY;
   if (columns.count > 0) // without text there is no kappa; an absent token's reads need not wait for its prior
-    score = score_of(found.cosines + token * found.cosine_stride, densities.text_log_z + columns.begin,
-                     densities.text_weight + columns.begin, columns.count, densities.kappa[sample], log_prior, joint);
-  if (threadIdx.x % 32 == 0) scores[token] = log_prior > -MI_PRUNER_INFINITY ? score : 0.0f;
+    scores_of(found.cosines + token * found.cosine_stride, found.cosine_stride, tokens,
+              densities.text_log_z + columns.begin, densities.text_weight + columns.begin, columns.count,
+              densities.kappa[sample], log_prior, joint, score);
+  if (threadIdx.x % 32 > 0) return;
+#pragma unroll
+  for (int k = 0; k < kWarpScores; ++k)
+    if (k < tokens) scores[token + k] = log_prior[k] > -MI_PRUNER_INFINITY ? score[k] : 0.0f;
 }
 
 } // namespace mi_pruner::cuda

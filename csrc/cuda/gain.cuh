@@ -6,17 +6,21 @@
 
 namespace mi_pruner::cuda {
 
-// Keys in the order of picks: larger gain first, then lower index; 0 is below every key. -0 counts as 0.
-__device__ inline uint64_t key_of(float gain, int64_t index) {
-  const unsigned bits = __float_as_uint(gain + 0.0f);
-  const unsigned ordered = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-  return uint64_t{ordered} << 32 | (0xffffffffu - static_cast<unsigned>(index));
+// Integers in the order of gains; -0 counts as 0. No gain has 0.
+__device__ inline unsigned rank_of(float gain) {
+  const unsigned bits = __float_as_uint(gain + 0.0f), sign = 0u - (bits >> 31);
+  return bits ^ (sign | 0x80000000u);
+}
+__device__ inline float gain_of_rank(unsigned rank) {
+  return __uint_as_float(rank & 0x80000000u ? rank & 0x7fffffffu : ~rank);
 }
 
-__device__ inline float gain_of(uint64_t key) {
-  const unsigned ordered = static_cast<unsigned>(key >> 32);
-  return __uint_as_float(ordered & 0x80000000u ? ordered & 0x7fffffffu : ~ordered);
+// Keys in the order of picks: larger gain first, then lower index; 0 is below every key.
+__device__ inline uint64_t key_of(float gain, int64_t index) {
+  return uint64_t{rank_of(gain)} << 32 | (0xffffffffu - static_cast<unsigned>(index));
 }
+
+__device__ inline float gain_of(uint64_t key) { return gain_of_rank(static_cast<unsigned>(key >> 32)); }
 
 __device__ inline int64_t index_of(uint64_t key) { return 0xffffffffu - static_cast<unsigned>(key); }
 
@@ -37,14 +41,14 @@ __device__ inline float redundancy_of(float cosine, float log_z, float log_prior
 }
 
 // rho once the `picked`-th pick (from 1) has joined; chain: `prior` is that of the pick.
-__device__ inline float joined(float rho, float redundancy, Redundancy mode, int64_t picked, float prior) {
+__device__ inline float joined(float rho, float redundancy, Redundancy mode, int picked, float prior) {
   const float most = picked == 1 ? redundancy : fmaxf(rho, redundancy);
   const float sum = mode == Redundancy::kChain ? fmaf(redundancy, prior, rho) : rho + redundancy;
   return mode == Redundancy::kMax ? most : sum; // all computed: cheaper than branches
 }
 
 // What rho is multiplied by after `picked` picks.
-__device__ inline float scale_of(const Selection& selection, int64_t picked) {
+__device__ inline float scale_of(const Selection& selection, int picked) {
   if (selection.redundancy != Redundancy::kMean || picked == 0) return selection.weight;
   return selection.weight / static_cast<float>(picked);
 }

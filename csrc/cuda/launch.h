@@ -52,7 +52,7 @@ struct Picks {
 };
 
 // The largest of some logarithms, and the sum of exp relative to it: a tile's share of a normaliser.
-struct LogSum {
+struct alignas(8) LogSum {
   float top, total;
 };
 

@@ -17,10 +17,66 @@
 
 namespace mi_pruner::cuda {
 
-// Copies `bytes` <= 16 from global to shared memory and zeroes the rest of the 16, asynchronously.
+// A value that is kept: the compiler would compute it anew inside a loop rather than spend a register.
+__device__ __forceinline__ int kept(int x) {
+  int same;
+  asm volatile("mov.b32 %0, %1;" : "=r"(same) : "r"(x));
+  return same;
+}
+
+// base + index * bytes, in one instruction.
+__device__ __forceinline__ const char* at_multiple(const void* base, unsigned index, unsigned bytes) {
+  const char* at;
+  asm("mad.wide.u32 %0, %1, %2, %3;" : "=l"(at) : "r"(index), "r"(bytes), "l"(base));
+  return at;
+}
+
+// A place in shared memory, as an address of 32 bits: that of a reference would be formed anew at every use.
+template <typename T> class SharedPlace {
+public:
+  __device__ explicit SharedPlace(T* shared) : address_(static_cast<unsigned>(__cvta_generic_to_shared(shared))) {}
+
+  // `ahead`: of the place, in elements.
+  __device__ T load(unsigned ahead) const {
+    static_assert(sizeof(T) == 8);
+    unsigned words[2];
+    asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];"
+                 : "=r"(words[0]), "=r"(words[1])
+                 : "r"(address_ + ahead * unsigned{sizeof(T)})
+                 : "memory");
+    T value;
+    memcpy(&value, words, sizeof value);
+    return value;
+  }
+
+  __device__ void store(unsigned ahead, const T& value) const {
+    unsigned words[2];
+    memcpy(words, &value, sizeof value);
+    asm volatile("st.shared.v2.u32 [%0], {%1, %2};" ::"r"(address_ + ahead * unsigned{sizeof(T)}), "r"(words[0]),
+                 "r"(words[1])
+                 : "memory");
+  }
+
+private:
+  unsigned address_;
+};
+
+// An address in shared memory to reckon with.
+using SharedAddress = unsigned;
+__device__ __forceinline__ SharedAddress shared_address(const void* shared) {
+  return static_cast<SharedAddress>(__cvta_generic_to_shared(shared));
+}
+
+// Copies 16 bytes from global to shared memory, asynchronously. The 256 around them are brought to L2: a stage takes
+// 128 of a token, and memory is faster in longer runs.
+__device__ __forceinline__ void copy_async(SharedAddress shared, const void* global) {
+  asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16;" ::"r"(shared), "l"(global) : "memory");
+}
+
+// The same of `bytes` <= 16; the rest of the 16 become zeros.
 __device__ __forceinline__ void copy_async(void* shared, const void* global, unsigned bytes) {
-  const unsigned to = static_cast<unsigned>(__cvta_generic_to_shared(shared));
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(bytes) : "memory");
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global), "r"(bytes)
+               : "memory");
 }
 
 __device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
@@ -32,11 +88,10 @@ template <int kPending> __device__ __forceinline__ void wait_for_copies() {
 
 // Four 8 x 8 matrices of 16-bit elements; lane l gives the address of row l % 8 of matrix l / 8, and receives of each
 // matrix the elements 2 (l % 4) and 2 (l % 4) + 1 of row l / 4.
-__device__ __forceinline__ void load_matrices(uint32_t (&to)[4], const void* shared_row) {
-  const unsigned from = static_cast<unsigned>(__cvta_generic_to_shared(shared_row));
+__device__ __forceinline__ void load_matrices(uint32_t (&to)[4], SharedAddress row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
-               : "r"(from)
+               : "r"(row)
                : "memory");
 }
 
@@ -47,20 +102,19 @@ struct Brain {
   uint16_t bits;
 };
 
-// c (16 x 8) += a (16 x 16) b (16 x 8), in the layout of mma.m16n8k16.
-__device__ __forceinline__ void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, Half) {
-  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-               "{%0, %1, %2, %3};"
-               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
-__device__ __forceinline__ void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, Brain) {
-  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-               "{%0, %1, %2, %3};"
-               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
+// c (16 x 8) = a (16 x 16) b (16 x 8) + more, in the layout of mma.m16n8k16; c and more may be the same.
+#define MI_PRUNER_MULTIPLY(Type, type)                                                                                 \
+  __device__ __forceinline__ void multiply(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,            \
+                                           const float (&more)[4], Type) {                                             \
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." type "." type ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "    \
+                 "{%8, %9}, {%10, %11, %12, %13};"                                                                     \
+                 : "=f"(c[0]), "=f"(c[1]), "=f"(c[2]), "=f"(c[3])                                                      \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(more[0]), "f"(more[1]),           \
+                   "f"(more[2]), "f"(more[3]));                                                                        \
+  }
+MI_PRUNER_MULTIPLY(Half, "f16")
+MI_PRUNER_MULTIPLY(Brain, "bf16")
+#undef MI_PRUNER_MULTIPLY
 
 __device__ __forceinline__ float widen(Half x) {
   float wide;
@@ -112,10 +166,6 @@ struct Arrivals {
 // Thread-block clusters, where the architecture has them: elsewhere nothing below may be called.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
 constexpr bool kHasClusters = true;
-
-__device__ __forceinline__ unsigned shared_address(const void* shared) {
-  return static_cast<unsigned>(__cvta_generic_to_shared(shared));
-}
 
 // For all threads of the cluster, at one place: whole warps.
 __device__ __forceinline__ void cluster_barrier() {

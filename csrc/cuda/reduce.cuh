@@ -6,9 +6,11 @@
 namespace mi_pruner::cuda {
 
 struct Sum {
+  static constexpr float kNeutral = 0;
   static __device__ float apply(float a, float b) { return a + b; }
 };
 struct Largest {
+  static constexpr float kNeutral = -__builtin_huge_valf();
   static __device__ float apply(float a, float b) { return fmaxf(a, b); }
 };
 
@@ -27,16 +29,28 @@ template <typename Op> __device__ float quad_reduce(float x) {
 
 constexpr int kMostWarps = 32;
 
-// Over all threads of a block of whole warps, to all of them. `scratch`: kMostWarps floats, free again on return.
-template <typename Op> __device__ float block_reduce(float x, float* scratch) {
-  x = warp_reduce<Op>(x);
-  if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = x;
+// Several values at once over all threads of a block of whole warps, to all of them: over the lanes, then over the
+// warps. `scratch` is free again on return.
+template <typename Op, int kValues = 1>
+__device__ void block_reduce(float (&x)[kValues], float (&scratch)[2][kMostWarps]) {
+  static_assert(kValues <= 2);
+  const unsigned lane = threadIdx.x % 32;
+#pragma unroll
+  for (int k = 0; k < kValues; ++k) {
+    x[k] = warp_reduce<Op>(x[k]);
+    if (lane == 0) scratch[k][threadIdx.x / 32] = x[k];
+  }
   __syncthreads();
-  x = scratch[0];
-  for (unsigned warp = 1; warp < blockDim.x / 32; ++warp)
-    x = Op::apply(x, scratch[warp]);
+#pragma unroll
+  for (int k = 0; k < kValues; ++k)
+    x[k] = warp_reduce<Op>(lane < blockDim.x / 32 ? scratch[k][lane] : Op::kNeutral);
   __syncthreads();
-  return x;
+}
+
+template <typename Op> __device__ float block_reduce(float x, float (&scratch)[2][kMostWarps]) {
+  float values[1] = {x};
+  block_reduce<Op>(values, scratch);
+  return values[0];
 }
 
 } // namespace mi_pruner::cuda

@@ -18,9 +18,9 @@ struct Deal {
   int64_t blocks, block;
 
   // Of the thread's k-th quad.
-  __device__ int64_t first(int k) const {
+  __device__ int first(int k) const {
     const int64_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    return kChunk * (block + blocks * (warp + int64_t{kRowWarps} * k)) + kQuad * lane;
+    return static_cast<int>(kChunk * (block + blocks * (warp + int64_t{kRowWarps} * k)) + kQuad * lane);
   }
 
   // Tokens before it are held in registers.

@@ -225,7 +225,7 @@ private:
     const int64_t tiles = (span.count + kTileColumns - 1) / kTileColumns, places = team * kCachedRows + base;
     for (int64_t at = member; at < tiles; at += memory.members) {
       const int64_t first = at * kTileColumns, left = span.count - first;
-      const TileSource<T> source(
+      TileSource<T> source(
           features, [&](int r) { return shared.chosen[r]; }, features,
           [&](int c) { return first + c < span.count ? first + c : -1; }, shared.tile);
       TileFragment tile;
@@ -233,9 +233,9 @@ private:
       store_column_weights(visual.prior, span.begin, first, span.count, shared.tile);
 #pragma unroll
       for (int r = 0; r < kOwnRows; ++r) {
-        const int row = fragment_row(r);
+        const int row = fragment_row<kTileRows>(r);
         if (shared.chosen[row] >= 0)
-          store_row(tile, r, memory.rows + (places + row) * memory.row_stride, first, span.count);
+          store_row<kTileRows>(tile, r, memory.rows + (places + row) * memory.row_stride, first, span.count);
       }
       for_each_part(tile, selection.kappa, shared.tile, [&](int row, const LogSum& part) {
         if (shared.chosen[row] >= 0) memory.parts[(places + row) * memory.tiles + at] = part;

@@ -9,8 +9,18 @@ cudaError_t greedy_on_gram(const Layout& visual, const float* scores, const Simi
                            const Densities& densities, const Selection& selection, const Picks& picks,
                            cudaStream_t stream) {
   const unsigned threads = static_cast<unsigned>(ceil_div(visual.longest, 32 * kQuad)) * 32;
-  return run(greedy_kernel, {visual.samples, threads, sizeof(GreedyShared)}, stream, visual, scores, found, densities,
-             selection, picks);
+  const auto launch = [&](auto kernel) {
+    return run(kernel, {visual.samples, threads, sizeof(GreedyShared)}, stream, visual, scores, found, densities,
+               selection, picks);
+  };
+  switch (selection.redundancy) {
+  case Redundancy::kMean:
+    return launch(greedy_kernel<Redundancy::kMean>);
+  case Redundancy::kChain:
+    return launch(greedy_kernel<Redundancy::kChain>);
+  default:
+    return launch(greedy_kernel<Redundancy::kMax>);
+  }
 }
 
 cudaError_t top_k(const Layout& visual, const float* scores, const float* log_prior, const Picks& picks,

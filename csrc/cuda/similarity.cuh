@@ -44,24 +44,23 @@ template <int kRows> struct SimilarityTile {
 template <int kRows>
 __device__ void store_moments(const TileFragment& tile, const bool (&valid_row)[kOwnRows],
                               const TileShared<kRows>& shared, float* moments) {
-  float number = 0, sum = 0, squares = 0;
-  const auto for_each_valid = [&](const auto& f) {
+  // The sum of f(cosine) over the thread's valid pairs.
+  const auto sum = [&](const auto& f) {
+    return sum_of_groups([&](int n) {
+      float sum = 0;
 #pragma unroll
-    for (int c = 0; c < kOwnColumns; ++c) {
-      const bool valid = shared.column_weight[fragment_column(c)] > -MI_PRUNER_INFINITY;
+      for (int c = 2 * n; c < 2 * n + 2; ++c) {
+        const bool valid = shared.column_weight[fragment_column<kRows>(c)] > -MI_PRUNER_INFINITY;
 #pragma unroll
-      for (int r = 0; r < kOwnRows; ++r)
-        if (valid && valid_row[r]) f(tile.at(r, c));
-    }
+        for (int r = 0; r < kOwnRows; ++r)
+          if (valid && valid_row[r]) sum += f(tile.at(r, c));
+      }
+      return sum;
+    });
   };
-  for_each_valid([&](float cosine) {
-    number += 1;
-    sum += cosine;
-  });
-  number = warp_reduce<Sum>(number);
-  const float mean = warp_reduce<Sum>(sum) / fmaxf(number, 1);
-  for_each_valid([&](float cosine) { squares = fmaf(cosine - mean, cosine - mean, squares); });
-  squares = warp_reduce<Sum>(squares);
+  const float number = warp_reduce<Sum>(sum([](float) { return 1.0f; })),
+              mean = warp_reduce<Sum>(sum([](float cosine) { return cosine; })) / fmaxf(number, 1),
+              squares = warp_reduce<Sum>(sum([&](float cosine) { return (cosine - mean) * (cosine - mean); }));
   if (threadIdx.x % 32 > 0) return;
   moments[0] = number;
   moments[1] = mean;
@@ -95,13 +94,14 @@ __device__ void finish_text(const TileFragment& tile, const Tokens& visual, cons
   bool valid[kOwnRows];
 #pragma unroll
   for (int r = 0; r < kOwnRows; ++r) {
-    const int64_t row = at.first_row() + fragment_row(r), token = rows.begin + row;
+    const int64_t row = at.first_row() + fragment_row<kRows>(r), token = rows.begin + row;
     valid[r] = false;
     if (row >= rows.count) continue;
-    valid[r] = log_weight(visual.prior, token, shared.row_norm[fragment_row(r)]) > -MI_PRUNER_INFINITY;
-    store_row(tile, r, found.cosines + token * found.cosine_stride, at.first_column(), columns.count);
+    valid[r] = log_weight(visual.prior, token, shared.row_norm[fragment_row<kRows>(r)]) > -MI_PRUNER_INFINITY;
+    store_row<kRows>(tile, r, found.cosines + token * found.cosine_stride, at.first_column(), columns.count);
   }
-  const int64_t first_row = at.first_row() + patch_row(), first_column = at.first_column() + patch_column();
+  const int64_t first_row = at.first_row() + patch_row<kRows>(),
+                first_column = at.first_column() + patch_column<kRows>();
   if (first_row >= rows.count || first_column >= columns.count) return;
   const int64_t patch = (at.sample * found.row_patches + first_row / kPatch) * found.text_patches;
   store_moments(tile, valid, shared, found.moments + 3 * (patch + first_column / kPatch));
@@ -112,9 +112,9 @@ __device__ void finish_gram(const TileFragment& tile, float kappa, const Similar
                             const SimilarityTile<kRows>& at, const Span& rows, TileShared<kRows>& shared) {
 #pragma unroll
   for (int r = 0; r < kOwnRows; ++r) {
-    const int64_t row = at.first_row() + fragment_row(r);
+    const int64_t row = at.first_row() + fragment_row<kRows>(r);
     if (row < rows.count)
-      store_row(tile, r, found.gram + (rows.begin + row) * found.gram_stride, at.first_column(), rows.count);
+      store_row<kRows>(tile, r, found.gram + (rows.begin + row) * found.gram_stride, at.first_column(), rows.count);
   }
   for_each_part(tile, kappa, shared, [&](int r, const LogSum& part) {
     if (at.first_row() + r < rows.count)
@@ -124,7 +124,8 @@ __device__ void finish_gram(const TileFragment& tile, float kappa, const Similar
 
 template <int kRows> struct SimilarityShared {
   TileShared<kRows> tile;
-  Span rows, columns; // of the block: there are no registers for them beside the product
+  SimilarityTile<kRows> at; // of the block, as the spans: there are no registers for them beside the product
+  Span rows, columns;
 };
 static_assert(sizeof(SimilarityShared<kTileRows>) <= kMostShared);
 static_assert(sizeof(SimilarityShared<kSmallTileRows>) <= kMostShared);
@@ -134,28 +135,30 @@ __global__ void __launch_bounds__(tile_threads(kRows), 2)
     similarity_kernel(const Tokens visual, const Tokens text, const int64_t dim, const float kappa,
                       const Similarities found, const unsigned row_tiles) {
   MI_PRUNER_SHARED(SimilarityShared<kRows>, shared);
-  const SimilarityTile<kRows> at(found, row_tiles);
-  const auto used = [&](const Span& columns) {
-    const int64_t left = columns.count - at.first_column();
-    return left < 0 ? 0 : left < kTileColumns ? static_cast<int>(left) : kTileColumns;
-  };
   TileFragment tile;
   {
+    const SimilarityTile<kRows> at(found, row_tiles);
+    const auto used = [&](const Span& columns) {
+      const int64_t left = columns.count - at.first_column();
+      return left < 0 ? 0 : left < kTileColumns ? static_cast<int>(left) : kTileColumns;
+    };
     const Span rows = span_of(visual.layout, at.sample);
     const Span columns = at.text() ? span_of(text.layout, at.sample) : rows;
     // A sample without text still needs the norms of its visual tokens: the first tile of a row always runs.
     if (at.first_row() >= rows.count || (used(columns) == 0 && at.tile > 0)) return;
     if (threadIdx.x == 0) {
+      shared.at = at;
       shared.rows = rows;
       shared.columns = columns;
     }
     const Rows<T> row_features = rows_of<T>(visual, at.sample, rows);
-    const TileSource<T, kRows> source(
+    TileSource<T, kRows> source(
         row_features, [&](int r) { return at.first_row() + r < rows.count ? at.first_row() + r : -1; },
         at.text() ? rows_of<T>(text, at.sample, columns) : row_features,
         [&](int c) { return at.first_column() + c < columns.count ? at.first_column() + c : -1; }, shared.tile);
     cosine_tile(source, dim, used(columns), shared.tile, tile);
   }
+  const SimilarityTile<kRows>& at = shared.at;
   const Span &rows = shared.rows, &columns = shared.columns;
   store_column_weights(at.text() ? text.prior : visual.prior, columns.begin, at.first_column(), columns.count,
                        shared.tile);

@@ -2,8 +2,9 @@
 //
 // Algorithm: features arrive 128 bytes of a token at a time (64 halves or 32 floats), in a ring of stages filled by
 // cp.async, and are multiplied by warps of 32 x 32 cosines, two side by side: halves on the tensor cores, floats by
-// fused multiply-adds. Squared norms are summed beside the product from the same registers, and the cosine is the
-// product over both norms: no normalised feature is ever written.
+// fused multiply-adds. Squared norms are summed beside the product from the same registers, those of halves as the
+// diagonal of a product of tokens with themselves, and the cosine is the product over both norms: no normalised feature
+// is ever written.
 //
 // Why 32 x 32: a warp reads its rows and its columns from shared memory, which bounds a tile: 64 KB a stage for 8 warps
 // of 32 x 32, 80 KB for 16 x 64. The sums of 64 x 32 (48 KB) would not leave registers for two blocks.
@@ -28,6 +29,7 @@ constexpr int tile_threads(int rows) { return rows / kPatch * kAcross * 32; }
 constexpr int kTileThreads = tile_threads(kTileRows);
 constexpr int kStageRow = 128; // bytes of a token in a stage
 constexpr int kPieces = kStageRow / 16;
+constexpr int kParts = kPieces / 2; // of a stage: 16 halves
 
 template <int kRows = kTileRows> struct TileShared {
   // 128 rows: two in flight while one is multiplied, and two blocks of 77 KB fit in the 228 KB of an H100. 64 rows have
@@ -40,11 +42,14 @@ template <int kRows = kTileRows> struct TileShared {
   LogSum parts[kAcross][kRows];      // of the rows, over the columns of a warp
 };
 
-// A warp's part of the tile begins here.
-__device__ inline int patch_row() { return threadIdx.x / 32 / kAcross * kPatch; }
-__device__ inline int patch_column() { return threadIdx.x / 32 % kAcross * kPatch; }
+// A warp's part of the tile. Those of the same columns come first, so that they are spread over all four schedulers.
+template <int kRows> __device__ int patch_down() { return threadIdx.x / 32 % (kRows / kPatch); }
+template <int kRows> __device__ int patch_across() { return threadIdx.x / 32 / (kRows / kPatch); }
+template <int kRows> __device__ int patch_row() { return patch_down<kRows>() * kPatch; }
+template <int kRows> __device__ int patch_column() { return patch_across<kRows>() * kPatch; }
 
-// What a thread holds of a tile: 4 rows of 8 columns, as mma.m16n8k16 leaves them.
+// What a thread holds of a tile: 4 rows of 8 columns, as mma.m16n8k16 leaves them. Which 16 rows, and which 8 columns,
+// a warp takes first depends on its place: those whose norms it sums.
 constexpr int kOwnRows = kPatch / 8, kOwnColumns = kPatch / 4;
 struct TileFragment {
   float sums[kOwnRows / 2][kOwnColumns / 2][4];
@@ -53,28 +58,39 @@ struct TileFragment {
   __device__ float at(int r, int c) const { return sums[r / 2][c / 2][r % 2 * 2 + c % 2]; }
 };
 
-__device__ inline int fragment_row(int r) { return patch_row() + threadIdx.x % 32 / 4 + 8 * r; }
-__device__ inline int fragment_column(int c) { return patch_column() + threadIdx.x % 4 * 2 + c / 2 * 8 + c % 2; }
-
-__device__ inline unsigned char* piece_at(unsigned char* stage, int row, int piece) {
-  return stage + row * kStageRow + (piece ^ (row & 7)) * 16;
+template <int kRows> __device__ int fragment_row(int r) {
+  return patch_row<kRows>() + threadIdx.x % 32 / 4 + 8 * (r ^ 2 * patch_across<kRows>());
+}
+template <int kRows> __device__ int fragment_column(int c) {
+  return patch_column<kRows>() + threadIdx.x % 4 * 2 + 8 * (c / 2 ^ patch_down<kRows>()) + c % 2;
 }
 
-// Where the tokens of a tile are, columns last. In shared memory: as registers, the addresses would be too many beside
-// the product.
+// The sum of f(group) over the four groups of 8 columns, the same whichever a warp takes first.
+template <typename F> __device__ float sum_of_groups(const F& f) { return (f(0) + f(1)) + (f(2) + f(3)); }
+
+__device__ inline int piece_offset(int row, int piece) { return row * kStageRow + (piece ^ (row & 7)) * 16; }
+
+// Where the tokens of a tile are, columns last: for all threads in shared memory (null: none), a thread's own in
+// registers. In the place of a token that is not there a stage has anything: its cosines mean nothing.
 template <typename T, int kRows = kTileRows> struct TileSource {
   static constexpr int kCopies = (kRows + kTileColumns) * kPieces / tile_threads(kRows);
   static constexpr int kApart = tile_threads(kRows) / kPieces; // rows
-  static constexpr int kElements = 16 / sizeof(T);
-  const void* const* token; // null: absent, zeros
-  const T* anywhere;
+  static constexpr int kElements = 16 / sizeof(T), kDepth = kPieces * kElements;
+  static_assert(kApart % 8 == 0); // a thread's pieces have one place in their rows
+  const T* const* token;
+  // The next stage's piece threadIdx % 8 of rows threadIdx / 8 + kApart k, in pieces after that of the first row or
+  // column: not as addresses, which would take twice the registers.
+  static constexpr int kRowCopies = kRows / kApart;
+  const T *row, *column;
+  int after[kCopies];
+  unsigned present = 0; // a bit each
   bool aligned;
 
   // row_token(r), column_token(c): a token's number, -1 for none.
   template <typename RowToken, typename ColumnToken>
   __device__ TileSource(const Rows<T>& rows, const RowToken& row_token, const Rows<T>& columns,
                         const ColumnToken& column_token, TileShared<kRows>& shared)
-      : token(shared.token), anywhere(rows.base), aligned(rows.aligned && columns.aligned) {
+      : token(reinterpret_cast<const T* const*>(shared.token)), aligned(rows.aligned && columns.aligned) {
     for (int r = threadIdx.x; r < kRows + kTileColumns; r += blockDim.x) {
       const bool row = r < kRows;
       const int64_t number = row ? row_token(r) : column_token(r - kRows);
@@ -82,55 +98,76 @@ template <typename T, int kRows = kTileRows> struct TileSource {
       shared.token[r] = number < 0 ? nullptr : features;
     }
     __syncthreads();
+    const auto start = [&](int from, int to, const T*& first) {
+      first = nullptr; // of those that are there
+#pragma unroll
+      for (int k = from; k < to; ++k) {
+        const T* const features = token[threadIdx.x / kPieces + k * kApart];
+        after[k] = 0;
+        if (features == nullptr) continue;
+        if (first == nullptr) first = features;
+        after[k] = static_cast<int>((features - first) / kElements);
+        present |= 1u << k;
+      }
+      if (first == nullptr) first = rows.base;
+      first += threadIdx.x % kPieces * kElements;
+    };
+    start(0, kRowCopies, row);
+    start(kRowCopies, kCopies, column);
   }
 
-  // The elements from `depth` on, to a stage: piece threadIdx % 8 of rows threadIdx / 8 + kApart k.
+  // A part, of kParts, of the next stage, of kDepth elements of aligned rows.
+  __device__ void copy_part(unsigned char* stage, int part) {
+    const SharedAddress to = shared_address(stage) + piece_offset(threadIdx.x / kPieces, threadIdx.x % kPieces);
+#pragma unroll
+    for (int k = 0; k < kCopies; ++k)
+      if (k * kParts / kCopies == part && (present >> k & 1) != 0)
+        copy_async(to + k * kApart * kStageRow, (k < kRowCopies ? row : column) + int64_t{after[k]} * kElements);
+    if (part < kParts - 1) return;
+    row += kDepth;
+    column += kDepth;
+  }
+
+  // Any stage: the elements from `depth` on, and zeros from `dim` on.
   __device__ void copy(unsigned char* stage, int64_t depth, int64_t dim) const {
     const int piece = threadIdx.x % kPieces;
     const int64_t from = depth + piece * kElements, left = dim - from;
     const int count = left <= 0 ? 0 : left < kElements ? static_cast<int>(left) : kElements;
-#pragma unroll
-    for (int k = 0; k < kCopies; ++k) {
-      const int r = threadIdx.x / kPieces + k * kApart;
-      unsigned char* to = piece_at(stage, r, piece);
-      const T* const features = static_cast<const T*>(token[r]);
-      const bool any = features != nullptr && count > 0;
-      if (aligned) {
-        copy_async(to, any ? features + from : anywhere, any ? count * sizeof(T) : 0);
+#pragma unroll 1
+    for (int r = threadIdx.x / kPieces; r < kRows + kTileColumns; r += kApart) {
+      unsigned char* to = stage + piece_offset(r, piece);
+      const T* const features = token[r];
+      if (features == nullptr) continue;
+      if (reinterpret_cast<uintptr_t>(features) % 16 == 0) {
+        copy_async(to, count > 0 ? features + from : features, count * sizeof(T));
       } else {
+#pragma unroll 1
         for (int e = 0; e < kElements; ++e)
-          reinterpret_cast<T*>(to)[e] = any && e < count ? features[from + e] : T{};
+          reinterpret_cast<T*>(to)[e] = e < count ? features[from + e] : T{};
       }
     }
   }
 };
 
-// A thread's squares of the stages so far, or of one: a quarter of each sum. The warps share the tokens among them, 8
-// at a time: two of the rows of a warp, and the columns own_columns(k).
+// A thread's squares of the stages so far, or of one. The warps share the tokens among them, 8 at a time: the rows and
+// columns that a warp takes first. Of halves, a square is in the lane that holds it in the diagonal of a product with
+// itself; of floats, each lane of four has a quarter of the sum.
 template <int kRows> struct TileSquares {
   static constexpr int kDown = kRows / kPatch; // warps one above another
   static constexpr int kColumns = kPatch / 8 / kDown;
   float row[2] = {}, column[kColumns] = {};
 
-  static __device__ int own_row(int half) { return fragment_row(2 * (threadIdx.x / 32 % kAcross) + half); }
-  static __device__ bool owns_columns(int group) { return group % kDown == patch_row() / kPatch; }
+  static __device__ int own_row(int half) { return fragment_row<kRows>(half); }
   static __device__ int own_column(int k) {
-    return patch_column() + 8 * (patch_row() / kPatch + k * kDown) + threadIdx.x % 32 / 4;
-  }
-
-  __device__ void add(const TileSquares& stage) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half)
-      row[half] += stage.row[half];
-    for (int k = 0; k < kColumns; ++k)
-      column[k] += stage.column[k];
+    return patch_column<kRows>() + 8 * (patch_down<kRows>() + k * kDown) + threadIdx.x % 32 / 4;
   }
 
   // The norms to shared memory, before the block's next barrier.
-  __device__ void finish(TileShared<kRows>& shared) const {
-    const auto finish = [](float square, float& norm) {
-      square = quad_reduce<Sum>(square);
-      if (threadIdx.x % 4 == 0) norm = norm_of(square);
+  template <bool kDiagonal> __device__ void finish(TileShared<kRows>& shared) const {
+    const unsigned lane = threadIdx.x % 32, holder = kDiagonal ? lane / 8 : 0;
+    const auto finish = [&](float square, float& norm) {
+      if (!kDiagonal) square = quad_reduce<Sum>(square);
+      if (lane % 4 == holder) norm = norm_of(square);
     };
     for (int half = 0; half < 2; ++half)
       finish(row[half], shared.row_norm[own_row(half)]);
@@ -139,60 +176,86 @@ template <int kRows> struct TileSquares {
   }
 };
 
-template <typename T> __device__ void add_squares(float& sum, uint32_t pair) {
-  const float low = widen(T{static_cast<uint16_t>(pair & 0xffff)}), high = widen(T{static_cast<uint16_t>(pair >> 16)});
-  sum = fmaf(high, high, fmaf(low, low, sum));
+// c = a b, with nothing to add to it, or more of it.
+template <typename T>
+__device__ void multiply(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, bool more, T) {
+  constexpr float kZeros[4] = {};
+  if (more)
+    multiply(c, a, b0, b1, c, T{});
+  else
+    multiply(c, a, b0, b1, kZeros, T{});
 }
 
-// One step of a stage of halves: the product of 32 rows, `a`, with the warp's columns, and the squares of some of
-// these.
-template <int kRows, typename T>
-__device__ void multiply_columns(unsigned char* stage, int step, const uint32_t (&a)[2][4], TileFragment& part,
-                                 TileSquares<kRows>& squares, T) {
+// Where in a stage a lane finds what it gives to `load_matrices`: of the first 16 rows, and columns, that the warp
+// takes, and of the first 16 halves. The others are at offsets that differ in single bits.
+constexpr int kOtherTokens = 16 * kStageRow, kNextHalves = 32;
+template <int kRows> struct MatrixPlaces {
+  int rows, columns;
+
+  __device__ MatrixPlaces() {
+    const int lane = threadIdx.x % 32;
+    rows = kept(piece_offset(fragment_row<kRows>(0) / 16 * 16 + lane % 16, lane / 16));
+    columns = kept(piece_offset(kRows + fragment_column<kRows>(lane / 16 * 2) / 8 * 8 + lane % 8, lane / 8 % 2));
+  }
+};
+
+// One stage of halves; kAny: the warp has columns that hold a token, else there is no product. The product of 16 tokens
+// with themselves, of which the diagonal is wanted, has its second factor among the registers of the first.
+// between(part): what is to be done meanwhile.
+template <bool kAny, int kRows, typename T, typename Between>
+__device__ void add_stage(unsigned char* stage, const MatrixPlaces<kRows>& places, TileFragment& product,
+                          TileSquares<kRows>& squares, const Between& between, T) {
+  using Squares = TileSquares<kRows>;
   const int lane = threadIdx.x % 32;
+  const SharedAddress start = shared_address(stage);
+  TileFragment part;
+  float row[2][4], column[Squares::kColumns][4];
 #pragma unroll
-  for (int pair = 0; pair < 2; ++pair) {
-    uint32_t b[4];
-    const int row = kRows + patch_column() + 16 * pair + lane % 8 + lane / 16 * 8;
-    load_matrices(b, piece_at(stage, row, 2 * step + lane / 8 % 2));
+  for (int step = 0; step < kParts; ++step) {
+    const bool more = step > 0;
+    uint32_t a[2][4];
+    load_matrices(a[0], (start + places.rows) ^ kNextHalves * step);
+    if constexpr (kRows == kTileRows) {
+      if (step == 0)
+        for (int part = 0; part < kParts; ++part)
+          between(part);
+    } else {
+      between(step);
+    }
+    multiply(row[0], a[0], a[0][0], a[0][2], more, T{});
+    multiply(row[1], a[0], a[0][1], a[0][3], more, T{});
+    if constexpr (kAny) {
+      load_matrices(a[1], (start + (places.rows ^ kOtherTokens)) ^ kNextHalves * step);
 #pragma unroll
-    for (int side = 0; side < 2; ++side) {
-      const int n = 2 * pair + side;
-      if (squares.owns_columns(n)) {
-        add_squares<T>(squares.column[n / squares.kDown], b[2 * side]);
-        add_squares<T>(squares.column[n / squares.kDown], b[2 * side + 1]);
+      for (int pair = 0; pair < 2; ++pair) {
+        uint32_t b[4];
+        load_matrices(b, (start + (places.columns ^ pair * kOtherTokens)) ^ kNextHalves * step);
+#pragma unroll
+        for (int side = 0; side < 2; ++side)
+#pragma unroll
+          for (int m = 0; m < 2; ++m)
+            multiply(part.sums[m][2 * pair + side], a[m], b[2 * side], b[2 * side + 1], more, T{});
+        if (pair < Squares::kColumns) {
+          const uint32_t as_rows[4] = {b[0], b[2], b[1], b[3]};
+          multiply(column[pair], as_rows, b[0], b[1], more, T{});
+        }
       }
-#pragma unroll
-      for (int m = 0; m < 2; ++m)
-        multiply_add(part.sums[m][n], a[m], b[2 * side], b[2 * side + 1], T{});
     }
   }
-}
-
-// One stage of halves; kAny: the warp has columns that hold a token, else there is no product.
-template <bool kAny, int kRows, typename T>
-__device__ void add_stage(unsigned char* stage, TileFragment& product, TileSquares<kRows>& squares, T) {
-  const int lane = threadIdx.x % 32;
-  TileFragment part{};
-  TileSquares<kRows> square;
-  // All four would spill: 128 rows have 128 registers a thread, so that two blocks fit.
-#pragma unroll(kRows == kTileRows ? 2 : 4)
-  for (int step = 0; step < kPieces / 2; ++step) { // 16 halves
-    uint32_t a[2][4];
+  const bool odd = lane / 4 % 2 == 1; // which of two elements is in the diagonal
 #pragma unroll
-    for (int m = 0; m < 2; ++m)
-      load_matrices(a[m], piece_at(stage, patch_row() + 16 * m + lane % 16, 2 * step + lane / 16));
+  for (int half = 0; half < 2; ++half)
+    squares.row[half] += odd ? row[half][2 * half + 1] : row[half][2 * half];
+  if constexpr (kAny) {
 #pragma unroll
-    for (int e = 0; e < 4; ++e)
-      add_squares<T>(square.row[e % 2], patch_column() == 0 ? a[0][e] : a[1][e]);
-    if constexpr (kAny) multiply_columns(stage, step, a, part, square, T{});
+    for (int k = 0; k < Squares::kColumns; ++k)
+      squares.column[k] += odd ? column[k][1] : column[k][0];
+#pragma unroll
+    for (int r = 0; r < kOwnRows; ++r)
+#pragma unroll
+      for (int c = 0; c < kOwnColumns; ++c)
+        product.at(r, c) += part.at(r, c);
   }
-#pragma unroll
-  for (int r = 0; r < kOwnRows; ++r)
-#pragma unroll
-    for (int c = 0; c < kOwnColumns; ++c)
-      product.at(r, c) += part.at(r, c);
-  squares.add(square);
 }
 
 __device__ inline float dot(const float4& a, const float4& b) {
@@ -201,16 +264,17 @@ __device__ inline float dot(const float4& a, const float4& b) {
 
 // A stage of floats.
 template <int kRows> __device__ void multiply_columns(unsigned char* stage, TileFragment& product) {
-  const auto at = [&](int r, int piece) { return *reinterpret_cast<const float4*>(piece_at(stage, r, piece)); };
+  const auto at = [&](int r, int piece) { return *reinterpret_cast<const float4*>(stage + piece_offset(r, piece)); };
 #pragma unroll
   for (int c = 0; c < kOwnColumns; c += 2) {
     float part[kOwnRows][2] = {};
 #pragma unroll 2 // more would hold all of the rows in registers
     for (int piece = 0; piece < kPieces; ++piece) {
-      const float4 b[2] = {at(kRows + fragment_column(c), piece), at(kRows + fragment_column(c + 1), piece)};
+      const float4 b[2] = {at(kRows + fragment_column<kRows>(c), piece),
+                           at(kRows + fragment_column<kRows>(c + 1), piece)};
 #pragma unroll
       for (int r = 0; r < kOwnRows; ++r) {
-        const float4 a = at(fragment_row(r), piece);
+        const float4 a = at(fragment_row<kRows>(r), piece);
         for (int e = 0; e < 2; ++e)
           part[r][e] += dot(a, b[e]); // pieces from zero: fewer roundings of the long sum
       }
@@ -222,10 +286,14 @@ template <int kRows> __device__ void multiply_columns(unsigned char* stage, Tile
   }
 }
 
-template <bool kAny, int kRows>
-__device__ void add_stage(unsigned char* stage, TileFragment& product, TileSquares<kRows>& squares, float) {
+template <bool kAny, int kRows, typename Between>
+__device__ void add_stage(unsigned char* stage, const MatrixPlaces<kRows>&, TileFragment& product,
+                          TileSquares<kRows>& squares, const Between& between, float) {
+#pragma unroll
+  for (int part = 0; part < kParts; ++part)
+    between(part);
   const auto add = [&](float& sum, int r, int piece) {
-    const float4 x = *reinterpret_cast<const float4*>(piece_at(stage, r, piece));
+    const float4 x = *reinterpret_cast<const float4*>(stage + piece_offset(r, piece));
     sum += dot(x, x);
   };
   TileSquares<kRows> square;
@@ -236,43 +304,68 @@ __device__ void add_stage(unsigned char* stage, TileFragment& product, TileSquar
     for (int k = 0; k < square.kColumns; ++k)
       add(square.column[k], kRows + square.own_column(k), piece);
   }
-  squares.add(square);
+  for (int half = 0; half < 2; ++half)
+    squares.row[half] += square.row[half];
+  for (int k = 0; k < square.kColumns; ++k)
+    squares.column[k] += square.column[k];
   if constexpr (kAny) multiply_columns<kRows>(stage, product);
+}
+
+// The stages of a tile, kAhead of them on their way while one is multiplied.
+template <bool kAny, typename T, int kRows>
+__device__ void add_stages(TileSource<T, kRows>& source, int64_t dim, TileShared<kRows>& shared, TileFragment& tile,
+                           TileSquares<kRows>& squares) {
+  constexpr int kDepth = TileSource<T, kRows>::kDepth, kStages = TileShared<kRows>::kStages, kAhead = kStages - 1;
+  const int steps = static_cast<int>((dim + kDepth - 1) / kDepth),
+            whole = source.aligned ? static_cast<int>(dim / kDepth) : 0;
+  const MatrixPlaces<kRows> places;
+#pragma unroll 1
+  for (int ahead = 0; ahead < kAhead; ++ahead) {
+    if (ahead < whole)
+      for (int part = 0; part < kParts; ++part)
+        source.copy_part(shared.stages[ahead], part);
+    else if (ahead < steps)
+      source.copy(shared.stages[ahead], int64_t{ahead} * kDepth, dim);
+    commit_copies();
+  }
+  int at = 0, free = kAhead;
+  const auto add = [&](const auto& between) {
+    wait_for_copies<kAhead - 1>();
+    __syncthreads(); // this stage is there for all, and all have read the one that is filled next
+    add_stage<kAny>(shared.stages[at], places, tile, squares, between, T{});
+    commit_copies();
+    free = at;
+    at = at + 1 == kStages ? 0 : at + 1;
+  };
+  int step = 0;
+  for (; step + kAhead < whole; ++step)
+    add([&](int part) { source.copy_part(shared.stages[free], part); });
+#pragma unroll 1
+  for (; step < steps; ++step)
+    add([&](int part) {
+      if (part == 0 && step + kAhead < steps) source.copy(shared.stages[free], int64_t{step + kAhead} * kDepth, dim);
+    });
 }
 
 // The tile of the tokens that `source` names; the columns from `used` on hold none. Leaves the norms in shared memory,
 // for all threads.
 template <typename T, int kRows>
-__device__ void cosine_tile(const TileSource<T, kRows>& source, int64_t dim, int used, TileShared<kRows>& shared,
+__device__ void cosine_tile(TileSource<T, kRows>& source, int64_t dim, int used, TileShared<kRows>& shared,
                             TileFragment& tile) {
-  constexpr int64_t kDepth = kStageRow / sizeof(T);
-  constexpr int kStages = TileShared<kRows>::kStages;
-  const int steps = static_cast<int>((dim + kDepth - 1) / kDepth);
   tile = {};
   TileSquares<kRows> squares;
-  for (int ahead = 0; ahead < kStages - 1; ++ahead) {
-    if (ahead < steps) source.copy(shared.stages[ahead], ahead * kDepth, dim);
-    commit_copies();
-  }
-  for (int step = 0, at = 0; step < steps; ++step, at = at + 1 == kStages ? 0 : at + 1) {
-    wait_for_copies<kStages - 2>();
-    __syncthreads(); // this stage is there for all, and all have read the one that is filled next
-    const int next = step + kStages - 1;
-    if (next < steps) source.copy(shared.stages[at == 0 ? kStages - 1 : at - 1], next * kDepth, dim);
-    commit_copies();
-    if (patch_column() < used)
-      add_stage<true>(shared.stages[at], tile, squares, T{});
-    else
-      add_stage<false>(shared.stages[at], tile, squares, T{});
-  }
+  if (patch_column<kRows>() < used)
+    add_stages<true>(source, dim, shared, tile, squares);
+  else
+    add_stages<false>(source, dim, shared, tile, squares);
   wait_for_copies<0>();
-  squares.finish(shared);
+  squares.template finish<sizeof(T) == 2>(shared);
   __syncthreads(); // and the stages are free for the next tile
 #pragma unroll
   for (int r = 0; r < kOwnRows; ++r)
 #pragma unroll
     for (int c = 0; c < kOwnColumns; ++c) { // divided once: two reciprocals would double the rounding
-      const float norms = shared.row_norm[fragment_row(r)] * shared.column_norm[fragment_column(c)];
+      const float norms = shared.row_norm[fragment_row<kRows>(r)] * shared.column_norm[fragment_column<kRows>(c)];
       tile.at(r, c) = norms > 0 ? tile.at(r, c) / norms : 0.0f; // 0, too, for tokens that are not finite
     }
 }
@@ -296,7 +389,7 @@ __device__ void for_each_part(const TileFragment& tile, float kappa, TileShared<
 #pragma unroll
   for (int r = 0; r < kOwnRows; ++r) {
     const auto exponent = [&](int c) {
-      const float weight = shared.column_weight[fragment_column(c)];
+      const float weight = shared.column_weight[fragment_column<kRows>(c)];
       return weight == -MI_PRUNER_INFINITY ? weight : log_kernel(tile.at(r, c), kappa) + weight;
     };
     LogSum part{-MI_PRUNER_INFINITY, 0};
@@ -304,11 +397,10 @@ __device__ void for_each_part(const TileFragment& tile, float kappa, TileShared<
     for (int c = 0; c < kOwnColumns; ++c)
       part.top = fmaxf(part.top, exponent(c));
     part.top = quad_reduce<Largest>(part.top);
-#pragma unroll
-    for (int c = 0; c < kOwnColumns; ++c)
-      part.total += expf(exponent(c) - shift_of(part.top));
-    part.total = quad_reduce<Sum>(part.total);
-    if (threadIdx.x % 4 == 0) shared.parts[patch_column() / kPatch][fragment_row(r)] = part;
+    const float shift = shift_of(part.top);
+    part.total = quad_reduce<Sum>(
+        sum_of_groups([&](int n) { return expf(exponent(2 * n) - shift) + expf(exponent(2 * n + 1) - shift); }));
+    if (threadIdx.x % 4 == 0) shared.parts[patch_across<kRows>()][fragment_row<kRows>(r)] = part;
   }
   __syncthreads();
   if (threadIdx.x >= kRows) return;
@@ -318,12 +410,13 @@ __device__ void for_each_part(const TileFragment& tile, float kappa, TileShared<
   f(row, LogSum{top, left.total * expf(left.top - shift) + right.total * expf(right.top - shift)});
 }
 
-// Row r of the fragment to `to`, a row of cosines whose stride is a multiple of 4: those of `count` tokens, and zeros
-// up to the next multiple, since it is read four at a time.
-__device__ inline void store_row(const TileFragment& tile, int r, float* to, int64_t first, int64_t count) {
+// Row r of the fragment to `to`, a row of cosines whose stride is a multiple of 4: those of `count` tokens, and
+// something up to the next multiple, since it is read four at a time.
+template <int kRows>
+__device__ void store_row(const TileFragment& tile, int r, float* to, int64_t first, int64_t count) {
 #pragma unroll
   for (int c = 0; c < kOwnColumns; c += 2) {
-    const int64_t column = first + fragment_column(c);
+    const int64_t column = first + fragment_column<kRows>(c);
     if (column < (count + 3) / 4 * 4) *reinterpret_cast<float2*>(to + column) = {tile.at(r, c), tile.at(r, c + 1)};
   }
 }

@@ -34,11 +34,13 @@ __device__ inline float shift_of(float top) { return top == -MI_PRUNER_INFINITY 
 __device__ inline float log_of(const LogSum& sum) { return sum.top + logf(sum.total > 0 ? sum.total : 1.0f); }
 
 // log of the sum of `count` parts, part(k), -infinity where there is nothing: to all threads of the block.
-template <typename Part> __device__ float log_total(int64_t count, const Part& part, float* scratch) {
+template <typename Part> __device__ float log_total(int64_t count, const Part& part, float (&scratch)[2][kMostWarps]) {
   LogSum sum{-MI_PRUNER_INFINITY, 0};
+#pragma unroll 4
   for (int64_t k = threadIdx.x; k < count; k += blockDim.x)
     sum.top = fmaxf(sum.top, part(k).top);
   sum.top = block_reduce<Largest>(sum.top, scratch);
+#pragma unroll 4
   for (int64_t k = threadIdx.x; k < count; k += blockDim.x)
     sum.total += part(k).total * expf(part(k).top - shift_of(sum.top));
   sum.total = block_reduce<Sum>(sum.total, scratch);
@@ -48,11 +50,25 @@ template <typename Part> __device__ float log_total(int64_t count, const Part& p
 // log of the sum of `count` parts, by a whole warp: the same for a part's row in the Gram matrix and in a block of
 // rows.
 __device__ inline float log_of_parts(const LogSum* parts, int64_t count) {
-  LogSum sum{-MI_PRUNER_INFINITY, 0};
-  for (int64_t k = threadIdx.x % 32; k < count; k += 32)
+  constexpr int kHeld = 2; // of a lane, in registers: all, up to 4096 tokens
+  const int64_t lane = threadIdx.x % 32;
+  LogSum held[kHeld], sum{-MI_PRUNER_INFINITY, 0};
+#pragma unroll
+  for (int k = 0; k < kHeld; ++k) {
+    held[k] = {-MI_PRUNER_INFINITY, 0};
+    if (lane + 32 * k < count) {
+      const float2 part = __ldcg(reinterpret_cast<const float2*>(parts + lane + 32 * k));
+      held[k] = {part.x, part.y};
+    }
+    sum.top = fmaxf(sum.top, held[k].top);
+  }
+  for (int64_t k = lane + 32 * kHeld; k < count; k += 32)
     sum.top = fmaxf(sum.top, __ldcg(&parts[k].top));
   sum.top = warp_reduce<Largest>(sum.top);
-  for (int64_t k = threadIdx.x % 32; k < count; k += 32)
+#pragma unroll
+  for (int k = 0; k < kHeld; ++k)
+    sum.total += held[k].total * expf(held[k].top - shift_of(sum.top));
+  for (int64_t k = lane + 32 * kHeld; k < count; k += 32)
     sum.total += __ldcg(&parts[k].total) * expf(__ldcg(&parts[k].top) - shift_of(sum.top));
   sum.total = warp_reduce<Sum>(sum.total);
   return log_of(sum);

@@ -98,17 +98,23 @@ inline int __syncthreads_count(int vote, const Where where = Where::current()) {
 
 inline void __syncwarp(const Where where = Where::current()) { mi_pruner::cuda::host::warp_barrier(where); }
 
-inline float __shfl_xor_sync(unsigned, float value, int distance, const Where where = Where::current()) {
+template <typename T, typename Source> T mi_pruner_shuffle(T value, const Source& source, const Where& where) {
   return mi_pruner::cuda::host::exchange(
       value,
-      [distance](float* const* lanes) {
-        float old[32];
+      [&](T* const* lanes) {
+        T old[32];
         for (int lane = 0; lane < 32; ++lane)
           old[lane] = *lanes[lane];
         for (int lane = 0; lane < 32; ++lane)
-          *lanes[lane] = old[lane ^ distance];
+          *lanes[lane] = old[source(lane)];
       },
       where);
+}
+inline float __shfl_xor_sync(unsigned, float value, int distance, const Where where = Where::current()) {
+  return mi_pruner_shuffle(value, [distance](int lane) { return lane ^ distance; }, where);
+}
+inline unsigned __shfl_sync(unsigned, unsigned value, int from, const Where where = Where::current()) {
+  return mi_pruner_shuffle(value, [from](int) { return from; }, where);
 }
 
 inline unsigned __reduce_max_sync(unsigned, unsigned value, const Where where = Where::current()) {
@@ -122,6 +128,10 @@ inline unsigned __reduce_max_sync(unsigned, unsigned value, const Where where = 
           *lanes[lane] = most;
       },
       where);
+}
+
+inline unsigned __reduce_min_sync(unsigned mask, unsigned value, const Where where = Where::current()) {
+  return ~__reduce_max_sync(mask, ~value, where);
 }
 
 inline unsigned __ballot_sync(unsigned, int vote, const Where where = Where::current()) {
@@ -158,8 +168,28 @@ namespace mi_pruner::cuda {
 
 // Twins of the functions in ptx.cuh.
 
+inline int kept(int x) { return x; }
+inline const char* at_multiple(const void* base, unsigned index, unsigned bytes) {
+  return static_cast<const char*>(base) + uint64_t{index} * bytes;
+}
+template <typename T> class SharedPlace {
+public:
+  explicit SharedPlace(T* shared) : address_(shared) {}
+  T load(unsigned ahead) const { return address_[ahead]; }
+  void store(unsigned ahead, const T& value) const { address_[ahead] = value; }
+
+private:
+  T* address_;
+};
+
+using SharedAddress = uintptr_t;
+inline SharedAddress shared_address(const void* shared) { return reinterpret_cast<SharedAddress>(shared); }
+
 // Copies arrive when they are waited for; in random orders, some at once.
 void copy_async(void* shared, const void* global, unsigned bytes);
+inline void copy_async(SharedAddress shared, const void* global) {
+  copy_async(reinterpret_cast<void*>(shared), global, 16);
+}
 void commit_copies();
 void wait_for_copies(unsigned pending);
 template <int kPending> void wait_for_copies() { wait_for_copies(kPending); }
@@ -208,21 +238,22 @@ inline float widen(Half x) {
   return __uint_as_float(sign | __float_as_uint(__uint_as_float(magnitude) * 0x1p112f));
 }
 
-void load_matrices(uint32_t (&to)[4], const void* shared_row, const host::Where where = host::Where::current());
+void load_matrices(uint32_t (&to)[4], SharedAddress row, const host::Where where = host::Where::current());
 
-// c += a b, rounded to float32 once, as tensor cores nearly do; layouts as in the PTX manual.
+// c = a b + more, rounded to float32 once, as tensor cores nearly do; layouts as in the PTX manual.
 struct MatrixLane {
   float* c;
   const uint32_t* a;
   uint32_t b[2];
+  float more[4];
 };
 void multiply_lanes(MatrixLane* const* lanes, float (*widened)(uint16_t));
 
 template <typename T>
-void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, T,
-                  const host::Where where = host::Where::current()) {
+void multiply(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, const float (&more)[4], T,
+              const host::Where where = host::Where::current()) {
   host::exchange(
-      MatrixLane{c, a, {b0, b1}},
+      MatrixLane{c, a, {b0, b1}, {more[0], more[1], more[2], more[3]}},
       [](MatrixLane* const* lanes) { multiply_lanes(lanes, [](uint16_t bits) { return widen(T{bits}); }); }, where);
 }
 

@@ -18,11 +18,11 @@ void load_lanes(MatricesLane* const* lanes) {
 
 } // namespace
 
-void load_matrices(uint32_t (&to)[4], const void* shared_row, const host::Where where) {
-  host::races::reads(shared_row, 16);
-  const MatricesLane lane = host::exchange(
-      MatricesLane{static_cast<const unsigned char*>(shared_row), {}},
-      [](MatricesLane* const* lanes) { load_lanes(lanes); }, where);
+void load_matrices(uint32_t (&to)[4], SharedAddress row, const host::Where where) {
+  const unsigned char* const at = reinterpret_cast<const unsigned char*>(row);
+  host::races::reads(at, 16);
+  const MatricesLane lane =
+      host::exchange(MatricesLane{at, {}}, [](MatricesLane* const* lanes) { load_lanes(lanes); }, where);
   std::memcpy(to, lane.to, sizeof to);
 }
 
@@ -38,7 +38,7 @@ void multiply_lanes(MatrixLane* const* lanes, float (*widened)(uint16_t)) {
   }
   for (int lane = 0; lane < 32; ++lane)
     for (int i = 0; i < 4; ++i) { // c0 to c3
-      double sum = lanes[lane]->c[i];
+      double sum = lanes[lane]->more[i];
       for (int k = 0; k < 16; ++k)
         sum += static_cast<double>(a[lane / 4 + i / 2 * 8][k]) * b[k][lane % 4 * 2 + i % 2];
       lanes[lane]->c[i] = static_cast<float>(sum);
