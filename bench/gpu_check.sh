@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Checks and measures the GPU kernels in two runs of a few minutes. No network, nothing is built or installed here:
 # needs torch >= 2.11, Triton, pytest with xdist and timeout, hypothesis, and the library, compiled elsewhere if need be
-# (`make gpu-library`, which says how to name it).
+# (`make gpu-library`, which says how to name it). MI_PRUNER_COMMIT names the commit where the checkout has no history.
 #
 #   bench/gpu_check.sh OUT first              smoke, tests, goals, ncu: under 3 minutes on 16 cores
 #   bench/gpu_check.sh OUT second             plain, bench, then suite and sanitize side by side
@@ -11,12 +11,11 @@
 # A stage is cut off when its time is over; the others go on. OUT gets log.txt, stages.txt and what was measured.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 2
-[ $# -ge 2 ] || { sed -n '2,11s/^# \{0,1\}//p' "$0"; exit 2; }
+[ $# -ge 2 ] || { sed -n '2,12s/^# \{0,1\}//p' "$0"; exit 2; }
 OUT=$(realpath -m "$1") && shift
 mkdir -p "$OUT"
 PY=${PY:-python3}
 export PYTHONPATH=$PWD PYTHONUNBUFFERED=1 TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-/tmp/mi_pruner_triton} BACKENDS=${BACKENDS:-cuda,triton}
-export MI_PRUNER_COMMIT=${MI_PRUNER_COMMIT:-$(git rev-parse --short HEAD 2>/dev/null)}
 LOG=$OUT/log.txt
 
 # A checkout that is not installed lacks the Triton kernels' place in the package.
@@ -84,7 +83,7 @@ sanitize() {
 }
 
 {
-  echo "commit ${MI_PRUNER_COMMIT:-unknown}: $*"
+  echo "commit ${MI_PRUNER_COMMIT:-$(git rev-parse --short HEAD 2>/dev/null)}: $*"
   nvidia-smi --query-gpu=name,driver_version,clocks.max.sm,memory.total --format=csv,noheader
   "$PY" -c 'import mi_pruner; mi_pruner.show_backends()'
 } 2>&1 | tee -a "$LOG"

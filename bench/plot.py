@@ -1,4 +1,4 @@
-"""Draws the pictures, and fills the tables of docs/benchmarks.md and README.md, from what is kept in bench/results.
+"""Draws the pictures, and fills the tables of the documents, from what is kept in bench/results.
 
 A file holds blocks between `<!-- bench:NAME -->` and `<!-- /bench:NAME -->`; what stands between them is replaced, so
 no number there is typed by hand. A block without figures says so.
@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import instructions, pictures, prefill, record, robustness, tables
+from . import goals, instructions, pictures, prefill, record, robustness, tables
 from .rows import Row
 
-DOCUMENTS = ("docs/benchmarks.md", "README.md")
+DOCUMENTS = ("docs/benchmarks.md", "docs/kernels.md", "docs/kernels-cuda.md", "README.md")
 PICTURES = "docs/images"
 
 
@@ -26,6 +26,8 @@ class Kept:
     verdicts: list[robustness.Verdict]
     counts: list[instructions.Count]
     prefills: list[prefill.Prefill]
+    figures: list[goals.Figure]
+    kernels: list[goals.KernelTime]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -68,6 +70,8 @@ def read(folder: Path) -> Kept:
         _records(folder / robustness.FILE, robustness.Verdict),
         _records(folder / instructions.FILE, instructions.Count),
         _records(folder / prefill.FILE, prefill.Prefill),
+        _records(folder / goals.FILE, goals.Figure),
+        _records(folder / goals.KERNELS_FILE, goals.KernelTime),
     )
 
 

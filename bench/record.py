@@ -151,9 +151,11 @@ def _commit() -> str:
             return None
         return done.stdout.strip() if done.returncode == 0 else None
 
+    if os.environ.get("MI_PRUNER_COMMIT"):  # where the checkout came without its history
+        return os.environ["MI_PRUNER_COMMIT"]
     commit = git("rev-parse", "--short", "HEAD")
     if commit is None:
-        return os.environ.get("MI_PRUNER_COMMIT", "unknown")
+        return "unknown"
     return commit + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
 
 

@@ -1,4 +1,4 @@
-"""The Markdown tables of docs/benchmarks.md and README.md, from what is kept."""
+"""The Markdown tables of the documents, from what is kept."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import robustness, shapes
+from . import goals, record, robustness, shapes
 from .competitors import BASELINE, COMPETITORS, OURS, RANKING
 from .models import EFFICIENCY, MODELS, PROMPT
 from .rows import Row, newest
@@ -51,6 +51,9 @@ def blocks(kept: Kept, drawn: Iterable[Path]) -> dict[str, str]:
     filled["instructions"] = counted(kept)
     filled["prefill-measured"] = measured_prefill(kept)
     filled["headline"] = headline(fastest_mode(kept.rows.get("cpu", ())))
+    filled["headline-cuda"] = headline(fastest_mode(kept.rows.get("cuda", ())))
+    filled["goals"] = goal_table(kept.figures)
+    filled |= {f"kernels-{name}": kernel_table(kept.kernels, name) for name in ("cuda", "triton")}
     return filled
 
 
@@ -252,6 +255,49 @@ def counted(kept: Kept) -> str:
     lines = [[count.workload, f"`{count.arguments}`", f"{count.instructions:,}"] for count in newest_of.values()]
     made = f"{last.compiler}, {last.valgrind}, {last.isa}, commit {last.commit}, by `{last.command}`."
     return table(("workload", "tokens, keep, width, text, ...", "instructions"), lines) + f"\n\n{made}"
+
+
+def goal_table(figures: list[goals.Figure]) -> str:
+    """The performance goals on a GPU, and what was measured last; bold: met."""
+    if not figures:
+        return NONE
+    newest_of = {(f.competitor, f.quantity, f.batch, f.tokens, f.keep): f for f in figures}
+    competitors = ("cuda", "triton", "plain")
+    lines = []
+    for quantity, batch, tokens, keep in dict.fromkeys(key[1:] for key in newest_of):
+        found = [newest_of.get((name, quantity, batch, tokens, keep)) for name in competitors]
+        measured = [f for f in found if f is not None]
+        if measured:
+            goal = measured[0].goal.replace("<=", "≤").replace(">=", "≥")
+            unit = measured[0].unit
+            cells = ("–" if f is None else f"**{f.value:.3g}**" if f.met else f"{f.value:.3g}" for f in found)
+            lines.append([quantity, f"{batch} × {tokens:,} → {keep:,}", f"{goal} {unit}" if goal else unit, *cells])
+    head = ("", "B × N → K", "goal", "mi_pruner (cuda)", "mi_pruner (triton)", "plain PyTorch")
+    copy = next(f.value for f in reversed(figures) if f.competitor == "torch")
+    return f"{table(head, lines)}\n\n{made(figures[-1])} A copy in the same run: {copy:,.0f} GB/s, read + written."
+
+
+def kernel_table(times: list[goals.KernelTime], competitor: str) -> str:
+    """Where the time of a backend's calls goes."""
+    own = [time for time in times if time.competitor == competitor]
+    if not own:
+        return NONE
+    last = [time for time in own if time.date == own[-1].date]
+    calls: dict[tuple[str, int, int, int], list[str]] = {}
+    for time in last:
+        launches = "" if time.launches == 1 else f" ({time.launches:g} launches)"
+        cell = f"{time.kernel.removesuffix('_kernel')} {time.us:,.4g}{launches}"
+        calls.setdefault((time.call, time.batch, time.tokens, time.keep), []).append(cell)
+    lines = [
+        [call, f"{batch} × {tokens:,} → {keep:,}" if call != "mi_scores" else f"{batch} × {tokens:,}", ", ".join(cells)]
+        for (call, batch, tokens, keep), cells in calls.items()
+    ]
+    return table(("call", "B × N → K", "kernels, us"), lines) + f"\n\n{made(last[-1])}"
+
+
+def made(run: record.Run) -> str:
+    """Where a record is from."""
+    return f"{run.machine}, torch {run.torch}, commit {run.commit}, {run.date[:10]}, by `{run.command}`."
 
 
 def headline(rows: Newest) -> str:

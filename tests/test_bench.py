@@ -296,6 +296,8 @@ def test_histograms_are_measured_beside_plain_pytorch_that_gives_the_same(tmp_pa
 def test_without_git_the_commit_is_unknown(monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     assert record.this_run("cpu").commit == "unknown"
+    monkeypatch.setenv("MI_PRUNER_COMMIT", "0123abc")
+    assert record.this_run("cpu").commit == "0123abc"
 
 
 @pytest.mark.parametrize(
@@ -384,6 +386,8 @@ def test_pictures_and_tables_from_a_run(tiny_run, tmp_path, capsys):
     names += ["run-cuda", "robustness", "instructions", "prefill-measured"]
     document = "\n".join(f"## {n}\n<!-- bench:{n} -->\nold\n<!-- /bench:{n} -->" for n in names)
     (tmp_path / "docs" / "benchmarks.md").write_text(document)
+    for name in ("kernels.md", "kernels-cuda.md"):
+        (tmp_path / "docs" / name).write_text("")
     (tmp_path / "README.md").write_text("before\n<!-- bench:headline -->\n<!-- /bench:headline -->\nafter\n")
     arguments = ["plot", "--results", str(tiny_run.folder), "--root", str(tmp_path)]
     assert command.main(arguments) == 0
@@ -405,7 +409,7 @@ def test_pictures_and_tables_from_a_run(tiny_run, tmp_path, capsys):
 
 
 def test_the_blocks_of_the_documents_are_those_that_are_filled():
-    blocks = dict.fromkeys(plot.tables.blocks(plot.Kept({}, [], [], []), []), "")
+    blocks = dict.fromkeys(plot.tables.blocks(plot.Kept({}, [], [], [], [], []), []), "")
     for name in plot.DOCUMENTS:
         text = (record.ROOT / name).read_text(encoding="utf-8")
         assert plot.fill(text, blocks) != text

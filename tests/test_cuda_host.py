@@ -232,6 +232,7 @@ def test_a_missing_barrier_gives_a_wrong_result_in_some_order(name, faults):
     [
         ("out-of-bounds", "heap-buffer-overflow"),
         ("divergent", "divergent barrier: some threads wait at"),
+        ("divergent-instances", "divergent barrier: some threads wait at"),
         ("divergent-warp", "divergent barrier: a thread"),
         ("ends-early", "divergent barrier: a thread"),
         ("spins", "all threads spin for ever"),

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import mi_pruner
+from mi_pruner._dispatch import BACKENDS
 
 from . import inputs, oracle
 
@@ -26,6 +27,14 @@ STRIDES = {
     "last-dimension-outside": lambda x: x.transpose(1, 2).contiguous().transpose(1, 2),
     "expanded-batch": lambda x: x[:1].expand_as(x),
 }
+
+
+@pytest.fixture(autouse=True)
+def _on_backends_that_have_it(request):
+    if "backend" in request.fixturenames:
+        name = request.getfixturevalue("backend")
+        if "histogram_mi_scores" in BACKENDS[name].lacks:
+            pytest.skip(f"backend {name!r} has no histogram_mi_scores")
 
 
 def batch_of(shape, dtype=torch.float32, prior=None, kind="clustered"):

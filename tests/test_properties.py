@@ -191,7 +191,7 @@ def test_nested_where_the_candidates_are_hard_to_guess(rank, weight, redundancy,
         assert inputs.same_bits(fewer[0], indices[:, :keep])
         assert inputs.same_bits(fewer[1], gains[:, :keep])
     with mi_pruner.backend("reference"):
-        reference, _ = mi_pruner.greedy_select(scores.double(), visual.double().cpu(), 400, **options)
+        reference, _ = mi_pruner.greedy_select(scores.double().cpu(), visual.double().cpu(), 400, **options)
     assert (indices == reference.to(device)).float().mean() > 0.9  # near-ties may fall either way
 
 

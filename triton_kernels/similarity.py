@@ -57,9 +57,10 @@ def cosine_tile(
         row_squares += wide_a * wide_a
         column_squares += wide_b * wide_b
         if WIDEN:  # the interpreter multiplies no bfloat16
-            step = tl.dot(wide_a, wide_b, input_precision=PRECISION)
-        else:
-            step = tl.dot(a, b, input_precision=PRECISION)
+            a, b = wide_a, wide_b
+        step = tl.dot(a, b, input_precision=PRECISION)
+        # Not `+=`, which Triton takes for an accumulator of the tensor cores: they cut off where float32 rounds, and on
+        # sm_90 the next features would overwrite those that a product in flight still reads.
         product = tl.fma(step, 1.0, product)
     row_inverse = inverse_norm(tl.sum(row_squares, axis=1))
     column_inverse = inverse_norm(tl.sum(column_squares, axis=0))

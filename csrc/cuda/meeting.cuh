@@ -128,7 +128,7 @@ private:
 #pragma unroll
     for (int k = 0; k < kHeldQuads; ++k)
       if (held[k].first < count)
-        copy_async(&shared_.ahead[k][threadIdx.x], rows + next.slot * stride + held[k].first, sizeof(float4));
+        copy_async(shared_address(&shared_.ahead[k][threadIdx.x]), rows + next.slot * stride + held[k].first);
     commit_copies();
   }
 

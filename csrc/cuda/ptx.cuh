@@ -17,13 +17,6 @@
 
 namespace mi_pruner::cuda {
 
-// A value that is kept: the compiler would compute it anew inside a loop rather than spend a register.
-__device__ __forceinline__ int kept(int x) {
-  int same;
-  asm volatile("mov.b32 %0, %1;" : "=r"(same) : "r"(x));
-  return same;
-}
-
 // base + index * bytes, in one instruction.
 __device__ __forceinline__ const char* at_multiple(const void* base, unsigned index, unsigned bytes) {
   const char* at;
@@ -71,12 +64,6 @@ __device__ __forceinline__ SharedAddress shared_address(const void* shared) {
 // 128 of a token, and memory is faster in longer runs.
 __device__ __forceinline__ void copy_async(SharedAddress shared, const void* global) {
   asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16;" ::"r"(shared), "l"(global) : "memory");
-}
-
-// The same of `bytes` <= 16; the rest of the 16 become zeros.
-__device__ __forceinline__ void copy_async(void* shared, const void* global, unsigned bytes) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global), "r"(bytes)
-               : "memory");
 }
 
 __device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }

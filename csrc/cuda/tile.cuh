@@ -138,8 +138,8 @@ template <typename T, int kRows = kTileRows> struct TileSource {
       unsigned char* to = stage + piece_offset(r, piece);
       const T* const features = token[r];
       if (features == nullptr) continue;
-      if (reinterpret_cast<uintptr_t>(features) % 16 == 0) {
-        copy_async(to, count > 0 ? features + from : features, count * sizeof(T));
+      if (count == kElements && aligned) {
+        copy_async(shared_address(to), features + from);
       } else {
 #pragma unroll 1
         for (int e = 0; e < kElements; ++e)
@@ -194,8 +194,8 @@ template <int kRows> struct MatrixPlaces {
 
   __device__ MatrixPlaces() {
     const int lane = threadIdx.x % 32;
-    rows = kept(piece_offset(fragment_row<kRows>(0) / 16 * 16 + lane % 16, lane / 16));
-    columns = kept(piece_offset(kRows + fragment_column<kRows>(lane / 16 * 2) / 8 * 8 + lane % 8, lane / 8 % 2));
+    rows = piece_offset(fragment_row<kRows>(0) / 16 * 16 + lane % 16, lane / 16);
+    columns = piece_offset(kRows + fragment_column<kRows>(lane / 16 * 2) / 8 * 8 + lane % 8, lane / 8 % 2);
   }
 };
 
@@ -311,10 +311,10 @@ __device__ void add_stage(unsigned char* stage, const MatrixPlaces<kRows>&, Tile
   if constexpr (kAny) multiply_columns<kRows>(stage, product);
 }
 
-// The stages of a tile, kAhead of them on their way while one is multiplied.
-template <bool kAny, typename T, int kRows>
-__device__ void add_stages(TileSource<T, kRows>& source, int64_t dim, TileShared<kRows>& shared, TileFragment& tile,
-                           TileSquares<kRows>& squares) {
+// The stages of a tile, kAhead of them on their way while one is multiplied. `any`: as kAny of add_stage.
+template <typename T, int kRows>
+__device__ void add_stages(TileSource<T, kRows>& source, int64_t dim, bool any, TileShared<kRows>& shared,
+                           TileFragment& tile, TileSquares<kRows>& squares) {
   constexpr int kDepth = TileSource<T, kRows>::kDepth, kStages = TileShared<kRows>::kStages, kAhead = kStages - 1;
   const int steps = static_cast<int>((dim + kDepth - 1) / kDepth),
             whole = source.aligned ? static_cast<int>(dim / kDepth) : 0;
@@ -332,7 +332,10 @@ __device__ void add_stages(TileSource<T, kRows>& source, int64_t dim, TileShared
   const auto add = [&](const auto& between) {
     wait_for_copies<kAhead - 1>();
     __syncthreads(); // this stage is there for all, and all have read the one that is filled next
-    add_stage<kAny>(shared.stages[at], places, tile, squares, between, T{});
+    if (any)
+      add_stage<true>(shared.stages[at], places, tile, squares, between, T{});
+    else
+      add_stage<false>(shared.stages[at], places, tile, squares, between, T{});
     commit_copies();
     free = at;
     at = at + 1 == kStages ? 0 : at + 1;
@@ -354,10 +357,7 @@ __device__ void cosine_tile(TileSource<T, kRows>& source, int64_t dim, int used,
                             TileFragment& tile) {
   tile = {};
   TileSquares<kRows> squares;
-  if (patch_column<kRows>() < used)
-    add_stages<true>(source, dim, shared, tile, squares);
-  else
-    add_stages<false>(source, dim, shared, tile, squares);
+  add_stages(source, dim, patch_column<kRows>() < used, shared, tile, squares);
   wait_for_copies<0>();
   squares.template finish<sizeof(T) == 2>(shared);
   __syncthreads(); // and the stages are free for the next tile

@@ -179,8 +179,7 @@ public:
   // called `open`.
   bool arrive(Barrier& barrier, unsigned all, unsigned ended, const Where& where) {
     if (barrier.arrived == 0) barrier.where = where;
-    if (barrier.where.line() != where.line() || (barrier.where.file_name() != where.file_name() &&
-                                                 std::strcmp(barrier.where.file_name(), where.file_name()) != 0))
+    if (!same(barrier.where, where))
       fail("divergent barrier: some threads wait at " + place(barrier.where) + ", others at " + place(where));
     else if (ended > 0)
       fail("divergent barrier: a thread has ended while others wait at " + place(where));
@@ -278,8 +277,14 @@ public:
   }
 
 private:
+  // One line of a template's instances is several barriers.
+  static bool same(const Where& a, const Where& b) {
+    const auto equal = [](const char* x, const char* y) { return x == y || std::strcmp(x, y) == 0; };
+    return a.line() == b.line() && equal(a.file_name(), b.file_name()) && equal(a.function_name(), b.function_name());
+  }
+
   static std::string place(const Where& where) {
-    return std::string(where.file_name()) + ":" + std::to_string(where.line());
+    return std::string(where.file_name()) + ":" + std::to_string(where.line()) + " (" + where.function_name() + ")";
   }
 
   void fail(const std::string& what) {

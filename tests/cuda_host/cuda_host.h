@@ -168,7 +168,6 @@ namespace mi_pruner::cuda {
 
 // Twins of the functions in ptx.cuh.
 
-inline int kept(int x) { return x; }
 inline const char* at_multiple(const void* base, unsigned index, unsigned bytes) {
   return static_cast<const char*>(base) + uint64_t{index} * bytes;
 }

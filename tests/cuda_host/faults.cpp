@@ -37,6 +37,15 @@ void divergent() {
     __syncthreads();
 }
 
+template <bool> void barrier_of_an_instance() { __syncthreads(); }
+
+void divergent_instances() {
+  if (threadIdx.x < 32)
+    barrier_of_an_instance<true>();
+  else
+    barrier_of_an_instance<false>();
+}
+
 void divergent_warp(float* out) {
   if (threadIdx.x % 32 < 16) out[threadIdx.x] = __shfl_xor_sync(0xffffffffu, 1.0f, 1);
 }
@@ -164,6 +173,7 @@ int main(int, char** arguments) {
       if (is("neighbours") || is("missing-barrier")) neighbours(out.data(), is("neighbours"));
       if (is("out-of-bounds")) out_of_bounds(out.data());
       if (is("divergent")) divergent();
+      if (is("divergent-instances")) divergent_instances();
       if (is("divergent-warp")) divergent_warp(out.data());
       if (is("ends-early")) ends_early();
       if (is("spins")) spins(&flag);
