@@ -270,7 +270,7 @@ def goal_table(figures: list[goals.Figure]) -> str:
         if measured:
             goal = measured[0].goal.replace("<=", "≤").replace(">=", "≥")
             unit = measured[0].unit
-            cells = ("–" if f is None else f"**{f.value:.3g}**" if f.met else f"{f.value:.3g}" for f in found)
+            cells = ("–" if f is None else f"**{short(f.value)}**" if f.met else short(f.value) for f in found)
             lines.append([quantity, f"{batch} × {tokens:,} → {keep:,}", f"{goal} {unit}" if goal else unit, *cells])
     head = ("", "B × N → K", "goal", "mi_pruner (cuda)", "mi_pruner (triton)", "plain PyTorch")
     copy = next(f.value for f in reversed(figures) if f.competitor == "torch")
@@ -286,13 +286,18 @@ def kernel_table(times: list[goals.KernelTime], competitor: str) -> str:
     calls: dict[tuple[str, int, int, int], list[str]] = {}
     for time in last:
         launches = "" if time.launches == 1 else f" ({time.launches:g} launches)"
-        cell = f"{time.kernel.removesuffix('_kernel')} {time.us:,.4g}{launches}"
+        cell = f"{time.kernel.removesuffix('_kernel')} {short(time.us)}{launches}"
         calls.setdefault((time.call, time.batch, time.tokens, time.keep), []).append(cell)
     lines = [
         [call, f"{batch} × {tokens:,} → {keep:,}" if call != "mi_scores" else f"{batch} × {tokens:,}", ", ".join(cells)]
         for (call, batch, tokens, keep), cells in calls.items()
     ]
     return table(("call", "B × N → K", "kernels, us"), lines) + f"\n\n{made(last[-1])}"
+
+
+def short(value: float) -> str:
+    """Three digits, or all before the point."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def made(run: record.Run) -> str:
