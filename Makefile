@@ -48,7 +48,7 @@ format: build
 
 build: $(VENV)/.installed-dev
 
-gpu-library: build
+gpu-library: $(VENV)/.ready
 	CUDAARCHS=$(CUDAARCHS) $(BIN)/cmake -S . -B build/gpu -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) \
 	  -DPython_EXECUTABLE=$(abspath $(BIN)/python) -DMI_PRUNER_CUDA=ON
 	$(BIN)/cmake --build build/gpu --target _C

@@ -136,7 +136,11 @@ def _cell(rows: Newest, case: str, name: str) -> str:
     row, best = rows.get((case, name)), ours(rows, case)
     if row is None or best is None:
         return "–"
-    return f"**{ms(row.p50_ms)}**" if row == best else f"{ms(row.p50_ms)} ({row.p50_ms / best.p50_ms:.2g}×)"
+    return f"**{ms(row.p50_ms)}**" if row == best else f"{ms(row.p50_ms)} ({_times(row.p50_ms / best.p50_ms)}×)"
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:,.0f}" if ratio >= 100 else f"{ratio:.2g}"
 
 
 def ahead(rows: Newest) -> str:
