@@ -38,7 +38,7 @@ struct Tokens {
   Layout layout;
   const void* features;
   int64_t batch_stride, stride;
-  bool aligned;       // every row starts at a multiple of 16 bytes
+  bool aligned;       // every row starts at a multiple of 16 bytes, those of a sample within 2^31 of these
   const float* prior; // (total), null: uniform
 };
 

@@ -84,8 +84,9 @@ Layout packed_layout(const char* name, const Tensor& cu, int64_t total, int64_t 
 Tokens tokens_of(const char* name, const Tensor& tensor, const Layout& layout, const OptionalTensor& prior) {
   const int64_t last = tensor.dim() - 1, element = element_of(tensor);
   const int64_t batch_stride = layout.cu == nullptr ? tensor.stride(0) : 0, stride = tensor.stride(last - 1);
+  const bool near = layout.longest == 0 || stride * element / 16 <= 0x7fffffff / layout.longest;
   const bool aligned = reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % 16 == 0 &&
-                       batch_stride * element % 16 == 0 && stride * element % 16 == 0;
+                       batch_stride * element % 16 == 0 && stride * element % 16 == 0 && near;
   return {layout, tensor.const_data_ptr(), batch_stride, stride, aligned, floats(name, prior, layout.total)};
 }
 
