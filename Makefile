@@ -49,7 +49,7 @@ format: build
 build: $(VENV)/.installed-dev
 
 gpu-library: $(VENV)/.ready
-	CUDAARCHS=$(CUDAARCHS) $(BIN)/cmake -S . -B build/gpu -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) \
+	$(BIN)/cmake -S . -B build/gpu -DCMAKE_CUDA_ARCHITECTURES="$(CUDAARCHS)" -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) \
 	  -DPython_EXECUTABLE=$(abspath $(BIN)/python) -DMI_PRUNER_CUDA=ON
 	$(BIN)/cmake --build build/gpu --target _C
 	@echo "There, in this checkout: MI_PRUNER_LIBRARY=build/gpu/_C.abi3.so bench/gpu_check.sh OUT first"

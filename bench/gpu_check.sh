@@ -10,16 +10,18 @@
 #
 # A stage is cut off when its time is over; the others go on. OUT gets log.txt, stages.txt and what was measured.
 set -uo pipefail
-cd "$(dirname "$0")/.." || exit 2
 [ $# -ge 2 ] || { sed -n '2,12s/^# \{0,1\}//p' "$0"; exit 2; }
 OUT=$(realpath -m "$1") && shift
+cd "$(dirname "$0")/.." || exit 2
 mkdir -p "$OUT"
 PY=${PY:-python3}
 export PYTHONPATH=$PWD PYTHONUNBUFFERED=1 TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-/tmp/mi_pruner_triton} BACKENDS=${BACKENDS:-cuda,triton}
 LOG=$OUT/log.txt
+touch "$LOG" "$OUT/stages.txt"
+before=$(wc -l <"$LOG") stages_before=$(wc -l <"$OUT/stages.txt") # of earlier runs
 
 # A checkout that is not installed lacks the Triton kernels' place in the package.
-if [ ! -e mi_pruner/triton_kernels ] && ! (cd / && env -u PYTHONPATH "$PY" -c 'import mi_pruner' 2>/dev/null); then
+if ! "$PY" -c 'import importlib.util as u, sys; sys.exit(u.find_spec("mi_pruner.triton_kernels") is None)'; then
   ln -s ../triton_kernels mi_pruner/triton_kernels
   trap 'rm -f mi_pruner/triton_kernels' EXIT
 fi
@@ -99,6 +101,6 @@ for name in "$@"; do
   *) echo "stage: expected first, second, smoke, tests, goals, ncu, suite, sanitize, plain or bench, got $name" >&2; exit 2 ;;
   esac
 done
-grep -E '^(FAILED|ERROR|smoke:|goals:)|deviations| passed| failed|met$|missed$|ERROR SUMMARY|RACECHECK SUMMARY|Error' "$LOG" | tail -80
+grep -E '^(FAILED|ERROR|smoke:|goals:)|deviations| passed| failed|met$|missed$|ERROR SUMMARY|RACECHECK SUMMARY|Error' <(tail -n "+$((before + 1))" "$LOG") | tail -80
 cat "$OUT/stages.txt"
-! grep -qv 'status 0$' "$OUT/stages.txt"
+! tail -n "+$((stages_before + 1))" "$OUT/stages.txt" | grep -qv 'status 0$'

@@ -151,7 +151,7 @@ def _commit() -> str:
             return None
         return done.stdout.strip() if done.returncode == 0 else None
 
-    if os.environ.get("MI_PRUNER_COMMIT"):  # where the checkout came without its history
+    if os.environ.get("MI_PRUNER_COMMIT"):  # before git: a copy of a checkout may have an older history
         return os.environ["MI_PRUNER_COMMIT"]
     commit = git("rev-parse", "--short", "HEAD")
     if commit is None:

@@ -140,7 +140,7 @@ def _cell(rows: Newest, case: str, name: str) -> str:
 
 
 def _times(ratio: float) -> str:
-    return f"{ratio:,.0f}" if ratio >= 100 else f"{ratio:.2g}"
+    return f"{ratio:,.0f}" if ratio >= 99.5 else f"{ratio:.2g}"
 
 
 def ahead(rows: Newest) -> str:
@@ -262,9 +262,10 @@ def counted(kept: Kept) -> str:
 
 
 def goal_table(figures: list[goals.Figure]) -> str:
-    """The performance goals on a GPU, and what was measured last; bold: met."""
+    """The performance goals on a GPU, and what the last run measured; bold: met."""
     if not figures:
         return NONE
+    figures = [figure for figure in figures if figure.date == figures[-1].date]
     newest_of = {(f.competitor, f.quantity, f.batch, f.tokens, f.keep): f for f in figures}
     competitors = ("cuda", "triton", "plain")
     lines = []

@@ -139,11 +139,13 @@ def test_picks_from_many_tokens_are_greedy(redundancy):
 
 
 # ---- tiles and chunks ------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("width", [150, 456])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_the_shape_of_a_tile_changes_no_bit(dtype, monkeypatch):
-    """One multiprocessor takes the tiles of 128 rows, many take those of 64."""
+def test_the_shape_of_a_tile_changes_no_bit(dtype, width, monkeypatch):
+    """One multiprocessor takes the tiles of 128 rows, many take those of 64. Stages that are filled again need a width
+    of more than four; whole ones, rows at multiples of 16 bytes."""
     kinds = ((150, 70, "clustered"), (33, 3, "duplicates"), (64, 64, "separated"), (1, 1, "clustered"))
-    samples = [inputs.make_sample(kind, n, m, 150, dtype, n, "odd") for n, m, kind in kinds]
+    samples = [inputs.make_sample(kind, n, m, width, dtype, n, "odd") for n, m, kind in kinds]
     arguments, priors = packed_arguments(samples, [60, 33, 9, 1], rows=False)
     outputs = []
     for blocks in ("1", "1000"):

@@ -201,12 +201,12 @@ def test_nested_where_the_candidates_are_hard_to_guess(rank, weight, redundancy,
 def test_a_budget_is_clamped_and_cuts_the_picks_short(device, s, budgets):
     s = s.to(device)
     full, gains = select(s, s.n)
-    for dtype in (torch.int32, torch.int64):
-        many = inputs.batch([s] * len(budgets))
-        scores = torch.stack([scores_of(s)] * len(budgets))
-        budget = torch.tensor(budgets, dtype=dtype, device=device)
+    for dtype, asked in ((torch.int32, budgets), (torch.int64, [*budgets, 3 - 2**32, 3 + 2**32, -(2**63), 2**63 - 1])):
+        many = inputs.batch([s] * len(asked))
+        scores = torch.stack([scores_of(s)] * len(asked))
+        budget = torch.tensor(asked, dtype=dtype, device=device)
         indices, cut = mi_pruner.greedy_select(scores, many.visual, s.n, visual_prior=many.visual_prior, budget=budget)
-        for b, limit in enumerate(budgets):
+        for b, limit in enumerate(asked):
             limit = min(max(limit, 0), s.n)
             assert inputs.same_bits(indices[b, :limit], full[:limit])
             assert inputs.same_bits(cut[b, :limit], gains[:limit])

@@ -60,7 +60,11 @@ __global__ void __launch_bounds__(kGreedyThreads)
   MI_PRUNER_SHARED(GreedyShared, shared);
   const int64_t sample = blockIdx.x;
   const Span span = span_of(visual, sample), slots = span_of(picks.slots, sample);
-  const int limit = static_cast<int>(limit_of(picks, sample, slots)), count = static_cast<int>(span.count),
+  const int64_t most = limit_of(picks, sample, slots); // of 64 bits, as a budget is
+  const int count = static_cast<int>(span.count),
+            limit = most < 0       ? 0
+                    : most < count ? static_cast<int>(most)
+                                   : count,
             thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
   const Selection options{selection.kappa, kMode, selection.weight};
   for (int k = thread; k < 2 * kMostWarps; k += blockDim.x)

@@ -25,7 +25,8 @@ def features(g, dtype, *shape):
 
 def gram(g, dtype, blocks, **options):
     os.environ["MI_PRUNER_HOST_BLOCKS"] = blocks  # 1: the larger tiles
-    mi_pruner.prune(features(g, dtype, 1, 35, 70), features(g, dtype, 1, 3, 70), 4, **options)
+    for width in (70, 456):  # 456: stages of the ring are filled again
+        mi_pruner.prune(features(g, dtype, 1, 35, width), features(g, dtype, 1, 3, width), 4, **options)
 
 
 def packed(g, dtype):
