@@ -78,7 +78,7 @@ def warm_us(call: Call, new_event: Callable[[], Event] = _timing_event) -> float
     return statistics.median(batch(repeats) for _ in range(WARM_BATCHES))
 
 
-HOST_CALLS = 100  # their launches fit in the queue of a stream (1,024): the host waits for no one
+HOST_CALLS = 50  # their launches fit in the queue of a stream (1,024): the host waits for no one
 
 
 def host_us(call: Call) -> float:
