@@ -1,6 +1,6 @@
 """What is measured differently on a GPU: time by events, calls as CUDA graphs, launches, the allocator's peak.
 
-The clock is tested with stand-ins for events, the rest on a GPU only (tests/test_bench.py).
+The clock is tested with stand-ins for events, the rest on a GPU only (tests/test_bench_gpu.py).
 """
 
 import re

@@ -116,7 +116,7 @@ def main(options: argparse.Namespace) -> int:
 
 
 def _measured(name: str, table: "Table", copy_gb_per_s: float) -> bool:
-    """Whether it was: where one backend fails, the other is measured all the same."""
+    """Whether it was: where one backend can't run a call, the other is measured all the same."""
     try:
         with mi_pruner.backend(name):
             measure(name, table, copy_gb_per_s)

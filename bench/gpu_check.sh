@@ -12,6 +12,12 @@
 set -uo pipefail
 [ $# -ge 2 ] || { sed -n '2,12s/^# \{0,1\}//p' "$0"; exit 2; }
 OUT=$(realpath -m "$1") && shift
+for name in "$@"; do
+  case $name in
+  first | second | smoke | tests | goals | ncu | suite | sanitize | plain | bench) ;;
+  *) echo "stage: expected first, second, smoke, tests, goals, ncu, suite, sanitize, plain or bench, got $name" >&2; exit 2 ;;
+  esac
+done
 cd "$(dirname "$0")/.." || exit 2
 mkdir -p "$OUT"
 PY=${PY:-python3}
@@ -97,8 +103,7 @@ for name in "$@"; do
     bench
     suite & sanitize & wait
     ;;
-  smoke | tests | goals | ncu | suite | sanitize | plain | bench) "$name" ;;
-  *) echo "stage: expected first, second, smoke, tests, goals, ncu, suite, sanitize, plain or bench, got $name" >&2; exit 2 ;;
+  *) "$name" ;;
   esac
 done
 grep -E '^(FAILED|ERROR|smoke:|goals:)|deviations| passed| failed|met$|missed$|ERROR SUMMARY|RACECHECK SUMMARY|Error' <(tail -n "+$((before + 1))" "$LOG") | tail -80
