@@ -24,10 +24,16 @@ __device__ __forceinline__ const char* at_multiple(const void* base, unsigned in
   return at;
 }
 
+// An address in shared memory to reckon with.
+using SharedAddress = unsigned;
+__device__ __forceinline__ SharedAddress shared_address(const void* shared) {
+  return static_cast<SharedAddress>(__cvta_generic_to_shared(shared));
+}
+
 // A place in shared memory, as an address of 32 bits: that of a reference would be formed anew at every use.
 template <typename T> class SharedPlace {
 public:
-  __device__ explicit SharedPlace(T* shared) : address_(static_cast<unsigned>(__cvta_generic_to_shared(shared))) {}
+  __device__ explicit SharedPlace(T* shared) : address_(shared_address(shared)) {}
 
   // `ahead`: of the place, in elements.
   __device__ T load(unsigned ahead) const {
@@ -51,14 +57,8 @@ public:
   }
 
 private:
-  unsigned address_;
+  SharedAddress address_;
 };
-
-// An address in shared memory to reckon with.
-using SharedAddress = unsigned;
-__device__ __forceinline__ SharedAddress shared_address(const void* shared) {
-  return static_cast<SharedAddress>(__cvta_generic_to_shared(shared));
-}
 
 // Copies 16 bytes from global to shared memory, asynchronously. The 256 around them are brought to L2: a stage takes
 // 128 of a token, and memory is faster in longer runs.
@@ -102,14 +102,6 @@ struct Brain {
 MI_PRUNER_MULTIPLY(Half, "f16")
 MI_PRUNER_MULTIPLY(Brain, "bf16")
 #undef MI_PRUNER_MULTIPLY
-
-__device__ __forceinline__ float widen(Half x) {
-  float wide;
-  asm("cvt.f32.f16 %0, %1;" : "=f"(wide) : "h"(x.bits));
-  return wide;
-}
-
-__device__ __forceinline__ float widen(Brain x) { return __uint_as_float(uint32_t{x.bits} << 16); }
 
 // Hints that the cache line at `global` will be read soon.
 __device__ __forceinline__ void prefetch(const void* global) { asm volatile("prefetch.global.L1 [%0];" ::"l"(global)); }
