@@ -19,7 +19,7 @@ namespace mi_pruner::cuda {
 constexpr int kNormaliserThreads = 256; // more would wait longer for one another at each of the reductions in a row
 constexpr int kNormaliserWarps = kNormaliserThreads / 32;
 constexpr int kRowsApart = kNormaliserThreads / kTextGroup; // a text token's rows are shared among so many threads
-constexpr int kOwnExponents = kChunkRows / kRowsApart;      // 32 of a thread, in registers
+constexpr int kThreadRows = kChunkRows / kRowsApart;           // 32 of a thread
 constexpr int kReadAtOnce = 8;                              // of them
 constexpr int kLogZRows = 4 * kNormaliserWarps;
 constexpr int kScoreThreads = 256;
@@ -27,48 +27,68 @@ constexpr int kWarpScores = 4; // at the same time: most of a score is waiting
 constexpr int kScoreRows = kScoreThreads / 32 * kWarpScores;
 
 struct DensityShared {
-  float scratch[2][kMostWarps];
-  float columns[kNormaliserWarps][kTextGroup];
+  float first[4][kNormaliserWarps], second[3][kNormaliserWarps];
+  float columns[2][kNormaliserWarps][kTextGroup];
   unsigned arrived;
 };
 
-// 1/h^2 by the rule, from the moments of the sample's own patches.
-__device__ inline float kappa_by_rule(const Similarities& found, int64_t sample, int64_t rows, int64_t columns,
-                                      float (&scratch)[2][kMostWarps]) {
-  const unsigned across = static_cast<unsigned>((columns + kPatch - 1) / kPatch);
-  const unsigned patches =
-      static_cast<unsigned>((rows + kPatch - 1) / kPatch) * across; // 8 for a block before, at most
-  const float* moments = found.moments + 3 * sample * found.row_patches * found.text_patches;
-  const auto at = [&](unsigned k) { return moments + 3 * (k / across * found.text_patches + k % across); };
-  float sums[2] = {}, squares = 0; // the number of pairs, and their sum
+// What each block of a sample reckons for itself: the logs of the sums of both priors, and 1/h^2 of the text's kernel.
+struct Totals {
+  float visual, text, kappa;
+};
+
+// `kappa` <= 0: by the rule, from the moments of the sample's own patches. All three side by side: each would wait for
+// memory and for the block twice.
+template <typename Weight>
+__device__ Totals totals_of(const Similarities& found, int64_t sample, int64_t rows, int64_t columns, float kappa,
+                            const Weight& weight_of, DensityShared& shared) {
+  const auto tiles = [](int64_t count) { return static_cast<unsigned>((count + kPatch - 1) / kPatch); };
+  const LogSum* const parts = found.prior_parts + sample * found.row_patches;
+  const float* const moments = found.moments + 3 * sample * found.row_patches * found.text_patches;
+  const unsigned across = tiles(columns), patches = kappa > 0 ? 0 : tiles(rows) * across;
+  const auto moment = [&](unsigned k) { return moments + 3 * (k / across * found.text_patches + k % across); };
+  float first[4] = {-MI_PRUNER_INFINITY, -MI_PRUNER_INFINITY, 0, 0}; // ..., ..., the number of pairs, and their sum
+#pragma unroll 4
+  for (unsigned k = threadIdx.x; k < tiles(rows); k += blockDim.x)
+    first[0] = fmaxf(first[0], parts[k].top);
+#pragma unroll 1
+  for (unsigned k = threadIdx.x; k < columns; k += blockDim.x)
+    first[1] = fmaxf(first[1], weight_of(k));
 #pragma unroll 4
   for (unsigned k = threadIdx.x; k < patches; k += blockDim.x) {
-    sums[0] += at(k)[0];
-    sums[1] += at(k)[0] * at(k)[1];
+    first[2] += moment(k)[0];
+    first[3] += moment(k)[0] * moment(k)[1];
   }
-  block_reduce<Sum>(sums, scratch);
-  const float number = fmaxf(sums[0], 1), mean = sums[1] / number;
+  block_reduce<kNormaliserWarps, Largest, Largest, Sum, Sum>(first, shared.first);
+  const float number = fmaxf(first[2], 1), mean = first[3] / number;
+  float second[3] = {};
+#pragma unroll 4
+  for (unsigned k = threadIdx.x; k < tiles(rows); k += blockDim.x)
+    second[0] += parts[k].total * expf(parts[k].top - shift_of(first[0]));
+#pragma unroll 1
+  for (unsigned k = threadIdx.x; k < columns; k += blockDim.x)
+    second[1] += expf(weight_of(k) - shift_of(first[1]));
 #pragma unroll 4
   for (unsigned k = threadIdx.x; k < patches; k += blockDim.x) {
-    const float off = at(k)[1] - mean;
-    squares += at(k)[2] + at(k)[0] * off * off;
+    const float off = moment(k)[1] - mean;
+    second[2] += moment(k)[2] + moment(k)[0] * off * off;
   }
-  squares = block_reduce<Sum>(squares, scratch);
-  return 1 / fmaxf(sqrtf(squares / number), 1e-4f);
+  block_reduce<kNormaliserWarps, Sum, Sum, Sum>(second, shared.second);
+  return {log_of({first[0], second[0]}), log_of({first[1], second[1]}),
+          kappa > 0 ? kappa : 1 / fmaxf(sqrtf(second[2] / number), 1e-4f)};
 }
 
 // Reduces a thread's value with those of the other threads of its column, threadIdx % kTextGroup, to all of them.
-template <typename Op> __device__ float column_reduce(float x, DensityShared& shared) {
+template <typename Op> __device__ float column_reduce(float x, float (&scratch)[kNormaliserWarps][kTextGroup]) {
   const int column = threadIdx.x % kTextGroup;
   for (int distance = 16; distance >= kTextGroup; distance /= 2)
     x = Op::apply(x, __shfl_xor_sync(kFullWarp, x, distance));
-  if (threadIdx.x % 32 < kTextGroup) shared.columns[threadIdx.x / 32][column] = x;
+  if (threadIdx.x % 32 < kTextGroup) scratch[threadIdx.x / 32][column] = x;
   __syncthreads();
   static_assert(kNormaliserWarps * kTextGroup == 32);
-  x = shared.columns[threadIdx.x % 32 / kTextGroup][column];
+  x = scratch[threadIdx.x % 32 / kTextGroup][column];
   for (int distance = 16; distance >= kTextGroup; distance /= 2)
     x = Op::apply(x, __shfl_xor_sync(kFullWarp, x, distance));
-  __syncthreads();
   return x;
 }
 
@@ -79,44 +99,52 @@ struct TextChunk {
 
   __device__ int64_t column(int64_t k) const { return group * kTextGroup + k; }
   __device__ int64_t chunks() const { return (rows.count + kChunkRows - 1) / kChunkRows; }
+  __device__ int64_t row(int k) const { return chunk * kChunkRows + threadIdx.x / kTextGroup + k * kRowsApart; }
+};
+
+// Rows of a thread's column, read together.
+struct RowBatch {
+  float cosine[kReadAtOnce], norm[kReadAtOnce];
+
+  // The thread's rows from its `start`-th on. Some are read more than once, so that none has to wait for a decision.
+  __device__ void load(const Similarities& found, const TextChunk& at, int start) {
+    const int64_t column = at.column(threadIdx.x % kTextGroup);
+#pragma unroll
+    for (int k = 0; k < kReadAtOnce; ++k) {
+      const int64_t row = at.row(start + k), token = at.rows.begin + (row < at.rows.count ? row : at.rows.count - 1);
+      cosine[k] = found.cosines[token * found.cosine_stride + column];
+      norm[k] = found.visual_norm[token];
+    }
+  }
 };
 
 // Of sum_i pi_i K(v_i, t_j) over the chunk's rows, for this thread's column j; `valid`: of a token.
 __device__ inline LogSum text_part(const Tokens& visual, const Similarities& found, const TextChunk& at,
-                                   float visual_total, bool valid, float kappa, DensityShared& shared) {
-  const int64_t column = at.column(threadIdx.x % kTextGroup), first = at.chunk * kChunkRows;
-  float exponent[kOwnExponents];
-  const auto used = [&](int k) { return first + k * kRowsApart < at.rows.count; }; // by some thread
-#pragma unroll
-  for (int start = 0; start < kOwnExponents; start += kReadAtOnce) {
-    float cosine[kReadAtOnce], norm[kReadAtOnce];
-    const auto row = [&](int k) { return first + threadIdx.x / kTextGroup + (start + k) * kRowsApart; };
-    if (used(start)) {
-#pragma unroll
-      for (int k = 0; k < kReadAtOnce; ++k) { // some more than once, so that none has to wait for a decision
-        const int64_t token = at.rows.begin + (row(k) < at.rows.count ? row(k) : at.rows.count - 1);
-        cosine[k] = found.cosines[token * found.cosine_stride + column];
-        norm[k] = found.visual_norm[token];
-      }
-    }
+                                   RowBatch& batch, const Totals& totals, bool valid, DensityShared& shared) {
+  LogSum part{-MI_PRUNER_INFINITY, 0};
+#pragma unroll 1
+  for (int start = 0; start < kThreadRows && at.chunk * kChunkRows + start * kRowsApart < at.rows.count;
+       start += kReadAtOnce) { // as long as some thread has any
+    if (start > 0) batch.load(found, at, start);
+    float exponent[kReadAtOnce], top = part.top;
 #pragma unroll
     for (int k = 0; k < kReadAtOnce; ++k) {
-      exponent[start + k] = -MI_PRUNER_INFINITY;
-      if (!valid || row(k) >= at.rows.count) continue;
-      const float weight = log_weight(visual.prior, at.rows.begin + row(k), norm[k]);
-      if (weight > -MI_PRUNER_INFINITY) exponent[start + k] = log_kernel(cosine[k], kappa) + (weight - visual_total);
+      const int64_t row = at.row(start + k);
+      const float weight = valid && row < at.rows.count
+                               ? log_weight(visual.prior, at.rows.begin + row, batch.norm[k])
+                               : -MI_PRUNER_INFINITY;
+      const float log_k = log_kernel(batch.cosine[k], totals.kappa);
+      exponent[k] = weight > -MI_PRUNER_INFINITY ? log_k + (weight - totals.visual) : weight;
+      top = fmaxf(top, exponent[k]);
     }
+    part.total *= exp_fast(part.top - shift_of(top));
+#pragma unroll
+    for (int k = 0; k < kReadAtOnce; ++k)
+      part.total += exp_fast(exponent[k] - shift_of(top));
+    part.top = top;
   }
-  LogSum part{-MI_PRUNER_INFINITY, 0};
-#pragma unroll
-  for (int k = 0; k < kOwnExponents; ++k)
-    part.top = fmaxf(part.top, exponent[k]);
-  part.top = column_reduce<Largest>(part.top, shared);
-#pragma unroll
-  for (int k = 0; k < kOwnExponents; ++k)
-    if (used(k)) part.total += expf(exponent[k] - shift_of(part.top));
-  part.total = column_reduce<Sum>(part.total, shared);
-  return part;
+  const float top = column_reduce<Largest>(part.top, shared.columns[0]);
+  return {top, column_reduce<Sum>(part.total * exp_fast(part.top - shift_of(top)), shared.columns[1])};
 }
 
 // Whether all of the sample's other chunks have left their parts of these columns, which are then seen.
@@ -128,30 +156,24 @@ __device__ inline bool comes_last(const Similarities& found, const TextChunk& at
   return shared.arrived + 1 == at.chunks();
 }
 
-__device__ inline void normalise_text(const Tokens& visual, const Tokens& text, const Similarities& found,
-                                      const Densities& densities, const TextChunk& at, float visual_total, float kappa,
+__device__ inline void normalise_text(const Tokens& visual, const Similarities& found, const Densities& densities,
+                                      const TextChunk& at, RowBatch& batch, const Totals& totals, float own_weight,
                                       DensityShared& shared) {
-  const auto weight_of = [&](int64_t column) {
-    const int64_t token = at.columns.begin + column;
-    return column < at.columns.count ? log_weight(text.prior, token, found.text_norm[token]) : -MI_PRUNER_INFINITY;
-  };
   const int64_t own = at.column(threadIdx.x % kTextGroup);
-  const bool valid = weight_of(own) > -MI_PRUNER_INFINITY;
-  const LogSum part = text_part(visual, found, at, visual_total, valid, kappa, shared);
+  const bool valid = own_weight > -MI_PRUNER_INFINITY;
+  const LogSum part = text_part(visual, found, at, batch, totals, valid, shared);
   LogSum* const parts = densities.text_parts + at.columns.begin * densities.chunks;
   if (at.chunks() > 1) {
     if (threadIdx.x < kTextGroup && own < at.columns.count) parts[own * densities.chunks + at.chunk] = part;
     if (!comes_last(found, at, shared)) return;
   }
-  const float text_total =
-      log_total(at.columns.count, [&](int64_t column) { return LogSum{weight_of(column), 1}; }, shared.scratch);
   const int64_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, column = at.column(warp);
   if (warp >= kTextGroup || column >= at.columns.count) return;
   const float log_z = at.chunks() > 1 ? log_of_parts(parts + column * densities.chunks, at.chunks()) : log_of(part);
   if (lane != warp) return; // the lane whose own column is the warp's
   const int64_t token = at.columns.begin + column;
   densities.text_log_z[token] = valid ? log_z : 0.0f;
-  densities.text_weight[token] = valid ? expf(weight_of(column) - text_total) : 0.0f;
+  densities.text_weight[token] = valid ? expf(own_weight - totals.text) : 0.0f;
 }
 
 __device__ inline void normalise_visual(const Similarities& found, const Densities& densities, int64_t program,
@@ -191,6 +213,7 @@ __global__ void __launch_bounds__(kNormaliserThreads, 3)
                       const Densities densities, unsigned* const arrivals, const int64_t arrivals_count,
                       const unsigned text_programs, const unsigned visual_programs) {
   MI_PRUNER_SHARED(DensityShared, shared);
+  meet_launches();
   const unsigned program = blockIdx.x % (text_programs + visual_programs),
                  sample = blockIdx.x / (text_programs + visual_programs),
                  chunks = static_cast<unsigned>(densities.chunks);
@@ -201,18 +224,24 @@ __global__ void __launch_bounds__(kNormaliserThreads, 3)
   const bool of_text = program < text_programs;
   const int64_t first = of_text ? program % chunks * kChunkRows : int64_t{program - text_programs} * kLogZRows;
   if (first >= rows.count) return;
-  const LogSum* const prior_parts = found.prior_parts + sample * found.row_patches;
-  const float total =
-      log_total((rows.count + kPatch - 1) / kPatch, [&](int64_t k) { return prior_parts[k]; }, shared.scratch);
-  if (!of_text) return normalise_visual(found, densities, program - text_programs, rows, total);
-  const TextChunk at{sample, program / chunks, program % chunks, rows, span_of(text.layout, sample)};
-  if (program == 0 && threadIdx.x == 0) densities.log_total[sample] = total;
-  if (at.group == 0) store_log_prior(visual, found, densities, at, total);
-  if (at.column(0) >= at.columns.count) return;
-  const float found_kappa =
-      kappa > 0 ? kappa : kappa_by_rule(found, sample, rows.count, at.columns.count, shared.scratch);
-  if (program == 0 && threadIdx.x == 0) densities.kappa[sample] = found_kappa;
-  normalise_text(visual, text, found, densities, at, total, found_kappa, shared);
+  const Span columns = of_text ? span_of(text.layout, sample) : Span{};
+  const auto weight_of = [&](int64_t column) {
+    const int64_t token = columns.begin + column;
+    return column < columns.count ? log_weight(text.prior, token, found.text_norm[token]) : -MI_PRUNER_INFINITY;
+  };
+  const TextChunk at{sample, program / chunks, program % chunks, rows, columns};
+  const bool any = of_text && at.column(0) < columns.count;
+  const float own_weight = weight_of(at.column(threadIdx.x % kTextGroup));
+  RowBatch batch{};
+  if (any) batch.load(found, at, 0); // on their way meanwhile
+  const Totals totals = totals_of(found, sample, rows.count, columns.count, kappa, weight_of, shared);
+  if (!of_text) return normalise_visual(found, densities, program - text_programs, rows, totals.visual);
+  if (program == 0 && threadIdx.x == 0) {
+    densities.log_total[sample] = totals.visual;
+    densities.kappa[sample] = totals.kappa;
+  }
+  if (at.group == 0) store_log_prior(visual, found, densities, at, totals.visual);
+  if (any) normalise_text(visual, found, densities, at, batch, totals, own_weight, shared);
 }
 
 // The scores of kWarpScores visual tokens from their rows of cosines, `stride` apart, by a warp; of the first `tokens`
@@ -240,7 +269,7 @@ __device__ inline void scores_of(const float* cosines, int64_t stride, int token
     if (!(weight[j] > 0)) continue;
 #pragma unroll
     for (int k = 0; k < kWarpScores; ++k) {
-      const float below = log_r(k, j) - top[k], density = weight[j] * expf(below);
+      const float below = log_r(k, j) - top[k], density = weight[j] * exp_fast(below);
       mass[k] += density;                          // sum w r / exp(top)
       moment[k] = fmaf(density, below, moment[k]); // sum w r (l - top) / exp(top)
     }
@@ -258,6 +287,7 @@ __device__ inline void scores_of(const float* cosines, int64_t stride, int token
 __global__ void __launch_bounds__(kScoreThreads)
     score_kernel(const Layout visual, const Layout text, const Similarities found, const Densities densities,
                  const bool joint, float* const scores, const unsigned programs) {
+  meet_launches();
   const unsigned program = blockIdx.x % programs, sample = blockIdx.x / programs;
   const Span rows = span_of(visual, sample), columns = span_of(text, sample);
   rows.for_each_unowned(int64_t{program} * blockDim.x + threadIdx.x, int64_t{programs} * blockDim.x,

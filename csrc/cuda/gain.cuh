@@ -34,10 +34,10 @@ __device__ inline uint64_t warp_best(uint64_t key) {
 // A score as the greedy step wants it.
 __device__ inline float pickable(float score) { return isnan(score) ? -MI_PRUNER_INFINITY : score; }
 
-// R[i, s] = pi_i exp(l) l with l = (cosine - 1) / h^2 - log Z_s, of a valid token i.
-__device__ inline float redundancy_of(float cosine, float log_z, float log_prior, float kappa) {
-  const float log_r = log_kernel(cosine, kappa) - log_z;
-  return expf(log_r + log_prior) * log_r;
+// R[i, s] = pi_i exp(l) l with l = log K(v_i, v_s) - log Z_s, of a valid token i; `log2_prior`: of pi_i.
+__device__ inline float redundancy_of(float log_kernel, float log_z, float log2_prior) {
+  const float log_r = log_kernel - log_z;
+  return exp2_fast(fmaf(log_r, kLog2E, log2_prior)) * log_r;
 }
 
 // rho once the `picked`-th pick (from 1) has joined; chain: `prior` is that of the pick.

@@ -64,7 +64,7 @@ struct Similarities {
   int64_t cosine_stride;
   float* moments;      // (samples, row_patches, text_patches, 3)
   LogSum* prior_parts; // (samples, row_patches): of the sum of the visual prior
-  float* gram;         // (N, gram_stride): visual token by the visual tokens of its sample
+  float* gram;         // (N, gram_stride): log K of a visual token with those of its sample
   int64_t gram_stride;
   LogSum* parts;                     // (N, visual_tiles): of the normaliser of the visual-visual kernel
   unsigned* arrivals;                // (samples, text_groups): 0, for the normalisers

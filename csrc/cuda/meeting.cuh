@@ -12,7 +12,7 @@ static_assert(kClusterWarps % 32 == 0 && kClusterBlocks <= 32);
 struct RowShared {
   union { // never both: what was fetched ahead is dropped before a product
     TileShared<> tile;
-    float4 ahead[kHeldQuads][kTileThreads]; // each thread's own cosines of a likely next pick
+    float4 ahead[kHeldQuads][kTileThreads]; // each thread's own part of the row of a likely next pick
   };
   Post posts[2][kClusterWarps]; // of the warps of a cluster, for odd and even steps
   Arrivals arrivals[2];         // of these posts
@@ -98,7 +98,7 @@ public:
     return top;
   }
 
-  // Whether this thread's cosines with `pick` are in shared memory, as held[k] at `at(k)`.
+  // Whether this thread's part of the row of `pick` is in shared memory, as held[k] at `at(k)`.
   __device__ bool has(int64_t pick) const {
     if (ahead_.key == 0 || index_of(ahead_.key) != pick) return false;
     wait_for_copies<0>();

@@ -24,6 +24,19 @@ __device__ __forceinline__ const char* at_multiple(const void* base, unsigned in
   return at;
 }
 
+// 2^x, good to 2^-22; 0 below 2^-126.
+__device__ __forceinline__ float exp2_fast(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// Has the compiler keep a value of a loop in a register, where it would fetch or reckon it anew at every turn.
+template <typename T> __device__ __forceinline__ void keep(T& value) {
+  static_assert(sizeof(T) == 4);
+  asm volatile("" : "+r"(value));
+}
+
 // An address in shared memory to reckon with.
 using SharedAddress = unsigned;
 __device__ __forceinline__ SharedAddress shared_address(const void* shared) {
@@ -33,7 +46,7 @@ __device__ __forceinline__ SharedAddress shared_address(const void* shared) {
 // A place in shared memory, as an address of 32 bits: that of a reference would be formed anew at every use.
 template <typename T> class SharedPlace {
 public:
-  __device__ explicit SharedPlace(T* shared) : address_(shared_address(shared)) {}
+  __device__ explicit SharedPlace(T* shared) : address_(shared_address(shared)) { keep(address_); }
 
   // `ahead`: of the place, in elements.
   __device__ T load(unsigned ahead) const {
@@ -48,11 +61,16 @@ public:
     return value;
   }
 
-  __device__ void store(unsigned ahead, const T& value) const {
+  // By the threads that `take part`, without a branch.
+  __device__ void store_if(bool takes_part, unsigned ahead, const T& value) const {
     unsigned words[2];
     memcpy(words, &value, sizeof value);
-    asm volatile("st.shared.v2.u32 [%0], {%1, %2};" ::"r"(address_ + ahead * unsigned{sizeof(T)}), "r"(words[0]),
-                 "r"(words[1])
+    asm volatile("{\n"
+                 ".reg .pred p;\n"
+                 "setp.ne.u32 p, %3, 0;\n"
+                 "@p st.shared.v2.u32 [%0], {%1, %2};\n"
+                 "}" ::"r"(address_ + ahead * unsigned{sizeof(T)}),
+                 "r"(words[0]), "r"(words[1]), "r"(unsigned{takes_part})
                  : "memory");
   }
 
@@ -136,6 +154,15 @@ template <typename T> __device__ __forceinline__ T load_whole(const T* global) {
 }
 
 __device__ __forceinline__ void wait_a_moment() { __nanosleep(20); }
+
+// For every thread of a kernel whose launch `follows` another (run.cuh), before it touches memory: the launch before has
+// ended and what it wrote is seen. The next launch may begin, and then wait at this place.
+__device__ __forceinline__ void meet_launches() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
 
 // Bytes that other blocks of a cluster send to the shared memory of this one: an mbarrier.
 struct Arrivals {

@@ -10,28 +10,24 @@ constexpr int kQuad = 4; // tokens: one 16-byte read of a row of cosines
 
 struct TokenQuad {
   int first;
-  float score[kQuad], rho[kQuad], log_prior[kQuad];
-  unsigned available; // a bit each; none beyond the sample's end
+  float score[kQuad]; // NaN: not to be picked
+  float rho[kQuad], log2_prior[kQuad];
 
   // Tokens `from` and following, before any was picked.
   __device__ void start(const float* scores, const float* priors, const Span& span, int from) {
     first = from;
-    available = 0;
 #pragma unroll
     for (int e = 0; e < kQuad; ++e) {
       const bool inside = first + e < span.count;
-      log_prior[e] = inside ? priors[span.begin + first + e] : -MI_PRUNER_INFINITY;
-      score[e] = inside ? pickable(scores[span.begin + first + e]) : -MI_PRUNER_INFINITY;
+      const float log_prior = inside ? priors[span.begin + first + e] : -MI_PRUNER_INFINITY,
+                  given = inside ? pickable(scores[span.begin + first + e]) : 0.0f;
+      log2_prior[e] = log_prior * kLog2E;
+      score[e] = log_prior > -MI_PRUNER_INFINITY ? given : MI_PRUNER_NAN;
       rho[e] = 0;
-      if (log_prior[e] > -MI_PRUNER_INFINITY) available |= 1u << e;
     }
   }
 
-  __device__ bool has(int e) const { return available >> e & 1; }
-
-  __device__ unsigned rank(int e, float scale) const {
-    return has(e) ? rank_of(gain_from(score[e], rho[e], scale)) : 0;
-  }
+  __device__ bool has(int e) const { return !isnan(score[e]); }
 
   __device__ uint64_t key(int e, float scale) const {
     const uint64_t key = key_of(gain_from(score[e], rho[e], scale), first + e);
@@ -39,21 +35,19 @@ struct TokenQuad {
   }
 
   __device__ void remove(int pick) {
-    const unsigned place = static_cast<unsigned>(pick - first);
-    if (place < kQuad) available &= ~(1u << place);
+    const int place = pick - first;
+#pragma unroll
+    for (int e = 0; e < kQuad; ++e)
+      if (place == e) score[e] = MI_PRUNER_NAN;
   }
 
-  // `cosines` of the `picked`-th pick with these tokens. Those not available are computed, too, and never looked at:
-  // without branches, the four run side by side.
-  __device__ void join(const float4& cosines, float log_z, float prior, const Selection& selection, int picked) {
-    const float cosine[kQuad] = {cosines.x, cosines.y, cosines.z, cosines.w};
-    float redundancy[kQuad];
+  // `log_kernels` of the `picked`-th pick with these tokens. Those not to be picked are computed, too, and never looked
+  // at: without branches, the four run side by side.
+  __device__ void join(const float4& log_kernels, float log_z, float prior, Redundancy mode, int picked) {
+    const float log_kernel[kQuad] = {log_kernels.x, log_kernels.y, log_kernels.z, log_kernels.w};
 #pragma unroll
     for (int e = 0; e < kQuad; ++e)
-      redundancy[e] = redundancy_of(cosine[e], log_z, log_prior[e], selection.kappa);
-#pragma unroll
-    for (int e = 0; e < kQuad; ++e)
-      rho[e] = joined(rho[e], redundancy[e], selection.redundancy, picked, prior);
+      rho[e] = joined(rho[e], redundancy_of(log_kernel[e], log_z, log2_prior[e]), mode, picked, prior);
   }
 };
 

@@ -6,17 +6,16 @@
 namespace mi_pruner::cuda {
 
 struct Sum {
-  static constexpr float kNeutral = 0;
   static __device__ float apply(float a, float b) { return a + b; }
 };
 struct Largest {
-  static constexpr float kNeutral = -__builtin_huge_valf();
   static __device__ float apply(float a, float b) { return fmaxf(a, b); }
 };
 
-// The same bits in all lanes: a + b = b + a.
-template <typename Op> __device__ float warp_reduce(float x) {
-  for (int distance = 16; distance > 0; distance /= 2)
+// Over each kLanes neighbouring lanes; the same bits in all of them: a + b = b + a.
+template <typename Op, int kLanes = 32> __device__ float warp_reduce(float x) {
+#pragma unroll
+  for (int distance = kLanes / 2; distance > 0; distance /= 2)
     x = Op::apply(x, __shfl_xor_sync(kFullWarp, x, distance));
   return x;
 }
@@ -27,30 +26,19 @@ template <typename Op> __device__ float quad_reduce(float x) {
   return Op::apply(x, __shfl_xor_sync(kFullWarp, x, 2));
 }
 
-constexpr int kMostWarps = 32;
-
-// Several values at once over all threads of a block of whole warps, to all of them: over the lanes, then over the
-// warps. `scratch` is free again on return.
-template <typename Op, int kValues = 1>
-__device__ void block_reduce(float (&x)[kValues], float (&scratch)[2][kMostWarps]) {
-  static_assert(kValues <= 2);
+// Several values at once, an operation each, over all threads of a block of kWarps warps, to all of them: over the lanes,
+// then over the warps. `scratch` is free again when the block has met at another barrier.
+template <int kWarps, typename... Ops>
+__device__ void block_reduce(float (&x)[sizeof...(Ops)], float (&scratch)[sizeof...(Ops)][kWarps]) {
   const unsigned lane = threadIdx.x % 32;
-#pragma unroll
-  for (int k = 0; k < kValues; ++k) {
-    x[k] = warp_reduce<Op>(x[k]);
-    if (lane == 0) scratch[k][threadIdx.x / 32] = x[k];
-  }
+  int k = 0;
+  ((x[k] = warp_reduce<Ops>(x[k]), ++k), ...);
+  if (lane == 0)
+    for (k = 0; k < static_cast<int>(sizeof...(Ops)); ++k)
+      scratch[k][threadIdx.x / 32] = x[k];
   __syncthreads();
-#pragma unroll
-  for (int k = 0; k < kValues; ++k)
-    x[k] = warp_reduce<Op>(lane < blockDim.x / 32 ? scratch[k][lane] : Op::kNeutral);
-  __syncthreads();
-}
-
-template <typename Op> __device__ float block_reduce(float x, float (&scratch)[2][kMostWarps]) {
-  float values[1] = {x};
-  block_reduce<Op>(values, scratch);
-  return values[0];
+  k = 0;
+  ((x[k] = warp_reduce<Ops, kWarps>(scratch[k][lane % kWarps]), ++k), ...);
 }
 
 } // namespace mi_pruner::cuda

@@ -60,7 +60,7 @@ struct RowQuad : TokenQuad {
       if (!has(e)) continue;
       slot[e] = __ldcg(memory.slot + span.begin + first + e); // other blocks may have written it
       rho[e] = __ldcg(memory.rho + span.begin + first + e);
-      if (slot[e] == kPicked) available &= ~(1u << e);
+      if (slot[e] == kPicked) score[e] = MI_PRUNER_NAN;
     }
   }
 

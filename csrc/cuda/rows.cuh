@@ -130,14 +130,14 @@ private:
     const float log_z = picked == 0 ? 0.0f : __ldcg(memory.log_z + at), scale = scale_of(selection, picked);
     if (picked > 0) {
       const bool fetched = clustered && exchange.has(pick);
-      float4 cosines[kHeldQuads] = {};
+      float4 log_kernels[kHeldQuads] = {};
 #pragma unroll
       for (int k = 0; k < kHeldQuads; ++k)
         if (held[k].first < span.count)
-          cosines[k] = fetched ? exchange.at(k) : __ldcg(reinterpret_cast<const float4*>(row + held[k].first));
+          log_kernels[k] = fetched ? exchange.at(k) : __ldcg(reinterpret_cast<const float4*>(row + held[k].first));
 #pragma unroll
       for (int k = 0; k < kHeldQuads; ++k)
-        held[k].join(cosines[k], log_z, prior, selection, picked);
+        held[k].join(log_kernels[k], log_z, prior, selection.redundancy, picked);
     }
     Post best{0, kNoRow};
 #pragma unroll
@@ -148,7 +148,8 @@ private:
       RowQuad other;
       other.load(scores, densities.log_prior, memory, span, deal.first(k));
       if (picked > 0) {
-        other.join(__ldcg(reinterpret_cast<const float4*>(row + other.first)), log_z, prior, selection, picked);
+        other.join(__ldcg(reinterpret_cast<const float4*>(row + other.first)), log_z, prior, selection.redundancy,
+                   picked);
         other.store(memory, span);
       }
       best = other.best(scale, best);
@@ -219,7 +220,7 @@ private:
     __syncthreads();
   }
 
-  // Rows of cosines of the chosen tokens with all, and their normalisers, in the places from `base` on.
+  // Rows of log K of the chosen tokens with all, and their normalisers, in the places from `base` on.
   __device__ void multiply(const Span& span, int64_t number, int64_t base) {
     const Rows<T> features = rows_of<T>(visual, number, span);
     const int64_t tiles = (span.count + kTileColumns - 1) / kTileColumns, places = team * kCachedRows + base;
@@ -231,13 +232,14 @@ private:
       TileFragment tile;
       cosine_tile(source, dim, left < kTileColumns ? static_cast<int>(left) : kTileColumns, shared.tile, tile);
       store_column_weights(visual.prior, span.begin, first, span.count, shared.tile);
+      take_log_kernels(tile, selection.kappa);
 #pragma unroll
       for (int r = 0; r < kOwnRows; ++r) {
         const int row = fragment_row<kTileRows>(r);
         if (shared.chosen[row] >= 0)
           store_row<kTileRows>(tile, r, memory.rows + (places + row) * memory.row_stride, first, span.count);
       }
-      for_each_part(tile, selection.kappa, shared.tile, [&](int row, const LogSum& part) {
+      for_each_part(tile, shared.tile, [&](int row, const LogSum& part) {
         if (shared.chosen[row] >= 0) memory.parts[(places + row) * memory.tiles + at] = part;
       });
     }

@@ -31,6 +31,7 @@ __device__ inline Span span_of(const Layout& layout, int64_t sample) {
   }
   const int total = static_cast<int>(layout.total < 0x7fffffff ? layout.total : 0x7fffffff);
   unsigned begin = 0, end = 0;
+#pragma unroll 4 // 128 samples at once; the sixteen that the compiler would take are most of a kernel's code
   for (int64_t k = threadIdx.x % 32; k <= sample + 1; k += 32) {
     const int entry = layout.cu[k];
     const unsigned clamped = static_cast<unsigned>(entry < 0 ? 0 : entry < total ? entry : total);

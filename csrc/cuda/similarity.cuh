@@ -108,15 +108,16 @@ __device__ void finish_text(const TileFragment& tile, const Tokens& visual, cons
 }
 
 template <int kRows>
-__device__ void finish_gram(const TileFragment& tile, float kappa, const Similarities& found,
+__device__ void finish_gram(TileFragment& tile, float kappa, const Similarities& found,
                             const SimilarityTile<kRows>& at, const Span& rows, TileShared<kRows>& shared) {
+  take_log_kernels(tile, kappa);
 #pragma unroll
   for (int r = 0; r < kOwnRows; ++r) {
     const int64_t row = at.first_row() + fragment_row<kRows>(r);
     if (row < rows.count)
       store_row<kRows>(tile, r, found.gram + (rows.begin + row) * found.gram_stride, at.first_column(), rows.count);
   }
-  for_each_part(tile, kappa, shared, [&](int r, const LogSum& part) {
+  for_each_part(tile, shared, [&](int r, const LogSum& part) {
     if (at.first_row() + r < rows.count)
       found.parts[(rows.begin + at.first_row() + r) * found.visual_tiles + at.column_tile()] = part;
   });
@@ -135,6 +136,7 @@ __global__ void __launch_bounds__(tile_threads(kRows), 2)
     similarity_kernel(const Tokens visual, const Tokens text, const int64_t dim, const float kappa,
                       const Similarities found, const unsigned row_tiles) {
   MI_PRUNER_SHARED(SimilarityShared<kRows>, shared);
+  meet_launches();
   TileFragment tile;
   {
     const SimilarityTile<kRows> at(found, row_tiles);

@@ -166,7 +166,7 @@ template <int kRows> struct TileSquares {
   template <bool kDiagonal> __device__ void finish(TileShared<kRows>& shared) const {
     const unsigned lane = threadIdx.x % 32, holder = kDiagonal ? lane / 8 : 0;
     const auto finish = [&](float square, float& norm) {
-      if (!kDiagonal) square = quad_reduce<Sum>(square);
+      if (!kDiagonal) square = warp_reduce<Sum, 4>(square);
       if (lane % 4 == holder) norm = norm_of(square);
     };
     for (int half = 0; half < 2; ++half)
@@ -382,24 +382,33 @@ __device__ void store_column_weights(const float* prior, int64_t begin, int64_t 
   __syncthreads();
 }
 
+// From cosines to log K.
+__device__ inline void take_log_kernels(TileFragment& tile, float kappa) {
+#pragma unroll
+  for (int r = 0; r < kOwnRows; ++r)
+#pragma unroll
+    for (int c = 0; c < kOwnColumns; ++c)
+      tile.at(r, c) = log_kernel(tile.at(r, c), kappa);
+}
+
 // f(row, part), by a thread each: the part of the row's normaliser that the tile's columns are: max and sum of exp of
-// log weight + (cosine - 1) kappa.
+// log weight + log K.
 template <int kRows, typename F>
-__device__ void for_each_part(const TileFragment& tile, float kappa, TileShared<kRows>& shared, const F& f) {
+__device__ void for_each_part(const TileFragment& tile, TileShared<kRows>& shared, const F& f) {
 #pragma unroll
   for (int r = 0; r < kOwnRows; ++r) {
     const auto exponent = [&](int c) {
       const float weight = shared.column_weight[fragment_column<kRows>(c)];
-      return weight == -MI_PRUNER_INFINITY ? weight : log_kernel(tile.at(r, c), kappa) + weight;
+      return weight == -MI_PRUNER_INFINITY ? weight : tile.at(r, c) + weight;
     };
     LogSum part{-MI_PRUNER_INFINITY, 0};
 #pragma unroll
     for (int c = 0; c < kOwnColumns; ++c)
       part.top = fmaxf(part.top, exponent(c));
-    part.top = quad_reduce<Largest>(part.top);
+    part.top = warp_reduce<Largest, 4>(part.top);
     const float shift = shift_of(part.top);
-    part.total = quad_reduce<Sum>(
-        sum_of_groups([&](int n) { return expf(exponent(2 * n) - shift) + expf(exponent(2 * n + 1) - shift); }));
+    part.total = warp_reduce<Sum, 4>(
+        sum_of_groups([&](int n) { return exp_fast(exponent(2 * n) - shift) + exp_fast(exponent(2 * n + 1) - shift); }));
     if (threadIdx.x % 4 == 0) shared.parts[patch_across<kRows>()][fragment_row<kRows>(r)] = part;
   }
   __syncthreads();
@@ -410,7 +419,7 @@ __device__ void for_each_part(const TileFragment& tile, float kappa, TileShared<
   f(row, LogSum{top, left.total * expf(left.top - shift) + right.total * expf(right.top - shift)});
 }
 
-// Row r of the fragment to `to`, a row of cosines whose stride is a multiple of 4: those of `count` tokens, and
+// Row r of the fragment to `to`, a row whose stride is a multiple of 4: what belongs to `count` tokens, and
 // something up to the next multiple, since it is read four at a time.
 template <int kRows>
 __device__ void store_row(const TileFragment& tile, int r, float* to, int64_t first, int64_t count) {

@@ -171,11 +171,15 @@ namespace mi_pruner::cuda {
 inline const char* at_multiple(const void* base, unsigned index, unsigned bytes) {
   return static_cast<const char*>(base) + uint64_t{index} * bytes;
 }
+inline float exp2_fast(float x) { return x < -126 ? 0.0f : exp2f(x); }
+template <typename T> void keep(T&) {}
 template <typename T> class SharedPlace {
 public:
   explicit SharedPlace(T* shared) : address_(shared) {}
   T load(unsigned ahead) const { return address_[ahead]; }
-  void store(unsigned ahead, const T& value) const { address_[ahead] = value; }
+  void store_if(bool takes_part, unsigned ahead, const T& value) const {
+    if (takes_part) address_[ahead] = value;
+  }
 
 private:
   T* address_;
@@ -205,6 +209,7 @@ template <typename T> T load_whole(const T* global) {
 }
 inline unsigned load_acquire(const unsigned* global) { return __atomic_load_n(global, __ATOMIC_ACQUIRE); }
 inline void wait_a_moment() { host::wait_a_moment(); }
+inline void meet_launches() {}
 
 constexpr bool kHasClusters = true;
 inline void cluster_barrier(const host::Where where = host::Where::current()) { host::cluster_barrier(where); }
