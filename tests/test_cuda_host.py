@@ -139,20 +139,23 @@ def test_picks_from_many_tokens_are_greedy(redundancy):
 
 
 # ---- tiles and chunks ------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("width", [150, 456])
+@pytest.mark.parametrize("width", [150, 456, 2200])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_the_shape_of_a_tile_changes_no_bit(dtype, width, monkeypatch):
-    """One multiprocessor takes the tiles of 128 rows, many take those of 64. Stages that are filled again need a width
-    of more than four; whole ones, rows at multiples of 16 bytes."""
+    """One multiprocessor takes the tiles of 128 rows, many take those of 64; of several parts of a sum, each by a block
+    of a cluster, or all by one. Stages that are filled again need a width of more than four; whole ones, rows at
+    multiples of 16 bytes."""
     kinds = ((150, 70, "clustered"), (33, 3, "duplicates"), (64, 64, "separated"), (1, 1, "clustered"))
     samples = [inputs.make_sample(kind, n, m, width, dtype, n, "odd") for n, m, kind in kinds]
     arguments, priors = packed_arguments(samples, [60, 33, 9, 1], rows=False)
     outputs = []
-    for blocks in ("1", "1000"):
+    for blocks, clusters in (("1", "0"), ("1000", "0"), ("1000", "1")):
         monkeypatch.setenv("MI_PRUNER_HOST_BLOCKS", blocks)
+        monkeypatch.setenv("MI_PRUNER_HOST_CLUSTERS", clusters)
         scores = mi_pruner.mi_scores_varlen(*arguments[:4], *arguments[5:7], **priors)
         outputs.append((scores, *mi_pruner.prune_varlen(*arguments, **priors)))
-    assert all(inputs.same_bits(a, b) for a, b in zip(*outputs, strict=True))
+    for other in outputs[1:]:
+        assert all(inputs.same_bits(a, b) for a, b in zip(outputs[0], other, strict=True))
 
 
 @pytest.mark.parametrize("n", [CHUNK_ROWS, CHUNK_ROWS + 1, 3 * CHUNK_ROWS - 5])

@@ -12,14 +12,14 @@ cudaError_t normalisers(const Tokens& visual, const Tokens& text, const Similari
   const int64_t text_programs = densities.chunks * std::max<int64_t>(found.text_groups, 1),
                 visual_programs = found.visual_tiles > 0 ? ceil_div(visual.layout.longest, kLogZRows) : 0;
   const int64_t blocks = visual.layout.samples * (text_programs + visual_programs);
-  return run(normaliser_kernel, {blocks, kNormaliserThreads, sizeof(DensityShared), false, 1, true}, stream, visual, text, found, kappa,
+  return run(normaliser_kernel, {blocks, kNormaliserThreads, sizeof(DensityShared)}, stream, visual, text, found, kappa,
              densities, arrivals, arrivals_count, text_programs, visual_programs);
 }
 
 cudaError_t scores(const Layout& visual, const Layout& text, const Similarities& found, const Densities& densities,
                    bool joint, float* scores, cudaStream_t stream) {
   const int64_t programs = ceil_div(visual.longest, kScoreRows);
-  return run(score_kernel, {visual.samples * programs, kScoreThreads, 0, false, 1, true}, stream, visual, text, found, densities, joint,
+  return run(score_kernel, {visual.samples * programs, kScoreThreads, 0}, stream, visual, text, found, densities, joint,
              scores, programs);
 }
 

@@ -213,7 +213,6 @@ __global__ void __launch_bounds__(kNormaliserThreads, 3)
                       const Densities densities, unsigned* const arrivals, const int64_t arrivals_count,
                       const unsigned text_programs, const unsigned visual_programs) {
   MI_PRUNER_SHARED(DensityShared, shared);
-  meet_launches();
   const unsigned program = blockIdx.x % (text_programs + visual_programs),
                  sample = blockIdx.x / (text_programs + visual_programs),
                  chunks = static_cast<unsigned>(densities.chunks);
@@ -287,7 +286,6 @@ __device__ inline void scores_of(const float* cosines, int64_t stride, int token
 __global__ void __launch_bounds__(kScoreThreads)
     score_kernel(const Layout visual, const Layout text, const Similarities found, const Densities densities,
                  const bool joint, float* const scores, const unsigned programs) {
-  meet_launches();
   const unsigned program = blockIdx.x % programs, sample = blockIdx.x / programs;
   const Span rows = span_of(visual, sample), columns = span_of(text, sample);
   rows.for_each_unowned(int64_t{program} * blockDim.x + threadIdx.x, int64_t{programs} * blockDim.x,

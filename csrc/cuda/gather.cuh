@@ -37,7 +37,6 @@ __global__ void __launch_bounds__(kGatherThreads)
     gather_kernel(const Tokens visual, const int64_t dim, const int64_t element, const Picks picks,
                   unsigned char* const tokens, int64_t* const sorted_indices, float* const sorted_gains,
                   const unsigned programs) {
-  meet_launches();
   const unsigned program = blockIdx.x % programs, sample = blockIdx.x / programs;
   const Span span = span_of(visual.layout, sample), slots = span_of(picks.slots, sample);
   const auto write = [&](int64_t slot, int64_t index, float gain) {

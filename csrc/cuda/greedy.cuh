@@ -58,7 +58,6 @@ __global__ void __launch_bounds__(kGreedyThreads)
     greedy_kernel(const Layout visual, const float* const scores, const Similarities found, const Densities densities,
                   const Selection selection, const Picks picks) {
   MI_PRUNER_SHARED(GreedyShared, shared);
-  meet_launches();
   const int64_t sample = blockIdx.x;
   const Span span = span_of(visual, sample), slots = span_of(picks.slots, sample);
   const int64_t most = limit_of(picks, sample, slots); // of 64 bits, as a budget is

@@ -18,6 +18,13 @@ enum class Redundancy { kMean, kChain, kMax };
 // 32 x 32 of them in either.
 constexpr int kTileRows = 128, kSmallTileRows = 64, kTileColumns = 64, kPatch = 32;
 
+// Of the tiles of visual columns those that reach above the diagonal of the Gram matrix, and beyond, are what others
+// leave transposed: how many tiles lie side by side in one row of tiles of `rows` tokens.
+constexpr int64_t tiles_across(int64_t text_tiles, int64_t visual_tiles, int64_t row_tile, int rows) {
+  const int64_t below = (row_tile + 1) * (rows / kTileColumns);
+  return text_tiles + (below < visual_tiles ? below : visual_tiles);
+}
+
 // Bytes of shared memory that a block may have on every GPU this is built for: compute capability 8.6, 8.9 and 12 have
 // the least.
 constexpr int kMostShared = 99 * 1024;

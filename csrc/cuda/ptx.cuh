@@ -155,15 +155,6 @@ template <typename T> __device__ __forceinline__ T load_whole(const T* global) {
 
 __device__ __forceinline__ void wait_a_moment() { __nanosleep(20); }
 
-// For every thread of a kernel whose launch `follows` another (run.cuh), before it touches memory: the launch before has
-// ended and what it wrote is seen. The next launch may begin, and then wait at this place.
-__device__ __forceinline__ void meet_launches() {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-
 // Bytes that other blocks of a cluster send to the shared memory of this one: an mbarrier.
 struct Arrivals {
   uint64_t state;
@@ -207,6 +198,20 @@ __device__ __forceinline__ void send_async(T* shared, const T& value, Arrivals* 
                : "memory");
 }
 
+// What block `rank` of the cluster has at this place of its shared memory, written before the cluster's last barrier.
+template <typename T> __device__ __forceinline__ T load_from(const T* shared, unsigned rank) {
+  static_assert(sizeof(T) == 16 && alignof(T) == 16);
+  unsigned from, words[4];
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(from) : "r"(shared_address(shared)), "r"(rank));
+  asm volatile("ld.shared::cluster.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+               : "r"(from)
+               : "memory");
+  T value;
+  memcpy(&value, words, sizeof value);
+  return value;
+}
+
 // Until phase number `phase` (from 0) is over; what has arrived is then seen.
 __device__ __forceinline__ void wait_for_arrivals(Arrivals* arrivals, unsigned phase) {
   unsigned over;
@@ -227,6 +232,7 @@ __device__ __forceinline__ void cluster_barrier() {}
 __device__ __forceinline__ void start_arrivals(Arrivals*) {}
 __device__ __forceinline__ void expect_arrivals(Arrivals*, unsigned) {}
 template <typename T> __device__ __forceinline__ void send_async(T*, const T&, Arrivals*, unsigned) {}
+template <typename T> __device__ __forceinline__ T load_from(const T* shared, unsigned) { return *shared; }
 __device__ __forceinline__ void wait_for_arrivals(Arrivals*, unsigned) {}
 #endif
 

@@ -228,18 +228,17 @@ private:
       const int64_t first = at * kTileColumns, left = span.count - first;
       TileSource<T> source(
           features, [&](int r) { return shared.chosen[r]; }, features,
-          [&](int c) { return first + c < span.count ? first + c : -1; }, shared.tile);
+          [&](int c) { return first + c < span.count ? first + c : -1; }, 0, shared.tile);
+      const TilePlace place{first, span.count, [&](int row) {
+                              return shared.chosen[row] < 0 ? nullptr : memory.rows + (places + row) * memory.row_stride;
+                            }};
       TileFragment tile;
-      cosine_tile(source, dim, left < kTileColumns ? static_cast<int>(left) : kTileColumns, shared.tile, tile);
-      store_column_weights(visual.prior, span.begin, first, span.count, shared.tile);
+      cosine_tile(source, dim, left < kTileColumns ? static_cast<int>(left) : kTileColumns, place, shared.tile, tile);
+      store_weights(visual.prior, span.begin, first, span.count, shared.tile.column_norm, shared.tile.column_weight);
+      __syncthreads();
       take_log_kernels(tile, selection.kappa);
-#pragma unroll
-      for (int r = 0; r < kOwnRows; ++r) {
-        const int row = fragment_row<kTileRows>(r);
-        if (shared.chosen[row] >= 0)
-          store_row<kTileRows>(tile, r, memory.rows + (places + row) * memory.row_stride, first, span.count);
-      }
-      for_each_part(tile, shared.tile, [&](int row, const LogSum& part) {
+      place.template store<kTileRows>(tile);
+      for_each_part(tile, shared.tile.column_weight, shared.tile, [&](int row, const LogSum& part) {
         if (shared.chosen[row] >= 0) memory.parts[(places + row) * memory.tiles + at] = part;
       });
     }

@@ -18,7 +18,6 @@ struct Shape {
   size_t shared;            // bytes
   bool cooperative = false; // all blocks are resident at a time
   unsigned cluster = 1;     // neighbouring blocks that run side by side and see each other's shared memory
-  bool follows = false;     // may begin before the launch before has ended: its kernel calls `meet_launches`
 };
 
 #ifdef MI_PRUNER_CUDA_HOST
@@ -31,8 +30,7 @@ class Launch {
 public:
   cudaLaunchConfig_t config{};
 
-  // `overlaps`: the device lets launches that follow others begin early.
-  Launch(const Shape& shape, cudaStream_t stream, bool overlaps) {
+  Launch(const Shape& shape, cudaStream_t stream) {
     config.gridDim = dim3(static_cast<unsigned>(shape.blocks));
     config.blockDim = dim3(shape.threads);
     config.dynamicSmemBytes = shape.shared;
@@ -44,8 +42,6 @@ public:
       dimension.x = shape.cluster;
       dimension.y = dimension.z = 1;
     }
-    if (shape.follows && overlaps)
-      add(cudaLaunchAttributeProgrammaticStreamSerialization).programmaticStreamSerializationAllowed = 1;
   }
   Launch(const Launch&) = delete; // it points to itself
   Launch& operator=(const Launch&) = delete;
@@ -57,7 +53,7 @@ private:
     return attribute.val;
   }
 
-  cudaLaunchAttribute attributes_[3]{};
+  cudaLaunchAttribute attributes_[2]{};
 };
 
 // Clusters of such a launch that the current device runs at a time: none where it has no clusters.
@@ -68,7 +64,7 @@ cudaError_t resident_clusters(void (*kernel)(Parameters...), const Shape& shape,
   cudaError_t error = cudaGetDevice(&device);
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(&supported, cudaDevAttrClusterLaunch, device);
   if (error != cudaSuccess || supported == 0) return error;
-  const Launch launch(shape, nullptr, false);
+  const Launch launch(shape, nullptr);
   return cudaOccupancyMaxActiveClusters(&clusters, kernel, &launch.config);
 }
 #endif
@@ -87,11 +83,7 @@ cudaError_t run(void (*kernel)(Parameters...), const Shape& shape, cudaStream_t 
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shape.shared));
     if (error != cudaSuccess) return error;
   }
-  int device = 0, capability = 0;
-  cudaError_t error = cudaGetDevice(&device);
-  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&capability, cudaDevAttrComputeCapabilityMajor, device);
-  if (error != cudaSuccess) return error;
-  const Launch launch(shape, stream, capability >= 9);
+  const Launch launch(shape, stream);
   return cudaLaunchKernelEx(&launch.config, kernel, static_cast<Parameters>(arguments)...);
 #endif
 }

@@ -10,7 +10,7 @@ cudaError_t greedy_on_gram(const Layout& visual, const float* scores, const Simi
                            cudaStream_t stream) {
   const unsigned threads = static_cast<unsigned>(ceil_div(visual.longest, 32 * kQuad)) * 32;
   const auto launch = [&](auto kernel) {
-    return run(kernel, {visual.samples, threads, sizeof(GreedyShared), false, 1, true}, stream, visual, scores, found, densities,
+    return run(kernel, {visual.samples, threads, sizeof(GreedyShared)}, stream, visual, scores, found, densities,
                selection, picks);
   };
   switch (selection.redundancy) {
@@ -26,14 +26,14 @@ cudaError_t greedy_on_gram(const Layout& visual, const float* scores, const Simi
 cudaError_t top_k(const Layout& visual, const float* scores, const float* log_prior, const Picks& picks,
                   cudaStream_t stream) {
   const int64_t programs = ceil_div(visual.longest, kTopKThreads);
-  return run(top_k_kernel, {visual.samples * programs, kTopKThreads, sizeof(TopKShared), false, 1, true}, stream, visual, scores,
+  return run(top_k_kernel, {visual.samples * programs, kTopKThreads, sizeof(TopKShared)}, stream, visual, scores,
              log_prior, picks, programs);
 }
 
 cudaError_t gather(const Tokens& visual, int64_t dim, int64_t element, const Picks& picks, void* tokens,
                    int64_t* sorted_indices, float* sorted_gains, cudaStream_t stream) {
   const int64_t programs = picks.slots.longest > 0 ? picks.slots.longest : 1; // slots that no sample owns remain
-  return run(gather_kernel, {picks.slots.samples * programs, kGatherThreads, 0, false, 1, true}, stream, visual, dim, element, picks,
+  return run(gather_kernel, {picks.slots.samples * programs, kGatherThreads, 0}, stream, visual, dim, element, picks,
              static_cast<unsigned char*>(tokens), sorted_indices, sorted_gains, programs);
 }
 

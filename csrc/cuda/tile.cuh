@@ -30,6 +30,7 @@ constexpr int kTileThreads = tile_threads(kTileRows);
 constexpr int kStageRow = 128; // bytes of a token in a stage
 constexpr int kPieces = kStageRow / 16;
 constexpr int kParts = kPieces / 2; // of a stage: 16 halves
+constexpr int kPartStages = 16;     // a part of a sum over D
 
 template <int kRows = kTileRows> struct TileShared {
   // 128 rows: two in flight while one is multiplied, and two blocks of 77 KB fit in the 228 KB of an H100. 64 rows have
@@ -37,8 +38,8 @@ template <int kRows = kTileRows> struct TileShared {
   static constexpr int kStages = kRows == kTileRows ? 3 : 5;
   alignas(128) unsigned char stages[kStages][(kRows + kTileColumns) * kStageRow];
   const void* token[kRows + kTileColumns]; // see TileSource
-  float row_norm[kRows], column_norm[kTileColumns];
-  float column_weight[kTileColumns]; // log weights of the columns, for the users of a tile
+  float row_norm[kRows], column_norm[kTileColumns];       // of parts of the sum: squares
+  float row_weight[kRows], column_weight[kTileColumns]; // log weights, for the users of a tile
   LogSum parts[kAcross][kRows];      // of the rows, over the columns of a warp
 };
 
@@ -86,10 +87,10 @@ template <typename T, int kRows = kTileRows> struct TileSource {
   unsigned present = 0; // a bit each
   bool aligned;
 
-  // row_token(r), column_token(c): a token's number, -1 for none.
+  // row_token(r), column_token(c): a token's number, -1 for none. Stages from `first_stage` on.
   template <typename RowToken, typename ColumnToken>
   __device__ TileSource(const Rows<T>& rows, const RowToken& row_token, const Rows<T>& columns,
-                        const ColumnToken& column_token, TileShared<kRows>& shared)
+                        const ColumnToken& column_token, int first_stage, TileShared<kRows>& shared)
       : token(reinterpret_cast<const T* const*>(shared.token)), aligned(rows.aligned && columns.aligned) {
     for (int r = threadIdx.x; r < kRows + kTileColumns; r += blockDim.x) {
       const bool row = r < kRows;
@@ -110,7 +111,7 @@ template <typename T, int kRows = kTileRows> struct TileSource {
         present |= 1u << k;
       }
       if (first == nullptr) first = rows.base;
-      first += threadIdx.x % kPieces * kElements;
+      first += threadIdx.x % kPieces * kElements + int64_t{first_stage} * kDepth;
     };
     start(0, kRowCopies, row);
     start(kRowCopies, kCopies, column);
@@ -152,27 +153,41 @@ template <typename T, int kRows = kTileRows> struct TileSource {
 // A thread's squares of the stages so far, or of one. The warps share the tokens among them, 8 at a time: the rows and
 // columns that a warp takes first. Of halves, a square is in the lane that holds it in the diagonal of a product with
 // itself; of floats, each lane of four has a quarter of the sum.
-template <int kRows> struct TileSquares {
+template <int kRows> struct alignas(16) TileSquares {
   static constexpr int kDown = kRows / kPatch; // warps one above another
   static constexpr int kColumns = kPatch / 8 / kDown;
   float row[2] = {}, column[kColumns] = {};
+
+  __device__ void operator+=(const TileSquares& other) {
+    for (int half = 0; half < 2; ++half)
+      row[half] += other.row[half];
+    for (int k = 0; k < kColumns; ++k)
+      column[k] += other.column[k];
+  }
 
   static __device__ int own_row(int half) { return fragment_row<kRows>(half); }
   static __device__ int own_column(int k) {
     return patch_column<kRows>() + 8 * (patch_down<kRows>() + k * kDown) + threadIdx.x % 32 / 4;
   }
 
-  // The norms to shared memory, before the block's next barrier.
-  template <bool kDiagonal> __device__ void finish(TileShared<kRows>& shared) const {
+  // After the last stage of a part.
+  template <bool kDiagonal> __device__ void finish() {
+    if constexpr (!kDiagonal) {
+      for (float& square : row)
+        square = warp_reduce<Sum, 4>(square);
+      for (float& square : column)
+        square = warp_reduce<Sum, 4>(square);
+    }
+  }
+
+  // f(square, place of the token's norm in shared memory), by the lane that has it; finished ones.
+  template <bool kDiagonal, typename F> __device__ void for_each(TileShared<kRows>& shared, const F& f) const {
     const unsigned lane = threadIdx.x % 32, holder = kDiagonal ? lane / 8 : 0;
-    const auto finish = [&](float square, float& norm) {
-      if (!kDiagonal) square = warp_reduce<Sum, 4>(square);
-      if (lane % 4 == holder) norm = norm_of(square);
-    };
+    if (lane % 4 != holder) return;
     for (int half = 0; half < 2; ++half)
-      finish(row[half], shared.row_norm[own_row(half)]);
+      f(row[half], shared.row_norm[own_row(half)]);
     for (int k = 0; k < kColumns; ++k)
-      finish(column[k], shared.column_norm[own_column(k)]);
+      f(column[k], shared.column_norm[own_column(k)]);
   }
 };
 
@@ -304,32 +319,40 @@ __device__ void add_stage(unsigned char* stage, const MatrixPlaces<kRows>&, Tile
     for (int k = 0; k < square.kColumns; ++k)
       add(square.column[k], kRows + square.own_column(k), piece);
   }
-  for (int half = 0; half < 2; ++half)
-    squares.row[half] += square.row[half];
-  for (int k = 0; k < square.kColumns; ++k)
-    squares.column[k] += square.column[k];
+  squares += square;
   if constexpr (kAny) multiply_columns<kRows>(stage, product);
 }
 
-// The stages of a tile, kAhead of them on their way while one is multiplied. `any`: as kAny of add_stage.
-template <typename T, int kRows>
-__device__ void add_stages(TileSource<T, kRows>& source, int64_t dim, bool any, TileShared<kRows>& shared,
-                           TileFragment& tile, TileSquares<kRows>& squares) {
+// Stages that a tile sums up: numbers [first, last) of those that `dim` features are.
+struct Stages {
+  int first, last;
+
+  static __device__ int of(int64_t dim, int depth) { return static_cast<int>((dim + depth - 1) / depth); }
+};
+
+// The sums of a tile over its stages, kAhead of them on their way while one is multiplied. `any`: as kAny of add_stage.
+// end_part(): after each kPartStages but the last.
+template <typename T, int kRows, typename EndPart>
+__device__ void add_stages(TileSource<T, kRows>& source, int64_t dim, const Stages& stages, bool any,
+                           TileShared<kRows>& shared, TileFragment& tile, TileSquares<kRows>& squares,
+                           const EndPart& end_part) {
   constexpr int kDepth = TileSource<T, kRows>::kDepth, kStages = TileShared<kRows>::kStages, kAhead = kStages - 1;
-  const int steps = static_cast<int>((dim + kDepth - 1) / kDepth),
-            whole = source.aligned ? static_cast<int>(dim / kDepth) : 0;
+  const int whole = !source.aligned                ? 0
+                    : dim / kDepth < stages.last ? static_cast<int>(dim / kDepth)
+                                                   : stages.last;
   const MatrixPlaces<kRows> places;
 #pragma unroll 1
   for (int ahead = 0; ahead < kAhead; ++ahead) {
-    if (ahead < whole)
+    const int step = stages.first + ahead;
+    if (step < whole)
       for (int part = 0; part < kParts; ++part)
         source.copy_part(shared.stages[ahead], part);
-    else if (ahead < steps)
-      source.copy(shared.stages[ahead], int64_t{ahead} * kDepth, dim);
+    else if (step < stages.last)
+      source.copy(shared.stages[ahead], int64_t{step} * kDepth, dim);
     commit_copies();
   }
   int at = 0, free = kAhead;
-  const auto add = [&](const auto& between) {
+  const auto add = [&](int step, const auto& between) {
     wait_for_copies<kAhead - 1>();
     __syncthreads(); // this stage is there for all, and all have read the one that is filled next
     if (any)
@@ -339,28 +362,54 @@ __device__ void add_stages(TileSource<T, kRows>& source, int64_t dim, bool any, 
     commit_copies();
     free = at;
     at = at + 1 == kStages ? 0 : at + 1;
+    if ((step + 1) % kPartStages == 0 && step + 1 < stages.last) end_part();
   };
-  int step = 0;
+  int step = stages.first;
   for (; step + kAhead < whole; ++step)
-    add([&](int part) { source.copy_part(shared.stages[free], part); });
+    add(step, [&](int part) { source.copy_part(shared.stages[free], part); });
 #pragma unroll 1
-  for (; step < steps; ++step)
-    add([&](int part) {
-      if (part == 0 && step + kAhead < steps) source.copy(shared.stages[free], int64_t{step + kAhead} * kDepth, dim);
+  for (; step < stages.last; ++step)
+    add(step, [&](int part) {
+      if (part == 0 && step + kAhead < stages.last)
+        source.copy(shared.stages[free], int64_t{step + kAhead} * kDepth, dim);
     });
+  wait_for_copies<0>();
 }
 
-// The tile of the tokens that `source` names; the columns from `used` on hold none. Leaves the norms in shared memory,
-// for all threads.
-template <typename T, int kRows>
-__device__ void cosine_tile(TileSource<T, kRows>& source, int64_t dim, int used, TileShared<kRows>& shared,
-                            TileFragment& tile) {
-  tile = {};
-  TileSquares<kRows> squares;
-  add_stages(source, dim, patch_column<kRows>() < used, shared, tile, squares);
-  wait_for_copies<0>();
-  squares.template finish<sizeof(T) == 2>(shared);
-  __syncthreads(); // and the stages are free for the next tile
+// A tile's place in a matrix whose rows are `stride` floats apart, a multiple of 4: where what belongs to two tokens is
+// kept, and before that a part of its sum. `first`: of the columns; `count`: of the matrix's. Columns up to the next
+// multiple of 4 get something, too, since rows are read four at a time. row(r): that of the tile's row r, null where
+// there is no token.
+template <typename Row> struct TilePlace {
+  int64_t first, count;
+  Row row;
+
+  // f(two elements of the fragment, their place)
+  template <int kRows, typename Fragment, typename F> __device__ void for_each_pair(Fragment& tile, const F& f) const {
+#pragma unroll
+    for (int r = 0; r < kOwnRows; ++r) {
+      float* const to = row(fragment_row<kRows>(r));
+      if (to == nullptr) continue;
+#pragma unroll
+      for (int c = 0; c < kOwnColumns; c += 2) {
+        const int64_t column = first + fragment_column<kRows>(c);
+        if (column < (count + 3) / 4 * 4) f(tile.at(r, c), tile.at(r, c + 1), *reinterpret_cast<float2*>(to + column));
+      }
+    }
+  }
+
+  template <int kRows> __device__ void store(const TileFragment& tile) const {
+    for_each_pair<kRows>(tile, [](float a, float b, float2& place) { place = {a, b}; });
+  }
+
+  template <int kRows> __device__ void add_to(TileFragment& tile) const { // what is there, first
+    for_each_pair<kRows>(tile, [](float& a, float& b, const float2& place) { a = place.x + a, b = place.y + b; });
+  }
+};
+template <typename Row> TilePlace(int64_t, int64_t, Row) -> TilePlace<Row>;
+
+// The tile's cosines from its sums; the norms, in shared memory, are seen by all threads.
+template <int kRows> __device__ void divide_by_norms(TileFragment& tile, const TileShared<kRows>& shared) {
 #pragma unroll
   for (int r = 0; r < kOwnRows; ++r)
 #pragma unroll
@@ -370,16 +419,87 @@ __device__ void cosine_tile(TileSource<T, kRows>& source, int64_t dim, int used,
     }
 }
 
-// The log weights of a tile's columns, tokens `first` and following of a sample of `count`, to shared memory.
-template <int kRows>
-__device__ void store_column_weights(const float* prior, int64_t begin, int64_t first, int64_t count,
-                                     TileShared<kRows>& shared) {
-  if (threadIdx.x < kTileColumns) {
-    const int64_t column = first + threadIdx.x;
-    shared.column_weight[threadIdx.x] =
-        column < count ? log_weight(prior, begin + column, shared.column_norm[threadIdx.x]) : -MI_PRUNER_INFINITY;
+// The tile of the tokens that `source` names, from its first stage to its last; the columns from `used` on hold none.
+// Leaves the norms in shared memory, for all threads. Parts of the sum wait in `place`.
+template <typename T, int kRows, typename Place>
+__device__ void cosine_tile(TileSource<T, kRows>& source, int64_t dim, int used, const Place& place,
+                            TileShared<kRows>& shared, TileFragment& tile) {
+  constexpr bool kDiagonal = sizeof(T) == 2;
+  tile = {};
+  TileSquares<kRows> squares;
+  bool parts = false;
+  const auto put_aside = [&] {
+    if (parts) place.template add_to<kRows>(tile);
+    place.template store<kRows>(tile);
+    squares.template finish<kDiagonal>();
+    squares.template for_each<kDiagonal>(shared, [&](float square, float& sum) { sum = parts ? sum + square : square; });
+    tile = {};
+    squares = {};
+    parts = true;
+  };
+  add_stages(source, dim, {0, Stages::of(dim, source.kDepth)}, patch_column<kRows>() < used, shared, tile, squares,
+             put_aside);
+  if (parts) place.template add_to<kRows>(tile);
+  squares.template finish<kDiagonal>();
+  squares.template for_each<kDiagonal>(
+      shared, [&](float square, float& norm) { norm = norm_of(parts ? norm + square : square); });
+  __syncthreads(); // and the stages are free for the next tile
+  divide_by_norms(tile, shared);
+}
+
+// The same by a cluster whose blocks have a part of the sum each: true for the first block, which gets the tile; nothing
+// is left to do for the others.
+template <typename T, int kRows>
+__device__ bool cosine_tile_of_cluster(TileSource<T, kRows>& source, int64_t dim, int used, int rank, int blocks,
+                                       TileShared<kRows>& shared, TileFragment& tile) {
+  constexpr bool kDiagonal = sizeof(T) == 2;
+  constexpr int kThreads = tile_threads(kRows), kOthers = sizeof(TileFragment) / sizeof(float4);
+  using Squares = TileSquares<kRows>;
+  struct Exchange {
+    float4 sums[kOthers][kThreads];
+    Squares squares[kThreads];
+  };
+  static_assert(sizeof(Exchange) <= sizeof(shared.stages));
+  Exchange& exchange = *reinterpret_cast<Exchange*>(shared.stages);
+  tile = {};
+  Squares squares;
+  const int stages = Stages::of(dim, source.kDepth), end = (rank + 1) * kPartStages;
+  add_stages(source, dim, {rank * kPartStages, end < stages ? end : stages}, patch_column<kRows>() < used, shared, tile,
+             squares, [] {});
+  squares.template finish<kDiagonal>();
+  float4 sums[kOthers];
+  memcpy(sums, &tile, sizeof tile);
+  __syncthreads(); // all have read the last stage
+  if (rank > 0) {
+    for (int k = 0; k < kOthers; ++k)
+      exchange.sums[k][threadIdx.x] = sums[k];
+    exchange.squares[threadIdx.x] = squares;
   }
+  cluster_barrier();
+  for (int other = 1; rank == 0 && other < blocks; ++other) {
+#pragma unroll
+    for (int k = 0; k < kOthers; ++k) {
+      const float4 more = load_from(&exchange.sums[k][threadIdx.x], other);
+      sums[k] = {sums[k].x + more.x, sums[k].y + more.y, sums[k].z + more.z, sums[k].w + more.w};
+    }
+    squares += load_from(&exchange.squares[threadIdx.x], other);
+  }
+  cluster_barrier(); // what was read is no longer needed
+  if (rank > 0) return false;
+  memcpy(&tile, sums, sizeof tile);
+  squares.template for_each<kDiagonal>(shared, [](float square, float& norm) { norm = norm_of(square); });
   __syncthreads();
+  divide_by_norms(tile, shared);
+  return true;
+}
+
+// The log weights of tokens [first, first + kCount) of a sample of `count`, to shared memory, by the first kCount threads.
+template <int kCount>
+__device__ void store_weights(const float* prior, int64_t begin, int64_t first, int64_t count,
+                              const float (&norm)[kCount], float (&weight)[kCount]) {
+  if (threadIdx.x >= kCount) return;
+  const int64_t token = first + threadIdx.x;
+  weight[threadIdx.x] = token < count ? log_weight(prior, begin + token, norm[threadIdx.x]) : -MI_PRUNER_INFINITY;
 }
 
 // From cosines to log K.
@@ -392,13 +512,13 @@ __device__ inline void take_log_kernels(TileFragment& tile, float kappa) {
 }
 
 // f(row, part), by a thread each: the part of the row's normaliser that the tile's columns are: max and sum of exp of
-// log weight + log K.
+// log weight + log K. `weights`: of the columns of this warp's rows.
 template <int kRows, typename F>
-__device__ void for_each_part(const TileFragment& tile, TileShared<kRows>& shared, const F& f) {
+__device__ void for_each_part(const TileFragment& tile, const float* weights, TileShared<kRows>& shared, const F& f) {
 #pragma unroll
   for (int r = 0; r < kOwnRows; ++r) {
     const auto exponent = [&](int c) {
-      const float weight = shared.column_weight[fragment_column<kRows>(c)];
+      const float weight = weights[fragment_column<kRows>(c)];
       return weight == -MI_PRUNER_INFINITY ? weight : tile.at(r, c) + weight;
     };
     LogSum part{-MI_PRUNER_INFINITY, 0};
@@ -417,17 +537,6 @@ __device__ void for_each_part(const TileFragment& tile, TileShared<kRows>& share
   const LogSum left = shared.parts[0][row], right = shared.parts[1][row];
   const float top = fmaxf(left.top, right.top), shift = shift_of(top);
   f(row, LogSum{top, left.total * expf(left.top - shift) + right.total * expf(right.top - shift)});
-}
-
-// Row r of the fragment to `to`, a row whose stride is a multiple of 4: what belongs to `count` tokens, and
-// something up to the next multiple, since it is read four at a time.
-template <int kRows>
-__device__ void store_row(const TileFragment& tile, int r, float* to, int64_t first, int64_t count) {
-#pragma unroll
-  for (int c = 0; c < kOwnColumns; c += 2) {
-    const int64_t column = first + fragment_column<kRows>(c);
-    if (column < (count + 3) / 4 * 4) *reinterpret_cast<float2*>(to + column) = {tile.at(r, c), tile.at(r, c + 1)};
-  }
 }
 
 } // namespace mi_pruner::cuda

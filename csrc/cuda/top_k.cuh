@@ -18,7 +18,6 @@ __global__ void __launch_bounds__(kTopKThreads)
     top_k_kernel(const Layout visual, const float* const scores, const float* const log_prior, const Picks picks,
                  const unsigned programs) {
   MI_PRUNER_SHARED(TopKShared, shared);
-  meet_launches();
   const unsigned program = blockIdx.x % programs, sample = blockIdx.x / programs;
   const Span span = span_of(visual, sample), slots = span_of(picks.slots, sample);
   const auto key_at = [&](int64_t i) -> uint64_t {

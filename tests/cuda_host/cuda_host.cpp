@@ -398,7 +398,7 @@ void Grid::enter() { grid->body(); }
 
 cudaError_t run(unsigned blocks, unsigned threads, size_t shared, bool cooperative, unsigned cluster,
                 const std::function<void()>& thread) {
-  if (blocks % cluster != 0 || (cluster > 1 && !cooperative)) return cudaErrorInvalidConfiguration;
+  if (blocks % cluster != 0) return cudaErrorInvalidConfiguration;
   ++mi_pruner_host_launches;
   Grid here(threads, shared, cluster, thread);
   grid = &here;
@@ -406,8 +406,8 @@ cudaError_t run(unsigned blocks, unsigned threads, size_t shared, bool cooperati
   if (cooperative)
     good = here.run(0, blocks);
   else
-    for (unsigned b = 0; b < blocks && good; ++b)
-      good = here.run(b, b + 1);
+    for (unsigned b = 0; b < blocks && good; b += cluster)
+      good = here.run(b, b + cluster);
   races::acquire(&here); // of one block after another, too, only the host knows the order
   grid = nullptr;
   if (!good) last_error = here.error();
@@ -459,9 +459,10 @@ const char* cudaGetErrorString(cudaError_t error) {
   return error == cudaSuccess ? "no error" : "invalid configuration";
 }
 
-cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
   const char* blocks = std::getenv("MI_PRUNER_HOST_BLOCKS");
-  *value = blocks == nullptr ? 5 : std::atoi(blocks);
+  const int processors = blocks == nullptr ? 5 : std::atoi(blocks);
+  *value = attribute == cudaDevAttrClusterLaunch ? mi_pruner::cuda::host::resident_clusters() : processors;
   return cudaSuccess;
 }
 

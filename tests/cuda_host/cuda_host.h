@@ -1,7 +1,7 @@
 // The CUDA kernels as plain C++ on the CPU: one fiber for each CUDA thread.
 //
 // A fiber runs until it has to wait for others: at a barrier, a warp collective, a spin on memory. Which goes on next
-// is first come, first served, or random by seed. Blocks run one after another, those of a cooperative launch together.
+// is first come, first served, or random by seed. Blocks (or clusters of them) run one after another, those of a cooperative launch together.
 // What is checked on the way: threads of a block (of a warp, of a cluster) that wait at different places of the source,
 // that end while others wait, or that wait for ever; fresh shared memory holds NaN. A missing barrier shows as a wrong
 // result under some seed, a write out of bounds under the address sanitizer: shared memory is an allocation of its
@@ -25,7 +25,7 @@
 
 using cudaStream_t = void*;
 enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidConfiguration = 9, cudaErrorLaunchFailure = 719 };
-enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount = 16 };
+enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount = 16, cudaDevAttrClusterLaunch = 120 };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
 
 const char* cudaGetErrorString(cudaError_t error);
@@ -36,7 +36,7 @@ inline cudaError_t cudaGetDevice(int* device) {
   return cudaSuccess;
 }
 
-// MI_PRUNER_HOST_BLOCKS: multiprocessors, 5 by default.
+// MI_PRUNER_HOST_BLOCKS: multiprocessors, 5 by default; MI_PRUNER_HOST_CLUSTERS: see resident_clusters.
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device);
 
 template <typename F> cudaError_t cudaFuncSetAttribute(F*, cudaFuncAttribute, int) { return cudaSuccess; }
@@ -65,7 +65,7 @@ namespace mi_pruner::cuda::host {
 using Where = std::source_location;
 
 // Runs `thread` in every thread of every block. MI_PRUNER_HOST_SEED: of the order, 0 by default: as they come.
-// Every `cluster` neighbouring blocks are a cluster, in a cooperative launch.
+// Every `cluster` neighbouring blocks are a cluster.
 cudaError_t run(unsigned blocks, unsigned threads, size_t shared, bool cooperative, unsigned cluster,
                 const std::function<void()>& thread);
 
@@ -209,7 +209,6 @@ template <typename T> T load_whole(const T* global) {
 }
 inline unsigned load_acquire(const unsigned* global) { return __atomic_load_n(global, __ATOMIC_ACQUIRE); }
 inline void wait_a_moment() { host::wait_a_moment(); }
-inline void meet_launches() {}
 
 constexpr bool kHasClusters = true;
 inline void cluster_barrier(const host::Where where = host::Where::current()) { host::cluster_barrier(where); }
@@ -221,6 +220,9 @@ struct Arrivals {
   int64_t missing; // bytes of it
   void count(int64_t bytes);
 };
+template <typename T> T load_from(const T* shared, unsigned rank) {
+  return *static_cast<const T*>(host::in_block(const_cast<T*>(shared), rank));
+}
 void start_arrivals(Arrivals* arrivals);
 void expect_arrivals(Arrivals* arrivals, unsigned bytes);
 void wait_for_arrivals(const Arrivals* arrivals, unsigned phase);
