@@ -37,6 +37,13 @@ template <typename T> __device__ __forceinline__ void keep(T& value) {
   asm volatile("" : "+r"(value));
 }
 
+// 0, of which the compiler does not know: an array that it indexes lies in memory.
+__device__ __forceinline__ int unknown_zero() {
+  int zero;
+  asm volatile("mov.u32 %0, 0;" : "=r"(zero));
+  return zero;
+}
+
 // An address in shared memory to reckon with.
 using SharedAddress = unsigned;
 __device__ __forceinline__ SharedAddress shared_address(const void* shared) {

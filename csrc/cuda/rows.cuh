@@ -229,18 +229,19 @@ private:
       TileSource<T> source(
           features, [&](int r) { return shared.chosen[r]; }, features,
           [&](int c) { return first + c < span.count ? first + c : -1; }, 0, shared.tile);
-      const TilePlace place{first, span.count, [&](int row) {
-                              return shared.chosen[row] < 0 ? nullptr : memory.rows + (places + row) * memory.row_stride;
-                            }};
-      TileFragment tile;
-      cosine_tile(source, dim, left < kTileColumns ? static_cast<int>(left) : kTileColumns, place, shared.tile, tile);
+      multiply_tile(source, dim, left < kTileColumns ? static_cast<int>(left) : kTileColumns, shared.tile);
       store_weights(visual.prior, span.begin, first, span.count, shared.tile.column_norm, shared.tile.column_weight);
-      __syncthreads();
-      take_log_kernels(tile, selection.kappa);
-      place.template store<kTileRows>(tile);
-      for_each_part(tile, shared.tile.column_weight, shared.tile, [&](int row, const LogSum& part) {
-        if (shared.chosen[row] >= 0) memory.parts[(places + row) * memory.tiles + at] = part;
+      take_cosines(shared.tile, [&](float cosine) { return log_kernel(cosine, selection.kappa); });
+      for_each_row<kTileRows>([&](int row) {
+        float x[kLaneColumns];
+        for (int k = 0; k < kLaneColumns; ++k)
+          x[k] = shared.tile.row(row)[lane_column(k)];
+        const LogSum part = part_of(x, shared.tile.column_weight);
+        if (shared.chosen[row] < 0) return;
+        store_row(x, memory.rows + (places + row) * memory.row_stride, first, span.count);
+        if (threadIdx.x % kRowLanes == 0) memory.parts[(places + row) * memory.tiles + at] = part;
       });
+      __syncthreads(); // before the next tile's stages
     }
     barrier.wait();
     for (int64_t row = member * (kTileThreads / 32) + threadIdx.x / 32; row < kTileRows;

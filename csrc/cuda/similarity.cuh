@@ -48,28 +48,23 @@ template <int kRows> struct SimilarityTile {
   __device__ bool below_diagonal() const { return first_column() + kTileColumns <= first_row(); }
 };
 
-// Number, mean and squared deviations of the valid pairs of this warp.
-template <int kRows>
-__device__ void store_moments(const TileFragment& tile, const bool (&valid_row)[kOwnRows],
-                              const TileShared<kRows>& shared, float* moments) {
-  // The sum of f(cosine) over the thread's valid pairs.
+// Number, mean and squared deviations of the valid pairs of this warp's 32 x 32, a column a lane.
+template <int kRows> __device__ void store_moments(TileShared<kRows>& shared, float* moments) {
+  const int lane = threadIdx.x % 32, column = patch_column<kRows>() + lane;
+  const auto valid = [](float weight) { return weight > -MI_PRUNER_INFINITY; };
+  const unsigned rows = __ballot_sync(kFullWarp, valid(shared.row_weight[patch_row<kRows>() + lane])),
+                 columns = __ballot_sync(kFullWarp, valid(shared.column_weight[column]));
   const auto sum = [&](const auto& f) {
-    return sum_of_groups([&](int n) {
-      float sum = 0;
-#pragma unroll
-      for (int c = 2 * n; c < 2 * n + 2; ++c) {
-        const bool valid = shared.column_weight[fragment_column<kRows>(c)] > -MI_PRUNER_INFINITY;
-#pragma unroll
-        for (int r = 0; r < kOwnRows; ++r)
-          if (valid && valid_row[r]) sum += f(tile.at(r, c));
-      }
-      return sum;
-    });
+    float sum = 0;
+#pragma unroll 4
+    for (int r = 0; r < kPatch; ++r)
+      if (rows >> r & 1) sum += f(shared.row(patch_row<kRows>() + r)[column]);
+    return warp_reduce<Sum>(columns >> lane & 1 ? sum : 0.0f);
   };
-  const float number = warp_reduce<Sum>(sum([](float) { return 1.0f; })),
-              mean = warp_reduce<Sum>(sum([](float cosine) { return cosine; })) / fmaxf(number, 1),
-              squares = warp_reduce<Sum>(sum([&](float cosine) { return (cosine - mean) * (cosine - mean); }));
-  if (threadIdx.x % 32 > 0) return;
+  const float number = static_cast<float>(__popc(rows) * __popc(columns)),
+              mean = sum([](float cosine) { return cosine; }) / fmaxf(number, 1),
+              squares = sum([&](float cosine) { return (cosine - mean) * (cosine - mean); });
+  if (lane > 0) return;
   moments[0] = number;
   moments[1] = mean;
   moments[2] = squares;
@@ -88,82 +83,52 @@ __device__ void store_rows(const Similarities& found, const SimilarityTile<kRows
 }
 
 template <int kRows>
-__device__ void finish_text(const TileFragment& tile, const Similarities& found, const SimilarityTile<kRows>& at,
-                            const Span& rows, const Span& columns, const TileShared<kRows>& shared) {
+__device__ void finish_text(const Similarities& found, const SimilarityTile<kRows>& at, const Span& rows,
+                            const Span& columns, TileShared<kRows>& shared) {
   if (at.first_row() == 0 && threadIdx.x < kTileColumns && at.first_column() + threadIdx.x < columns.count) {
     const int64_t column = at.first_column() + threadIdx.x;
     found.text_norm[columns.begin + column] = shared.column_norm[threadIdx.x];
     if (column % kTextGroup == 0) found.arrivals[at.sample * found.text_groups + column / kTextGroup] = 0;
   }
-  bool valid[kOwnRows];
-#pragma unroll
-  for (int r = 0; r < kOwnRows; ++r)
-    valid[r] = shared.row_weight[fragment_row<kRows>(r)] > -MI_PRUNER_INFINITY;
-  const TilePlace place{at.first_column(), columns.count, [&](int r) {
-                          const int64_t row = at.first_row() + r;
-                          return row < rows.count ? found.cosines + (rows.begin + row) * found.cosine_stride : nullptr;
-                        }};
-  place.template store<kRows>(tile);
+  take_cosines(shared, [](float cosine) { return cosine; });
+  for_each_row<kRows>([&](int r) {
+    const int64_t row = at.first_row() + r;
+    if (row >= rows.count) return;
+    float x[kLaneColumns];
+    for (int k = 0; k < kLaneColumns; ++k)
+      x[k] = shared.row(r)[lane_column(k)];
+    store_row(x, found.cosines + (rows.begin + row) * found.cosine_stride, at.first_column(), columns.count);
+  });
   const int64_t first_row = at.first_row() + patch_row<kRows>(),
                 first_column = at.first_column() + patch_column<kRows>();
   if (first_row >= rows.count || first_column >= columns.count) return;
   const int64_t patch = (at.sample * found.row_patches + first_row / kPatch) * found.text_patches;
-  store_moments(tile, valid, shared, found.moments + 3 * (patch + first_column / kPatch));
+  store_moments(shared, found.moments + 3 * (patch + first_column / kPatch));
 }
 
-// log K of the tile's rows with its columns, and their share of the rows' normalisers; `weights`: of the columns of this
-// warp's rows. column_tile(row), token(row): of the columns; of the row, -1 for none.
-template <int kRows, typename Token, typename Tile>
-__device__ void store_gram(const TileFragment& tile, const Similarities& found, const Span& rows, const float* weights,
-                           const Token& token, const Tile& column_tile, TileShared<kRows>& shared) {
-  const auto row_of = [&](int row) { return rows.begin + token(row); };
-  const TilePlace place{column_tile(patch_row<kRows>()) * kTileColumns, rows.count, [&](int row) {
-                          return token(row) < 0 ? nullptr : found.gram + row_of(row) * found.gram_stride;
-                        }};
-  place.template store<kRows>(tile);
-  for_each_part(tile, weights, shared, [&](int row, const LogSum& part) {
-    if (token(row) >= 0) found.parts[row_of(row) * found.visual_tiles + column_tile(row)] = part;
-  });
-}
-
-// The tile the other way round: its 64 columns as rows 0 to 63, with its first 64 rows as columns, and, of 128 rows, as
-// rows 64 to 127, with the others. So a part has the bits that it would have in a tile above the diagonal.
-template <int kRows> __device__ void transpose(TileFragment& tile, TileShared<kRows>& shared) {
-  constexpr int kPitch = kTileColumns + 4; // no two lanes in one bank
-  float(&turned)[kRows][kPitch] = *reinterpret_cast<float(*)[kRows][kPitch]>(shared.stages);
-  static_assert(sizeof turned <= sizeof shared.stages);
-#pragma unroll
-  for (int r = 0; r < kOwnRows; ++r)
-#pragma unroll
-    for (int c = 0; c < kOwnColumns; ++c) {
-      const int row = fragment_row<kRows>(r), half = row / kTileColumns * kTileColumns;
-      turned[half + fragment_column<kRows>(c)][row - half] = tile.at(r, c);
-    }
-  __syncthreads();
-#pragma unroll
-  for (int r = 0; r < kOwnRows; ++r)
-#pragma unroll
-    for (int c = 0; c < kOwnColumns; ++c)
-      tile.at(r, c) = turned[fragment_row<kRows>(r)][fragment_column<kRows>(c)];
-}
-
+// log K and the parts of the normalisers, of the tile and, below the diagonal, of the tile turned: its 64 columns are
+// then rows 0 to 63, with its first 64 rows as columns, and, of 128 rows, rows 64 to 127, with the others. So a part has
+// the bits that it would have in a tile above the diagonal.
 template <int kRows>
-__device__ void finish_gram(TileFragment& tile, float kappa, const Similarities& found,
-                            const SimilarityTile<kRows>& at, const Span& rows, TileShared<kRows>& shared) {
-  const auto inside = [&](int64_t token) { return token < rows.count ? token : -1; };
-  take_log_kernels(tile, kappa);
-  store_gram<kRows>(
-      tile, found, rows, shared.column_weight, [&](int row) { return inside(at.first_row() + row); },
-      [&](int) { return int64_t{at.column_tile()}; }, shared);
-  if (!at.below_diagonal()) return;
-  transpose<kRows>(tile, shared);
-  store_gram<kRows>(
-      tile, found, rows, shared.row_weight + patch_row<kRows>() / kTileColumns * kTileColumns,
-      [&](int row) { // none where the other 64 rows are no tokens
-        const bool any = at.first_row() + row / kTileColumns * kTileColumns < rows.count;
-        return any ? inside(at.first_column() + row % kTileColumns) : -1;
-      },
-      [&](int row) { return at.first_row() / kTileColumns + row / kTileColumns; }, shared);
+__device__ void finish_gram(float kappa, const Similarities& found, const SimilarityTile<kRows>& at, const Span& rows,
+                            TileShared<kRows>& shared) {
+  take_cosines(shared, [&](float cosine) { return log_kernel(cosine, kappa); });
+#pragma unroll 1
+  for (int turned = 0; turned <= (at.below_diagonal() ? 1 : 0); ++turned)
+    for_each_row<kRows>([&](int r) {
+      const int half = r / kTileColumns * kTileColumns;
+      const int64_t row = turned ? at.first_column() + (r - half) : at.first_row() + r,
+                    first = turned ? at.first_row() + half : at.first_column();
+      float x[kLaneColumns];
+#pragma unroll
+      for (int k = 0; k < kLaneColumns; ++k)
+        x[k] = turned ? shared.row(half + lane_column(k))[r - half] : shared.row(r)[lane_column(k)];
+      const LogSum part = part_of(x, turned ? shared.row_weight + half : shared.column_weight);
+      if (row >= rows.count || first >= rows.count) return;
+      store_row(x, found.gram + (rows.begin + row) * found.gram_stride, first, rows.count);
+      if (threadIdx.x % kRowLanes == 0)
+        found.parts[(rows.begin + row) * found.visual_tiles + first / kTileColumns] = part;
+    });
 }
 
 template <int kRows> struct SimilarityShared {
@@ -180,7 +145,6 @@ __global__ void __launch_bounds__(tile_threads(kRows), 2)
     similarity_kernel(const Tokens visual, const Tokens text, const int64_t dim, const float kappa,
                       const Similarities found, const unsigned tiles, const unsigned parts) {
   MI_PRUNER_SHARED(SimilarityShared<kRows>, shared);
-  TileFragment tile;
   {
     const SimilarityTile<kRows> at(found, blockIdx.x / parts, tiles);
     const auto used = [&](const Span& columns) {
@@ -204,15 +168,9 @@ __global__ void __launch_bounds__(tile_threads(kRows), 2)
         [&](int c) { return at.first_column() + c < columns.count ? at.first_column() + c : -1; }, part * kPartStages,
         shared.tile);
     if (kRows == kSmallTileRows && parts > 1) {
-      if (!cosine_tile_of_cluster(source, dim, used(columns), part, static_cast<int>(parts), shared.tile, tile)) return;
+      if (!multiply_in_cluster(source, dim, used(columns), part, static_cast<int>(parts), shared.tile)) return;
     } else {
-      float* const matrix = at.text() ? found.cosines : found.gram;
-      const int64_t stride = at.text() ? found.cosine_stride : found.gram_stride;
-      const TilePlace place{shared.at.first_column(), shared.columns.count, [&](int r) {
-                              const int64_t row = shared.at.first_row() + r;
-                              return row < shared.rows.count ? matrix + (shared.rows.begin + row) * stride : nullptr;
-                            }};
-      cosine_tile(source, dim, used(columns), place, shared.tile, tile);
+      multiply_tile(source, dim, used(columns), shared.tile);
     }
   }
   const SimilarityTile<kRows>& at = shared.at;
@@ -223,9 +181,9 @@ __global__ void __launch_bounds__(tile_threads(kRows), 2)
   __syncthreads();
   if (at.tile == 0) store_rows(found, at, rows, shared.tile);
   if (at.text())
-    finish_text(tile, found, at, rows, columns, shared.tile);
+    finish_text(found, at, rows, columns, shared.tile);
   else
-    finish_gram(tile, kappa, found, at, rows, shared.tile);
+    finish_gram(kappa, found, at, rows, shared.tile);
 }
 
 } // namespace mi_pruner::cuda

@@ -37,10 +37,15 @@ template <int kRows = kTileRows> struct TileShared {
   // a multiprocessor to themselves: four in flight, 64 KB, which L2 brings in about the time that one takes to arrive.
   static constexpr int kStages = kRows == kTileRows ? 3 : 5;
   alignas(128) unsigned char stages[kStages][(kRows + kTileColumns) * kStageRow];
-  const void* token[kRows + kTileColumns]; // see TileSource
-  float row_norm[kRows], column_norm[kTileColumns];       // of parts of the sum: squares
+  const void* token[kRows + kTileColumns];              // see TileSource
+  float row_norm[kRows], column_norm[kTileColumns];     // of parts of the sum: squares
   float row_weight[kRows], column_weight[kTileColumns]; // log weights, for the users of a tile
-  LogSum parts[kAcross][kRows];      // of the rows, over the columns of a warp
+
+  // Where the stages were: the sums, and what is made of them. A pitch that gives the 4 rows that a warp reads, or
+  // writes, at once to different banks.
+  static constexpr int kPitch = kTileColumns + 8;
+  __device__ float* row(int r) { return reinterpret_cast<float*>(stages) + r * kPitch; }
+  static_assert(kRows * kPitch * sizeof(float) <= sizeof stages);
 };
 
 // A warp's part of the tile. Those of the same columns come first, so that they are spread over all four schedulers.
@@ -65,9 +70,6 @@ template <int kRows> __device__ int fragment_row(int r) {
 template <int kRows> __device__ int fragment_column(int c) {
   return patch_column<kRows>() + threadIdx.x % 4 * 2 + 8 * (c / 2 ^ patch_down<kRows>()) + c % 2;
 }
-
-// The sum of f(group) over the four groups of 8 columns, the same whichever a warp takes first.
-template <typename F> __device__ float sum_of_groups(const F& f) { return (f(0) + f(1)) + (f(2) + f(3)); }
 
 __device__ inline int piece_offset(int row, int piece) { return row * kStageRow + (piece ^ (row & 7)) * 16; }
 
@@ -352,7 +354,7 @@ __device__ void add_stages(TileSource<T, kRows>& source, int64_t dim, const Stag
     commit_copies();
   }
   int at = 0, free = kAhead;
-  const auto add = [&](int step, const auto& between) {
+  const auto add = [&](const auto& between) {
     wait_for_copies<kAhead - 1>();
     __syncthreads(); // this stage is there for all, and all have read the one that is filled next
     if (any)
@@ -362,123 +364,115 @@ __device__ void add_stages(TileSource<T, kRows>& source, int64_t dim, const Stag
     commit_copies();
     free = at;
     at = at + 1 == kStages ? 0 : at + 1;
-    if ((step + 1) % kPartStages == 0 && step + 1 < stages.last) end_part();
   };
-  int step = stages.first;
-  for (; step + kAhead < whole; ++step)
-    add(step, [&](int part) { source.copy_part(shared.stages[free], part); });
+  for (int step = stages.first, end; step < stages.last; step = end) {
+    if (step > stages.first) end_part();
+    end = step + kPartStages < stages.last ? step + kPartStages : stages.last;
+    const int filled = whole - kAhead < end ? whole - kAhead : end;
 #pragma unroll 1
-  for (; step < stages.last; ++step)
-    add(step, [&](int part) {
-      if (part == 0 && step + kAhead < stages.last)
-        source.copy(shared.stages[free], int64_t{step + kAhead} * kDepth, dim);
-    });
+    for (int left = filled - step; left > 0; --left)
+      add([&](int part) { source.copy_part(shared.stages[free], part); });
+#pragma unroll 1
+    for (step = step < filled ? filled : step; step < end; ++step)
+      add([&](int part) {
+        if (part == 0 && step + kAhead < stages.last)
+          source.copy(shared.stages[free], int64_t{step + kAhead} * kDepth, dim);
+      });
+  }
   wait_for_copies<0>();
 }
 
-// A tile's place in a matrix whose rows are `stride` floats apart, a multiple of 4: where what belongs to two tokens is
-// kept, and before that a part of its sum. `first`: of the columns; `count`: of the matrix's. Columns up to the next
-// multiple of 4 get something, too, since rows are read four at a time. row(r): that of the tile's row r, null where
-// there is no token.
-template <typename Row> struct TilePlace {
-  int64_t first, count;
-  Row row;
-
-  // f(two elements of the fragment, their place)
-  template <int kRows, typename Fragment, typename F> __device__ void for_each_pair(Fragment& tile, const F& f) const {
+// The sums of a tile to shared memory, and the norms: for all threads.
+template <int kRows, typename T>
+__device__ void store_sums(const TileFragment& tile, const TileSquares<kRows>& squares, bool more, T,
+                           TileShared<kRows>& shared) {
 #pragma unroll
-    for (int r = 0; r < kOwnRows; ++r) {
-      float* const to = row(fragment_row<kRows>(r));
-      if (to == nullptr) continue;
+  for (int r = 0; r < kOwnRows; ++r) {
+    float* const row = shared.row(fragment_row<kRows>(r));
 #pragma unroll
-      for (int c = 0; c < kOwnColumns; c += 2) {
-        const int64_t column = first + fragment_column<kRows>(c);
-        if (column < (count + 3) / 4 * 4) f(tile.at(r, c), tile.at(r, c + 1), *reinterpret_cast<float2*>(to + column));
-      }
-    }
+    for (int c = 0; c < kOwnColumns; c += 2)
+      *reinterpret_cast<float2*>(row + fragment_column<kRows>(c)) = {tile.at(r, c), tile.at(r, c + 1)};
   }
-
-  template <int kRows> __device__ void store(const TileFragment& tile) const {
-    for_each_pair<kRows>(tile, [](float a, float b, float2& place) { place = {a, b}; });
-  }
-
-  template <int kRows> __device__ void add_to(TileFragment& tile) const { // what is there, first
-    for_each_pair<kRows>(tile, [](float& a, float& b, const float2& place) { a = place.x + a, b = place.y + b; });
-  }
-};
-template <typename Row> TilePlace(int64_t, int64_t, Row) -> TilePlace<Row>;
-
-// The tile's cosines from its sums; the norms, in shared memory, are seen by all threads.
-template <int kRows> __device__ void divide_by_norms(TileFragment& tile, const TileShared<kRows>& shared) {
-#pragma unroll
-  for (int r = 0; r < kOwnRows; ++r)
-#pragma unroll
-    for (int c = 0; c < kOwnColumns; ++c) { // divided once: two reciprocals would double the rounding
-      const float norms = shared.row_norm[fragment_row<kRows>(r)] * shared.column_norm[fragment_column<kRows>(c)];
-      tile.at(r, c) = norms > 0 ? tile.at(r, c) / norms : 0.0f; // 0, too, for tokens that are not finite
-    }
+  squares.template for_each<sizeof(T) == 2>(
+      shared, [&](float square, float& norm) { norm = norm_of(more ? norm + square : square); });
+  __syncthreads();
 }
 
-// The tile of the tokens that `source` names, from its first stage to its last; the columns from `used` on hold none.
-// Leaves the norms in shared memory, for all threads. Parts of the sum wait in `place`.
-template <typename T, int kRows, typename Place>
-__device__ void cosine_tile(TileSource<T, kRows>& source, int64_t dim, int used, const Place& place,
-                            TileShared<kRows>& shared, TileFragment& tile) {
+constexpr int kFragmentQuads = sizeof(TileFragment) / sizeof(float4);
+
+// The tile of the tokens that `source` names; the columns from `used` on hold none. Leaves its sums and norms in shared
+// memory.
+template <typename T, int kRows>
+__device__ void multiply_tile(TileSource<T, kRows>& source, int64_t dim, int used, TileShared<kRows>& shared) {
   constexpr bool kDiagonal = sizeof(T) == 2;
-  tile = {};
+  TileFragment tile{};
   TileSquares<kRows> squares;
-  bool parts = false;
-  const auto put_aside = [&] {
-    if (parts) place.template add_to<kRows>(tile);
-    place.template store<kRows>(tile);
+  float4 before[kFragmentQuads]; // the parts so far: in local memory, as registers are short
+  const int zero = unknown_zero();
+  bool more = false;
+  const auto add_before = [&] {
+    float4 sums[kFragmentQuads];
+    memcpy(sums, &tile, sizeof tile);
+#pragma unroll
+    for (int k = 0; k < kFragmentQuads; ++k) {
+      const float4 sum = before[k + zero];
+      sums[k] = {sum.x + sums[k].x, sum.y + sums[k].y, sum.z + sums[k].z, sum.w + sums[k].w};
+    }
+    memcpy(&tile, sums, sizeof tile);
+  };
+  const auto end_part = [&] {
+    if (more) add_before();
+    float4 sums[kFragmentQuads];
+    memcpy(sums, &tile, sizeof tile);
+#pragma unroll
+    for (int k = 0; k < kFragmentQuads; ++k)
+      before[k + zero] = sums[k];
     squares.template finish<kDiagonal>();
-    squares.template for_each<kDiagonal>(shared, [&](float square, float& sum) { sum = parts ? sum + square : square; });
+    squares.template for_each<kDiagonal>(shared, [&](float square, float& sum) { sum = more ? sum + square : square; });
     tile = {};
     squares = {};
-    parts = true;
+    more = true;
   };
   add_stages(source, dim, {0, Stages::of(dim, source.kDepth)}, patch_column<kRows>() < used, shared, tile, squares,
-             put_aside);
-  if (parts) place.template add_to<kRows>(tile);
+             end_part);
+  if (more) add_before();
   squares.template finish<kDiagonal>();
-  squares.template for_each<kDiagonal>(
-      shared, [&](float square, float& norm) { norm = norm_of(parts ? norm + square : square); });
-  __syncthreads(); // and the stages are free for the next tile
-  divide_by_norms(tile, shared);
+  __syncthreads(); // all have read the last stage
+  store_sums(tile, squares, more, T{}, shared);
 }
 
 // The same by a cluster whose blocks have a part of the sum each: true for the first block, which gets the tile; nothing
 // is left to do for the others.
 template <typename T, int kRows>
-__device__ bool cosine_tile_of_cluster(TileSource<T, kRows>& source, int64_t dim, int used, int rank, int blocks,
-                                       TileShared<kRows>& shared, TileFragment& tile) {
-  constexpr bool kDiagonal = sizeof(T) == 2;
-  constexpr int kThreads = tile_threads(kRows), kOthers = sizeof(TileFragment) / sizeof(float4);
+__device__ bool multiply_in_cluster(TileSource<T, kRows>& source, int64_t dim, int used, int rank, int blocks,
+                                    TileShared<kRows>& shared) {
   using Squares = TileSquares<kRows>;
   struct Exchange {
-    float4 sums[kOthers][kThreads];
-    Squares squares[kThreads];
+    float4 sums[kFragmentQuads][tile_threads(kRows)];
+    Squares squares[tile_threads(kRows)];
   };
   static_assert(sizeof(Exchange) <= sizeof(shared.stages));
   Exchange& exchange = *reinterpret_cast<Exchange*>(shared.stages);
-  tile = {};
+  TileFragment tile{};
   Squares squares;
   const int stages = Stages::of(dim, source.kDepth), end = (rank + 1) * kPartStages;
   add_stages(source, dim, {rank * kPartStages, end < stages ? end : stages}, patch_column<kRows>() < used, shared, tile,
              squares, [] {});
-  squares.template finish<kDiagonal>();
-  float4 sums[kOthers];
+  squares.template finish<sizeof(T) == 2>();
+  float4 sums[kFragmentQuads];
   memcpy(sums, &tile, sizeof tile);
   __syncthreads(); // all have read the last stage
   if (rank > 0) {
-    for (int k = 0; k < kOthers; ++k)
+#pragma unroll
+    for (int k = 0; k < kFragmentQuads; ++k)
       exchange.sums[k][threadIdx.x] = sums[k];
     exchange.squares[threadIdx.x] = squares;
   }
   cluster_barrier();
+#pragma unroll 1
   for (int other = 1; rank == 0 && other < blocks; ++other) {
 #pragma unroll
-    for (int k = 0; k < kOthers; ++k) {
+    for (int k = 0; k < kFragmentQuads; ++k) {
       const float4 more = load_from(&exchange.sums[k][threadIdx.x], other);
       sums[k] = {sums[k].x + more.x, sums[k].y + more.y, sums[k].z + more.z, sums[k].w + more.w};
     }
@@ -487,10 +481,60 @@ __device__ bool cosine_tile_of_cluster(TileSource<T, kRows>& source, int64_t dim
   cluster_barrier(); // what was read is no longer needed
   if (rank > 0) return false;
   memcpy(&tile, sums, sizeof tile);
-  squares.template for_each<kDiagonal>(shared, [](float square, float& norm) { norm = norm_of(square); });
-  __syncthreads();
-  divide_by_norms(tile, shared);
+  store_sums(tile, squares, false, T{}, shared);
   return true;
+}
+
+// What follows a product goes over the rows in shared memory, 8 lanes a row: short loops. Code over fragments, unrolled,
+// takes longer to be fetched than to run.
+constexpr int kRowLanes = 8, kLaneColumns = kTileColumns / kRowLanes;
+
+__device__ inline int lane_column(int k) { return threadIdx.x % kRowLanes + kRowLanes * k; }
+
+// f(row), for the lanes of the row; all threads take part as often.
+template <int kRows, typename F> __device__ void for_each_row(const F& f) {
+#pragma unroll 1
+  for (int row = threadIdx.x / kRowLanes; row < kRows; row += tile_threads(kRows) / kRowLanes)
+    f(row);
+}
+
+// map(cosine) in the place of the sums, for all threads.
+template <int kRows, typename Map> __device__ void take_cosines(TileShared<kRows>& shared, const Map& map) {
+  for_each_row<kRows>([&](int r) {
+    float* const row = shared.row(r);
+#pragma unroll
+    for (int k = 0; k < kLaneColumns; ++k) { // divided once: two reciprocals would double the rounding
+      const float norms = shared.row_norm[r] * shared.column_norm[lane_column(k)];
+      row[lane_column(k)] = map(norms > 0 ? row[lane_column(k)] / norms : 0.0f); // 0, too, for tokens not finite
+    }
+  });
+  __syncthreads();
+}
+
+// The lanes' values of a row to `to`, one of `count` entries of which the tile's columns are those from `first` on; up
+// to the next multiple of 4, since rows are read four at a time.
+__device__ inline void store_row(const float (&x)[kLaneColumns], float* to, int64_t first, int64_t count) {
+#pragma unroll
+  for (int k = 0; k < kLaneColumns; ++k)
+    if (first + lane_column(k) < (count + 3) / 4 * 4) to[first + lane_column(k)] = x[k];
+}
+
+// The part of a row's normaliser that the tile's columns are: max and sum of exp of log weight + log K.
+__device__ inline LogSum part_of(const float (&log_kernel)[kLaneColumns], const float* weights) {
+  LogSum part{-MI_PRUNER_INFINITY, 0};
+  float x[kLaneColumns];
+#pragma unroll
+  for (int k = 0; k < kLaneColumns; ++k) {
+    const float weight = weights[lane_column(k)];
+    x[k] = weight == -MI_PRUNER_INFINITY ? weight : log_kernel[k] + weight;
+    part.top = fmaxf(part.top, x[k]);
+  }
+  part.top = warp_reduce<Largest, kRowLanes>(part.top);
+#pragma unroll
+  for (int k = 0; k < kLaneColumns; ++k)
+    part.total += exp_fast(x[k] - shift_of(part.top));
+  part.total = warp_reduce<Sum, kRowLanes>(part.total);
+  return part;
 }
 
 // The log weights of tokens [first, first + kCount) of a sample of `count`, to shared memory, by the first kCount threads.
@@ -500,43 +544,6 @@ __device__ void store_weights(const float* prior, int64_t begin, int64_t first, 
   if (threadIdx.x >= kCount) return;
   const int64_t token = first + threadIdx.x;
   weight[threadIdx.x] = token < count ? log_weight(prior, begin + token, norm[threadIdx.x]) : -MI_PRUNER_INFINITY;
-}
-
-// From cosines to log K.
-__device__ inline void take_log_kernels(TileFragment& tile, float kappa) {
-#pragma unroll
-  for (int r = 0; r < kOwnRows; ++r)
-#pragma unroll
-    for (int c = 0; c < kOwnColumns; ++c)
-      tile.at(r, c) = log_kernel(tile.at(r, c), kappa);
-}
-
-// f(row, part), by a thread each: the part of the row's normaliser that the tile's columns are: max and sum of exp of
-// log weight + log K. `weights`: of the columns of this warp's rows.
-template <int kRows, typename F>
-__device__ void for_each_part(const TileFragment& tile, const float* weights, TileShared<kRows>& shared, const F& f) {
-#pragma unroll
-  for (int r = 0; r < kOwnRows; ++r) {
-    const auto exponent = [&](int c) {
-      const float weight = weights[fragment_column<kRows>(c)];
-      return weight == -MI_PRUNER_INFINITY ? weight : tile.at(r, c) + weight;
-    };
-    LogSum part{-MI_PRUNER_INFINITY, 0};
-#pragma unroll
-    for (int c = 0; c < kOwnColumns; ++c)
-      part.top = fmaxf(part.top, exponent(c));
-    part.top = warp_reduce<Largest, 4>(part.top);
-    const float shift = shift_of(part.top);
-    part.total = warp_reduce<Sum, 4>(
-        sum_of_groups([&](int n) { return exp_fast(exponent(2 * n) - shift) + exp_fast(exponent(2 * n + 1) - shift); }));
-    if (threadIdx.x % 4 == 0) shared.parts[patch_across<kRows>()][fragment_row<kRows>(r)] = part;
-  }
-  __syncthreads();
-  if (threadIdx.x >= kRows) return;
-  const int row = static_cast<int>(threadIdx.x);
-  const LogSum left = shared.parts[0][row], right = shared.parts[1][row];
-  const float top = fmaxf(left.top, right.top), shift = shift_of(top);
-  f(row, LogSum{top, left.total * expf(left.top - shift) + right.total * expf(right.top - shift)});
 }
 
 } // namespace mi_pruner::cuda
