@@ -12,6 +12,7 @@
 // of rows are combined in their order, whichever block ends last.
 #pragma once
 
+#include "cuda/paths.h"
 #include "cuda/weights.cuh"
 
 namespace mi_pruner::cuda {
@@ -21,7 +22,8 @@ constexpr int kNormaliserWarps = kNormaliserThreads / 32;
 constexpr int kRowsApart = kNormaliserThreads / kTextGroup; // a text token's rows are shared among so many threads
 constexpr int kThreadRows = kChunkRows / kRowsApart;           // 32 of a thread
 constexpr int kReadAtOnce = 8;                              // of them
-constexpr int kLogZRows = 4 * kNormaliserWarps;
+constexpr int kWarpLogZRows = 4; // at the same time
+constexpr int kLogZRows = kWarpLogZRows * kNormaliserWarps;
 constexpr int kScoreThreads = 256;
 constexpr int kWarpScores = 4; // at the same time: most of a score is waiting
 constexpr int kScoreRows = kScoreThreads / 32 * kWarpScores;
@@ -99,28 +101,35 @@ struct TextChunk {
 
   __device__ int64_t column(int64_t k) const { return group * kTextGroup + k; }
   __device__ int64_t chunks() const { return (rows.count + kChunkRows - 1) / kChunkRows; }
-  __device__ int64_t row(int k) const { return chunk * kChunkRows + threadIdx.x / kTextGroup + k * kRowsApart; }
+  __device__ unsigned row(int k) const { // the thread's k-th
+    return static_cast<unsigned>(chunk * kChunkRows) + threadIdx.x / kTextGroup + k * kRowsApart;
+  }
 };
 
 // Rows of a thread's column, read together.
 struct RowBatch {
-  float cosine[kReadAtOnce], norm[kReadAtOnce];
+  float cosine[kReadAtOnce], weight[kReadAtOnce];
 
-  // The thread's rows from its `start`-th on. Some are read more than once, so that none has to wait for a decision.
+  // The thread's rows from its `start`-th on; -infinity for none. Some are read more than once, so that none has to wait
+  // for a decision.
   __device__ void load(const Similarities& found, const TextChunk& at, int start) {
-    const int64_t column = at.column(threadIdx.x % kTextGroup);
+    const float* const cosines = found.cosines + at.rows.begin * found.cosine_stride + at.column(threadIdx.x % kTextGroup);
+    const float* const weights = found.visual_weight + at.rows.begin;
+    const unsigned last = static_cast<unsigned>(at.rows.count - 1), first = at.row(start),
+                   stride = static_cast<unsigned>(found.cosine_stride) * unsigned{sizeof(float)};
 #pragma unroll
     for (int k = 0; k < kReadAtOnce; ++k) {
-      const int64_t row = at.row(start + k), token = at.rows.begin + (row < at.rows.count ? row : at.rows.count - 1);
-      cosine[k] = found.cosines[token * found.cosine_stride + column];
-      norm[k] = found.visual_norm[token];
+      const unsigned row = first + k * kRowsApart, read = row < last ? row : last;
+      cosine[k] = *reinterpret_cast<const float*>(at_multiple(cosines, read, stride));
+      weight[k] = weights[read];
+      if (row > last) weight[k] = -MI_PRUNER_INFINITY;
     }
   }
 };
 
 // Of sum_i pi_i K(v_i, t_j) over the chunk's rows, for this thread's column j; `valid`: of a token.
-__device__ inline LogSum text_part(const Tokens& visual, const Similarities& found, const TextChunk& at,
-                                   RowBatch& batch, const Totals& totals, bool valid, DensityShared& shared) {
+__device__ inline LogSum text_part(const Similarities& found, const TextChunk& at, RowBatch& batch,
+                                   const Totals& totals, bool valid, DensityShared& shared) {
   LogSum part{-MI_PRUNER_INFINITY, 0};
 #pragma unroll 1
   for (int start = 0; start < kThreadRows && at.chunk * kChunkRows + start * kRowsApart < at.rows.count;
@@ -129,12 +138,9 @@ __device__ inline LogSum text_part(const Tokens& visual, const Similarities& fou
     float exponent[kReadAtOnce], top = part.top;
 #pragma unroll
     for (int k = 0; k < kReadAtOnce; ++k) {
-      const int64_t row = at.row(start + k);
-      const float weight = valid && row < at.rows.count
-                               ? log_weight(visual.prior, at.rows.begin + row, batch.norm[k])
-                               : -MI_PRUNER_INFINITY;
       const float log_k = log_kernel(batch.cosine[k], totals.kappa);
-      exponent[k] = weight > -MI_PRUNER_INFINITY ? log_k + (weight - totals.visual) : weight;
+      exponent[k] = valid && batch.weight[k] > -MI_PRUNER_INFINITY ? log_k + (batch.weight[k] - totals.visual)
+                                                                    : -MI_PRUNER_INFINITY;
       top = fmaxf(top, exponent[k]);
     }
     part.total *= exp_fast(part.top - shift_of(top));
@@ -156,12 +162,12 @@ __device__ inline bool comes_last(const Similarities& found, const TextChunk& at
   return shared.arrived + 1 == at.chunks();
 }
 
-__device__ inline void normalise_text(const Tokens& visual, const Similarities& found, const Densities& densities,
-                                      const TextChunk& at, RowBatch& batch, const Totals& totals, float own_weight,
+__device__ inline void normalise_text(const Similarities& found, const Densities& densities, const TextChunk& at,
+                                      RowBatch& batch, const Totals& totals, float own_weight,
                                       DensityShared& shared) {
   const int64_t own = at.column(threadIdx.x % kTextGroup);
   const bool valid = own_weight > -MI_PRUNER_INFINITY;
-  const LogSum part = text_part(visual, found, at, batch, totals, valid, shared);
+  const LogSum part = text_part(found, at, batch, totals, valid, shared);
   LogSum* const parts = densities.text_parts + at.columns.begin * densities.chunks;
   if (at.chunks() > 1) {
     if (threadIdx.x < kTextGroup && own < at.columns.count) parts[own * densities.chunks + at.chunk] = part;
@@ -169,7 +175,7 @@ __device__ inline void normalise_text(const Tokens& visual, const Similarities& 
   }
   const int64_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, column = at.column(warp);
   if (warp >= kTextGroup || column >= at.columns.count) return;
-  const float log_z = at.chunks() > 1 ? log_of_parts(parts + column * densities.chunks, at.chunks()) : log_of(part);
+  const float log_z = at.chunks() > 1 ? log_of_parts<1>(parts + column * densities.chunks, at.chunks()) : log_of(part);
   if (lane != warp) return; // the lane whose own column is the warp's
   const int64_t token = at.columns.begin + column;
   densities.text_log_z[token] = valid ? log_z : 0.0f;
@@ -179,37 +185,36 @@ __device__ inline void normalise_text(const Tokens& visual, const Similarities& 
 __device__ inline void normalise_visual(const Similarities& found, const Densities& densities, int64_t program,
                                         const Span& rows, float visual_total) {
   const int64_t tiles = (rows.count + kTileColumns - 1) / kTileColumns,
-                first = program * kLogZRows + threadIdx.x / 32 * (kLogZRows / kNormaliserWarps);
+                first = program * kLogZRows + threadIdx.x / 32 * kWarpLogZRows;
+  if (first >= rows.count) return;
+  const LogSum* parts[kWarpLogZRows];
+  float log_z[kWarpLogZRows];
 #pragma unroll
-  for (int k = 0; k < kLogZRows / kNormaliserWarps; ++k) {
-    if (first + k >= rows.count) return;
-    const int64_t token = rows.begin + first + k;
-    const float log_z = log_of_parts(found.parts + token * found.visual_tiles, tiles);
-    if (threadIdx.x % 32 == 0) densities.visual_log_z[token] = log_z - visual_total;
+  for (int k = 0; k < kWarpLogZRows; ++k) {
+    const int64_t row = first + k < rows.count ? first + k : first; // the first again, where there are no more
+    parts[k] = found.parts + (rows.begin + row) * found.visual_tiles;
   }
+  log_of_parts<kGramTokens / kTileColumns / 32>(parts, tiles, log_z);
+#pragma unroll
+  for (int k = 0; k < kWarpLogZRows; ++k)
+    if (threadIdx.x % 32 == 0 && first + k < rows.count)
+      densities.visual_log_z[rows.begin + first + k] = log_z[k] - visual_total;
 }
 
 // Of the chunk's rows.
-__device__ inline void store_log_prior(const Tokens& visual, const Similarities& found, const Densities& densities,
-                                       const TextChunk& at, float visual_total) {
-  static_assert(kChunkRows == kNormaliserThreads * kReadAtOnce);
-  float norm[kReadAtOnce];
-  const auto row = [&](int k) { return at.chunk * kChunkRows + threadIdx.x + k * kNormaliserThreads; };
-#pragma unroll
-  for (int k = 0; k < kReadAtOnce; ++k)
-    norm[k] = row(k) < at.rows.count ? found.visual_norm[at.rows.begin + row(k)] : 0.0f;
-#pragma unroll
-  for (int k = 0; k < kReadAtOnce; ++k) {
-    if (row(k) >= at.rows.count) return;
-    const int64_t token = at.rows.begin + row(k);
-    const float weight = log_weight(visual.prior, token, norm[k]);
-    densities.log_prior[token] = weight > -MI_PRUNER_INFINITY ? weight - visual_total : weight;
+__device__ inline void store_log_prior(const Similarities& found, const Densities& densities, const TextChunk& at,
+                                       float visual_total) {
+  const int64_t end = (at.chunk + 1) * kChunkRows < at.rows.count ? (at.chunk + 1) * kChunkRows : at.rows.count;
+#pragma unroll 4
+  for (int64_t row = at.chunk * kChunkRows + threadIdx.x; row < end; row += kNormaliserThreads) {
+    const float weight = found.visual_weight[at.rows.begin + row];
+    densities.log_prior[at.rows.begin + row] = weight > -MI_PRUNER_INFINITY ? weight - visual_total : weight;
   }
 }
 
 // Blocks of a sample: text_groups (one at least) for each of `chunks`, then those of the visual-visual normalisers.
 __global__ void __launch_bounds__(kNormaliserThreads, 3)
-    normaliser_kernel(const Tokens visual, const Tokens text, const Similarities found, const float kappa,
+    normaliser_kernel(const Layout visual, const Layout text, const Similarities found, const float kappa,
                       const Densities densities, unsigned* const arrivals, const int64_t arrivals_count,
                       const unsigned text_programs, const unsigned visual_programs) {
   MI_PRUNER_SHARED(DensityShared, shared);
@@ -219,14 +224,14 @@ __global__ void __launch_bounds__(kNormaliserThreads, 3)
   if (blockIdx.x == 0)
     for (int64_t k = threadIdx.x; k < arrivals_count; k += blockDim.x)
       arrivals[k] = 0;
-  const Span rows = span_of(visual.layout, sample);
+  const Span rows = span_of(visual, sample);
   const bool of_text = program < text_programs;
   const int64_t first = of_text ? program % chunks * kChunkRows : int64_t{program - text_programs} * kLogZRows;
   if (first >= rows.count) return;
-  const Span columns = of_text ? span_of(text.layout, sample) : Span{};
+  const Span columns = of_text ? span_of(text, sample) : Span{};
   const auto weight_of = [&](int64_t column) {
     const int64_t token = columns.begin + column;
-    return column < columns.count ? log_weight(text.prior, token, found.text_norm[token]) : -MI_PRUNER_INFINITY;
+    return column < columns.count ? found.text_weight[token] : -MI_PRUNER_INFINITY;
   };
   const TextChunk at{sample, program / chunks, program % chunks, rows, columns};
   const bool any = of_text && at.column(0) < columns.count;
@@ -239,8 +244,8 @@ __global__ void __launch_bounds__(kNormaliserThreads, 3)
     densities.log_total[sample] = totals.visual;
     densities.kappa[sample] = totals.kappa;
   }
-  if (at.group == 0) store_log_prior(visual, found, densities, at, totals.visual);
-  if (any) normalise_text(visual, found, densities, at, batch, totals, own_weight, shared);
+  if (at.group == 0) store_log_prior(found, densities, at, totals.visual);
+  if (any) normalise_text(found, densities, at, batch, totals, own_weight, shared);
 }
 
 // The scores of kWarpScores visual tokens from their rows of cosines, `stride` apart, by a warp; of the first `tokens`
@@ -255,6 +260,7 @@ __device__ inline void scores_of(const float* cosines, int64_t stride, int token
 #pragma unroll
   for (int k = 0; k < kWarpScores; ++k)
     top[k] = -MI_PRUNER_INFINITY;
+#pragma unroll 1
   for (int64_t j = threadIdx.x % 32; j < count; j += 32) {
     if (!(weight[j] > 0)) continue;
 #pragma unroll
@@ -264,6 +270,7 @@ __device__ inline void scores_of(const float* cosines, int64_t stride, int token
 #pragma unroll
   for (int k = 0; k < kWarpScores; ++k)
     top[k] = warp_reduce<Largest>(top[k]);
+#pragma unroll 1
   for (int64_t j = threadIdx.x % 32; j < count; j += 32) {
     if (!(weight[j] > 0)) continue;
 #pragma unroll

@@ -28,11 +28,19 @@ struct Ranked {
   unsigned rank, index;
 };
 
+// Shared memory of a block: no more than the longest sample needs, since what is left of it is L1.
 struct GreedyShared {
   Ranked best[2][kMostWarps]; // of the warps, for odd and even steps: one barrier a step is enough
-  Ranked picks[kGreedyThreads * kQuad];
-  float log_z[kGreedyThreads * kQuad];
-  float scale[kGreedyThreads * kQuad + 1]; // of rho, after so many picks
+  // Then, for `longest` tokens: the picks; log Z; and, for one more, the scale of rho after so many picks.
+  struct Token {
+    Ranked pick;
+    float log_z, scale;
+  };
+
+  static constexpr size_t bytes(int64_t longest) { return sizeof(GreedyShared) + (longest + 1) * sizeof(Token); }
+  __device__ Ranked* picks() { return reinterpret_cast<Ranked*>(this + 1); }
+  __device__ float* log_z(int64_t longest) { return reinterpret_cast<float*>(picks() + longest + 1); }
+  __device__ float* scale(int64_t longest) { return log_z(longest) + longest + 1; }
 };
 
 // The warp's best token, left by the lane that holds it; returns its rank.
@@ -65,11 +73,12 @@ __global__ void __launch_bounds__(kGreedyThreads)
                                                                     : most < count ? static_cast<unsigned>(most)
                                                                                    : count;
   const Selection options{selection.kappa, kMode, selection.weight};
+  float *const log_z_of = shared.log_z(visual.longest), *const scale_after = shared.scale(visual.longest);
   for (unsigned k = threadIdx.x; k < 2 * kMostWarps; k += blockDim.x)
     shared.best[k / kMostWarps][k % kMostWarps] = {};
   for (unsigned k = threadIdx.x; k <= count; k += blockDim.x) { // no more picks than tokens
-    if (k < count) shared.log_z[k] = densities.visual_log_z[span.begin + k];
-    shared.scale[k] = scale_of(options, static_cast<int>(k));
+    if (k < count) log_z_of[k] = densities.visual_log_z[span.begin + k];
+    scale_after[k] = scale_of(options, static_cast<int>(k));
   }
   TokenQuad tokens;
   tokens.start(scores, densities.log_prior, span, kQuad * static_cast<int>(threadIdx.x));
@@ -85,7 +94,7 @@ __global__ void __launch_bounds__(kGreedyThreads)
   const float* const gram = found.gram + span.begin * found.gram_stride;
   const float* const own_gram = gram + tokens.first;
   const SharedPlace<Ranked> own_place(&shared.best[0][warp]), seen_place(&shared.best[0][threadIdx.x % 32]),
-      picks_place(shared.picks);
+      picks_place(shared.picks());
   const bool inside = tokens.first < static_cast<int>(count), writes = tokens.first == 0;
   float scale = options.weight;
   unsigned fetched = ~0u, step = 0;
@@ -103,8 +112,8 @@ __global__ void __launch_bounds__(kGreedyThreads)
     picks_place.store_if(writes && picked, step, {best, pick});
     if (picked) ++step;
     if (!picked || step == limit) break;
-    const float log_z = shared.log_z[pick];
-    scale = shared.scale[step];
+    const float log_z = log_z_of[pick];
+    scale = scale_after[step];
     tokens.remove(static_cast<int>(pick));
     const unsigned ahead_of_own = __popc(__ballot_sync(kFullWarp, other.rank > own)),
                    next = __shfl_sync(kFullWarp, other.index, static_cast<int>(warp));
@@ -120,8 +129,8 @@ __global__ void __launch_bounds__(kGreedyThreads)
   }
   __syncthreads();
   for (unsigned k = threadIdx.x; k < step; k += blockDim.x) {
-    picks.indices[slots.begin + k] = shared.picks[k].index;
-    picks.gains[slots.begin + k] = gain_of_rank(shared.picks[k].rank);
+    picks.indices[slots.begin + k] = shared.picks()[k].index;
+    picks.gains[slots.begin + k] = gain_of_rank(shared.picks()[k].rank);
   }
   clear_slots(picks, slots, step, threadIdx.x, blockDim.x);
 }

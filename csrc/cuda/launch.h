@@ -65,9 +65,9 @@ struct alignas(8) LogSum {
 
 // What the similarities leave for the kernels after them; N, M: total tokens.
 struct Similarities {
-  float* visual_norm; // (N)
-  float* text_norm;   // (M)
-  float* cosines;     // (N, cosine_stride): visual token by the text tokens of its sample
+  float* visual_weight; // (N) logs of the priors, not normalised; -infinity: absent
+  float* text_weight;   // (M)
+  float* cosines;       // (N, cosine_stride): visual token by the text tokens of its sample
   int64_t cosine_stride;
   float* moments;      // (samples, row_patches, text_patches, 3)
   LogSum* prior_parts; // (samples, row_patches): of the sum of the visual prior
@@ -139,7 +139,7 @@ cudaError_t similarity(Dtype dtype, const Tokens& visual, const Tokens& text, in
                        const Similarities& found, cudaStream_t stream);
 
 // kappa <= 0: by the bandwidth rule. `arrivals` (count) become 0, for a row path that follows.
-cudaError_t normalisers(const Tokens& visual, const Tokens& text, const Similarities& found, float kappa,
+cudaError_t normalisers(const Layout& visual, const Layout& text, const Similarities& found, float kappa,
                         const Densities& densities, unsigned* arrivals, int64_t arrivals_count, cudaStream_t stream);
 
 cudaError_t scores(const Layout& visual, const Layout& text, const Similarities& found, const Densities& densities,

@@ -147,8 +147,8 @@ struct Run {
     found.text_tiles = std::max<int64_t>(tiles(text.layout.longest, kTileColumns), gram ? 0 : 1);
     found.cosine_stride = tiles(text.layout.longest, 4) * 4;
     found.gram_stride = gram ? tiles(visual.layout.longest, 4) * 4 : 0;
-    workspace.add(found.visual_norm, n);
-    workspace.add(found.text_norm, m);
+    workspace.add(found.visual_weight, n);
+    workspace.add(found.text_weight, m);
     workspace.add(found.cosines, n * found.cosine_stride);
     workspace.add(found.moments, 3 * visual.layout.samples * found.row_patches * found.text_patches);
     workspace.add(found.prior_parts, visual.layout.samples * found.row_patches);
@@ -181,7 +181,7 @@ struct Run {
   void normalise(const std::optional<double>& bandwidth) {
     const float kappa = bandwidth ? static_cast<float>(1 / (*bandwidth * *bandwidth)) : 0.0f;
     MI_PRUNER_CUDA_CHECK(
-        normalisers(visual, text, found, kappa, densities, memory.arrivals, rows ? memory.teams : 0, stream));
+        normalisers(visual.layout, text.layout, found, kappa, densities, memory.arrivals, rows ? memory.teams : 0, stream));
   }
 
   void score(const std::string& marginal, float* to) {

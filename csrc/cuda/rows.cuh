@@ -24,6 +24,8 @@
 
 namespace mi_pruner::cuda {
 
+constexpr int kHeldParts = 16; // of a row's normaliser, in a lane's registers: all, up to 32,768 tokens
+
 // One member's part in its team.
 template <typename T> class RowTeam {
 public:
@@ -247,7 +249,7 @@ private:
     for (int64_t row = member * (kTileThreads / 32) + threadIdx.x / 32; row < kTileRows;
          row += memory.members * (kTileThreads / 32)) {
       if (shared.chosen[row] < 0) continue;
-      const float log_z = log_of_parts(memory.parts + (places + row) * memory.tiles, tiles);
+      const float log_z = log_of_parts<kHeldParts>(memory.parts + (places + row) * memory.tiles, tiles);
       if (threadIdx.x % 32 == 0) memory.log_z[places + row] = log_z - densities.log_total[number];
     }
     barrier.wait();

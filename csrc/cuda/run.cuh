@@ -18,6 +18,7 @@ struct Shape {
   size_t shared;            // bytes
   bool cooperative = false; // all blocks are resident at a time
   unsigned cluster = 1;     // neighbouring blocks that run side by side and see each other's shared memory
+  bool cached = false;      // as much L1 as one block a multiprocessor leaves
 };
 
 #ifdef MI_PRUNER_CUDA_HOST
@@ -56,6 +57,19 @@ private:
   cudaLaunchAttribute attributes_[2]{};
 };
 
+// Shared memory and L1 are one memory, which a kernel divides: by default in favour of more blocks.
+template <typename... Parameters> cudaError_t leave_to_cache(void (*kernel)(Parameters...), const Shape& shape) {
+  int device = 0, most = 0, reserved = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess)
+    error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device);
+  if (error == cudaSuccess)
+    error = cudaDeviceGetAttribute(&reserved, cudaDevAttrReservedSharedMemoryPerBlock, device);
+  if (error != cudaSuccess) return error;
+  const int percent = static_cast<int>(((shape.shared + reserved) * 100 + most - 1) / most);
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, percent);
+}
+
 // Clusters of such a launch that the current device runs at a time: none where it has no clusters.
 template <typename... Parameters>
 cudaError_t resident_clusters(void (*kernel)(Parameters...), const Shape& shape, int& clusters) {
@@ -81,6 +95,10 @@ cudaError_t run(void (*kernel)(Parameters...), const Shape& shape, cudaStream_t 
   if (shape.shared > kSharedByDefault) {
     const cudaError_t error =
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shape.shared));
+    if (error != cudaSuccess) return error;
+  }
+  if (shape.cached) {
+    const cudaError_t error = leave_to_cache(kernel, shape);
     if (error != cudaSuccess) return error;
   }
   const Launch launch(shape, stream);

@@ -70,14 +70,14 @@ template <int kRows> __device__ void store_moments(TileShared<kRows>& shared, fl
   moments[2] = squares;
 }
 
-// The norms of the tile's rows, and their share of the visual prior.
+// The weights of the tile's rows, and their share of the visual prior.
 template <int kRows>
 __device__ void store_rows(const Similarities& found, const SimilarityTile<kRows>& at, const Span& rows,
                            const TileShared<kRows>& shared) {
   if (threadIdx.x >= kRows || at.first_row() + threadIdx.x / kPatch * kPatch >= rows.count) return; // a whole warp
   const int64_t row = at.first_row() + threadIdx.x;
-  if (row < rows.count) found.visual_norm[rows.begin + row] = shared.row_norm[threadIdx.x];
   const float weight = shared.row_weight[threadIdx.x];
+  if (row < rows.count) found.visual_weight[rows.begin + row] = weight;
   const float top = warp_reduce<Largest>(weight), total = warp_reduce<Sum>(expf(weight - shift_of(top)));
   if (threadIdx.x % 32 == 0) found.prior_parts[at.sample * found.row_patches + row / kPatch] = {top, total};
 }
@@ -87,7 +87,7 @@ __device__ void finish_text(const Similarities& found, const SimilarityTile<kRow
                             const Span& columns, TileShared<kRows>& shared) {
   if (at.first_row() == 0 && threadIdx.x < kTileColumns && at.first_column() + threadIdx.x < columns.count) {
     const int64_t column = at.first_column() + threadIdx.x;
-    found.text_norm[columns.begin + column] = shared.column_norm[threadIdx.x];
+    found.text_weight[columns.begin + column] = shared.column_weight[threadIdx.x];
     if (column % kTextGroup == 0) found.arrivals[at.sample * found.text_groups + column / kTextGroup] = 0;
   }
   take_cosines(shared, [](float cosine) { return cosine; });
