@@ -20,9 +20,9 @@ namespace mi_pruner::cuda {
 constexpr int kNormaliserThreads = 256; // more would wait longer for one another at each of the reductions in a row
 constexpr int kNormaliserWarps = kNormaliserThreads / 32;
 constexpr int kRowsApart = kNormaliserThreads / kTextGroup; // a text token's rows are shared among so many threads
-constexpr int kThreadRows = kChunkRows / kRowsApart;           // 32 of a thread
+constexpr int kThreadRows = kChunkRows / kRowsApart;        // 32 of a thread
 constexpr int kReadAtOnce = 8;                              // of them
-constexpr int kWarpLogZRows = 4; // at the same time
+constexpr int kWarpLogZRows = 4;                            // at the same time
 constexpr int kLogZRows = kWarpLogZRows * kNormaliserWarps;
 constexpr int kScoreThreads = 256;
 constexpr int kWarpScores = 4; // at the same time: most of a score is waiting
@@ -110,10 +110,11 @@ struct TextChunk {
 struct RowBatch {
   float cosine[kReadAtOnce], weight[kReadAtOnce];
 
-  // The thread's rows from its `start`-th on; -infinity for none. Some are read more than once, so that none has to wait
-  // for a decision.
+  // The thread's rows from its `start`-th on; -infinity for none. Some are read more than once, so that none has to
+  // wait for a decision.
   __device__ void load(const Similarities& found, const TextChunk& at, int start) {
-    const float* const cosines = found.cosines + at.rows.begin * found.cosine_stride + at.column(threadIdx.x % kTextGroup);
+    const float* const cosines =
+        found.cosines + at.rows.begin * found.cosine_stride + at.column(threadIdx.x % kTextGroup);
     const float* const weights = found.visual_weight + at.rows.begin;
     const unsigned last = static_cast<unsigned>(at.rows.count - 1), first = at.row(start),
                    stride = static_cast<unsigned>(found.cosine_stride) * unsigned{sizeof(float)};
@@ -140,7 +141,7 @@ __device__ inline LogSum text_part(const Similarities& found, const TextChunk& a
     for (int k = 0; k < kReadAtOnce; ++k) {
       const float log_k = log_kernel(batch.cosine[k], totals.kappa);
       exponent[k] = valid && batch.weight[k] > -MI_PRUNER_INFINITY ? log_k + (batch.weight[k] - totals.visual)
-                                                                    : -MI_PRUNER_INFINITY;
+                                                                   : -MI_PRUNER_INFINITY;
       top = fmaxf(top, exponent[k]);
     }
     part.total *= exp_fast(part.top - shift_of(top));
@@ -163,8 +164,7 @@ __device__ inline bool comes_last(const Similarities& found, const TextChunk& at
 }
 
 __device__ inline void normalise_text(const Similarities& found, const Densities& densities, const TextChunk& at,
-                                      RowBatch& batch, const Totals& totals, float own_weight,
-                                      DensityShared& shared) {
+                                      RowBatch& batch, const Totals& totals, float own_weight, DensityShared& shared) {
   const int64_t own = at.column(threadIdx.x % kTextGroup);
   const bool valid = own_weight > -MI_PRUNER_INFINITY;
   const LogSum part = text_part(found, at, batch, totals, valid, shared);

@@ -4,11 +4,11 @@
 // every token, which follows from the pick's row and its normaliser.
 //
 // Mapping: block = sample, 4 tokens a thread, in registers for the whole selection: score, rho, log prior. A step: the
-// best of a thread's gains, a `redux` and a ballot in each warp, one barrier, two `redux` over the warps' bests, one row
-// read, 4 exponentials a thread. The warps that hold the runners-up ask for their rows beside it: the next pick is
+// best of a thread's gains, a `redux` and a ballot in each warp, one barrier, two `redux` over the warps' bests, one
+// row read, 4 exponentials a thread. The warps that hold the runners-up fetch their rows beside it: the next pick is
 // mostly one of them, or of those of earlier steps. Picks stay in shared memory until all are known.
 //
-// Bound by latency: the instructions of a step in series, a barrier, and a read of L1 (prefetched) or L2.
+// Bound by latency: the instructions of a step in series, a barrier, and a read of L1 (fetched ahead) or L2.
 // Determinism: no sum crosses threads; the sum over the picks runs in their order.
 #pragma once
 
@@ -18,10 +18,12 @@ namespace mi_pruner::cuda {
 
 constexpr int kGreedyThreads = 1024; // a quad each: 4096 tokens
 constexpr int kMostWarps = kGreedyThreads / 32;
-constexpr int kCacheLine = 128;
+constexpr unsigned kCacheLine = 128;
 // Runners-up whose rows are fetched: more bring few hits, and a row of every warp would be more than L1 and its
-// bandwidth hold (docs/kernels-cuda.md).
+// bandwidth hold. Short rows are brought to L1, by copies that nobody reads; long ones, by a hint a line, as far as L2
+// (docs/kernels-cuda.md).
 constexpr int kRunnersUp = 4;
+constexpr unsigned kShortRow = 4096; // bytes
 
 // A token and the rank of its gain, 0 where there is none.
 struct Ranked {
@@ -31,16 +33,20 @@ struct Ranked {
 // Shared memory of a block: no more than the longest sample needs, since what is left of it is L1.
 struct GreedyShared {
   Ranked best[2][kMostWarps]; // of the warps, for odd and even steps: one barrier a step is enough
-  // Then, for `longest` tokens: the picks; log Z; and, for one more, the scale of rho after so many picks.
-  struct Token {
-    Ranked pick;
-    float log_z, scale;
-  };
 
-  static constexpr size_t bytes(int64_t longest) { return sizeof(GreedyShared) + (longest + 1) * sizeof(Token); }
+  // Then, of `longest` tokens: the picks; log Z; and, for one more, the scale of rho after so many picks; and 16 bytes
+  // a thread, of what was copied to be in L1.
   __device__ Ranked* picks() { return reinterpret_cast<Ranked*>(this + 1); }
-  __device__ float* log_z(int64_t longest) { return reinterpret_cast<float*>(picks() + longest + 1); }
-  __device__ float* scale(int64_t longest) { return log_z(longest) + longest + 1; }
+  __device__ float* log_z(int64_t longest) { return reinterpret_cast<float*>(picks() + padded(longest)); }
+  __device__ float* scale(int64_t longest) { return log_z(longest) + padded(longest); }
+  __device__ float4* copied(int64_t longest) { return reinterpret_cast<float4*>(scale(longest) + padded(longest)); }
+
+  static constexpr size_t bytes(int64_t longest, unsigned threads) {
+    return sizeof(GreedyShared) + padded(longest) * (sizeof(Ranked) + 2 * sizeof(float)) + threads * sizeof(float4);
+  }
+
+private:
+  static __host__ __device__ constexpr int64_t padded(int64_t longest) { return longest / 4 * 4 + 4; }
 };
 
 // The warp's best token, left by the lane that holds it; returns its rank.
@@ -84,16 +90,17 @@ __global__ void __launch_bounds__(kGreedyThreads)
   tokens.start(scores, densities.log_prior, span, kQuad * static_cast<int>(threadIdx.x));
   const unsigned stride = static_cast<unsigned>(found.gram_stride) * unsigned{sizeof(float)},
                  bytes = count * unsigned{sizeof(float)}, lowest = rank_of(picks.min_gain);
-  unsigned warp = threadIdx.x / 32, line = threadIdx.x % 32 * kCacheLine, lanes = (2u << threadIdx.x % 32) - 1,
-           least = lowest > 1 ? lowest : 1;
+  unsigned warp = threadIdx.x / 32, lane = threadIdx.x % 32, lanes = (2u << lane) - 1, least = lowest > 1 ? lowest : 1;
+  SharedAddress copied = shared_address(shared.copied(visual.longest) + threadIdx.x);
   keep(tokens.first);
   keep(warp);
-  keep(line);
+  keep(lane);
+  keep(copied);
   keep(lanes);
   keep(least);
   const float* const gram = found.gram + span.begin * found.gram_stride;
   const float* const own_gram = gram + tokens.first;
-  const SharedPlace<Ranked> own_place(&shared.best[0][warp]), seen_place(&shared.best[0][threadIdx.x % 32]),
+  const SharedPlace<Ranked> own_place(&shared.best[0][warp]), seen_place(&shared.best[0][lane]),
       picks_place(shared.picks());
   const bool inside = tokens.first < static_cast<int>(count), writes = tokens.first == 0;
   float scale = options.weight;
@@ -119,14 +126,22 @@ __global__ void __launch_bounds__(kGreedyThreads)
                    next = __shfl_sync(kFullWarp, other.index, static_cast<int>(warp));
     if (own != 0 && ahead_of_own - 1 < kRunnersUp && next != fetched) {
       const char* const from = at_multiple(gram, next, stride);
+      if (bytes <= kShortRow) {
 #pragma unroll 1
-      for (unsigned at = line; at < bytes; at += 32 * kCacheLine)
-        prefetch(from + at);
+        for (unsigned at = lane * unsigned{sizeof(float4)}; at < bytes; at += 32 * unsigned{sizeof(float4)})
+          copy_through_cache(copied, from + at);
+      } else {
+#pragma unroll 1
+        for (unsigned at = lane * kCacheLine; at < bytes; at += 32 * kCacheLine)
+          prefetch(from + at);
+      }
       fetched = next;
     }
     const float prior = kMode == Redundancy::kChain ? expf(__ldg(densities.log_prior + span.begin + pick)) : 0.0f;
     tokens.join(row, log_z, prior, kMode, static_cast<int>(step));
   }
+  commit_copies();
+  wait_for_copies<0>();
   __syncthreads();
   for (unsigned k = threadIdx.x; k < step; k += blockDim.x) {
     picks.indices[slots.begin + k] = shared.picks()[k].index;

@@ -91,6 +91,11 @@ __device__ __forceinline__ void copy_async(SharedAddress shared, const void* glo
   asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16;" ::"r"(shared), "l"(global) : "memory");
 }
 
+// The same, but for where it passes: it leaves the 32 bytes around them in L1.
+__device__ __forceinline__ void copy_through_cache(SharedAddress shared, const void* global) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 16;" ::"r"(shared), "l"(global) : "memory");
+}
+
 __device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
 // Until at most `kPending` of the groups that this thread committed are still on their way.
@@ -128,7 +133,7 @@ MI_PRUNER_MULTIPLY(Half, "f16")
 MI_PRUNER_MULTIPLY(Brain, "bf16")
 #undef MI_PRUNER_MULTIPLY
 
-// Hints that the cache line at `global` will be read soon.
+// Hints that the cache line at `global` will be read soon. An H100 brings it to L2, and not to L1.
 __device__ __forceinline__ void prefetch(const void* global) { asm volatile("prefetch.global.L1 [%0];" ::"l"(global)); }
 
 // Adds to a counter; a block that then reads it by `load_acquire` sees what was written before, also by other threads
@@ -207,15 +212,12 @@ __device__ __forceinline__ void send_async(T* shared, const T& value, Arrivals* 
 
 // What block `rank` of the cluster has at this place of its shared memory, written before the cluster's last barrier.
 template <typename T> __device__ __forceinline__ T load_from(const T* shared, unsigned rank) {
-  static_assert(sizeof(T) == 16 && alignof(T) == 16);
-  unsigned from, words[4];
+  static_assert(sizeof(T) == 4);
+  unsigned from, word;
   asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(from) : "r"(shared_address(shared)), "r"(rank));
-  asm volatile("ld.shared::cluster.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
-               : "r"(from)
-               : "memory");
+  asm volatile("ld.shared::cluster.u32 %0, [%1];" : "=r"(word) : "r"(from) : "memory");
   T value;
-  memcpy(&value, words, sizeof value);
+  memcpy(&value, &word, sizeof value);
   return value;
 }
 

@@ -26,8 +26,8 @@ template <typename Op> __device__ float quad_reduce(float x) {
   return Op::apply(x, __shfl_xor_sync(kFullWarp, x, 2));
 }
 
-// Several values at once, an operation each, over all threads of a block of kWarps warps, to all of them: over the lanes,
-// then over the warps. `scratch` is free again when the block has met at another barrier.
+// Several values at once, an operation each, over all threads of a block of kWarps warps, to all of them: over the
+// lanes, then over the warps. `scratch` is free again when the block has met at another barrier.
 template <int kWarps, typename... Ops>
 __device__ void block_reduce(float (&x)[sizeof...(Ops)], float (&scratch)[sizeof...(Ops)][kWarps]) {
   const unsigned lane = threadIdx.x % 32;

@@ -180,8 +180,8 @@ struct Run {
   // bandwidth: of the cross-modal kernel; none: by the rule.
   void normalise(const std::optional<double>& bandwidth) {
     const float kappa = bandwidth ? static_cast<float>(1 / (*bandwidth * *bandwidth)) : 0.0f;
-    MI_PRUNER_CUDA_CHECK(
-        normalisers(visual.layout, text.layout, found, kappa, densities, memory.arrivals, rows ? memory.teams : 0, stream));
+    MI_PRUNER_CUDA_CHECK(normalisers(visual.layout, text.layout, found, kappa, densities, memory.arrivals,
+                                     rows ? memory.teams : 0, stream));
   }
 
   void score(const std::string& marginal, float* to) {

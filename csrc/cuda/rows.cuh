@@ -232,13 +232,17 @@ private:
           features, [&](int r) { return shared.chosen[r]; }, features,
           [&](int c) { return first + c < span.count ? first + c : -1; }, 0, shared.tile);
       multiply_tile(source, dim, left < kTileColumns ? static_cast<int>(left) : kTileColumns, shared.tile);
-      store_weights(visual.prior, span.begin, first, span.count, shared.tile.column_norm, shared.tile.column_weight);
-      take_cosines(shared.tile, [&](float cosine) { return log_kernel(cosine, selection.kappa); });
-      for_each_row<kTileRows>([&](int row) {
+      store_weights(visual.prior, span.begin, first, span.count, kTileRows, kTileColumns, shared.tile);
+      take_cosines(
+          0, kTileRows, [&](int row, int column) { return shared.tile.row(row)[column]; },
+          [&](float cosine) { return log_kernel(cosine, selection.kappa); }, shared.tile);
+      __syncthreads();
+      for_each_row<kTileRows>(0, kTileRows, [&](int row) {
         float x[kLaneColumns];
+#pragma unroll
         for (int k = 0; k < kLaneColumns; ++k)
           x[k] = shared.tile.row(row)[lane_column(k)];
-        const LogSum part = part_of(x, shared.tile.column_weight);
+        const LogSum part = part_of(x, shared.tile.weight + kTileRows);
         if (shared.chosen[row] < 0) return;
         store_row(x, memory.rows + (places + row) * memory.row_stride, first, span.count);
         if (threadIdx.x % kRowLanes == 0) memory.parts[(places + row) * memory.tiles + at] = part;

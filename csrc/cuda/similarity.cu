@@ -2,7 +2,6 @@
 
 #include <type_traits>
 
-#include "cuda/paths.h"
 #include "cuda/run.cuh"
 
 namespace mi_pruner::cuda {
@@ -20,21 +19,23 @@ cudaError_t similarity(Dtype dtype, const Tokens& visual, const Tokens& text, in
       sum += tiles_across(found.text_tiles, found.visual_tiles, row_tile, rows);
     return sum;
   };
-  const auto launch = [&](auto t, auto rows, int64_t parts) {
+  const auto launch = [&](auto t, auto rows, auto blocks) {
     using Type = decltype(t);
-    constexpr int kRows = decltype(rows)::value;
-    const Shape shape{visual.layout.samples * tiles(kRows) * parts, tile_threads(kRows),
-                      sizeof(SimilarityShared<kRows>), false, static_cast<unsigned>(parts)};
-    return run(similarity_kernel<Type, kRows>, shape, stream, visual, text, dim, kappa, found, tiles(kRows), parts);
+    constexpr int kRows = decltype(rows)::value, kBlocks = decltype(blocks)::value;
+    const Shape shape{visual.layout.samples * tiles(kRows) * kBlocks, tile_threads(kRows),
+                      sizeof(SimilarityShared<kRows>), false, kBlocks};
+    return run(similarity_kernel<Type, kRows, kBlocks>, shape, stream, visual, text, dim, kappa, found, tiles(kRows));
   };
   return by_dtype(dtype, [&](auto t) {
+    constexpr auto kLarge = std::integral_constant<int, kTileRows>();
     constexpr auto kSmall = std::integral_constant<int, kSmallTileRows>();
+    constexpr auto kAlone = std::integral_constant<int, 1>();
+    constexpr auto kPair = std::integral_constant<int, 2>();
     // No more than one of the larger tiles for a multiprocessor: of the smaller ones there is enough for more of them,
-    // and for more still where a cluster shares a tile.
-    if (visual.layout.samples * tiles(kTileRows) > processors)
-      return launch(t, std::integral_constant<int, kTileRows>(), 1);
-    const int64_t parts = ceil_div(dim, int64_t{kPartStages} * TileSource<decltype(t), kSmallTileRows>::kDepth);
-    return launch(t, kSmall, clusters != 0 && parts <= kClusterBlocks ? parts : 1);
+    // and for more still where two blocks share a tile.
+    if (visual.layout.samples * tiles(kTileRows) > processors) return launch(t, kLarge, kAlone);
+    const int stages = TileSource<decltype(t), kSmallTileRows>::stages(dim);
+    return clusters != 0 && first_half(stages) < stages ? launch(t, kSmall, kPair) : launch(t, kSmall, kAlone);
   });
 }
 

@@ -51,9 +51,9 @@ template <int kRows> struct SimilarityTile {
 // Number, mean and squared deviations of the valid pairs of this warp's 32 x 32, a column a lane.
 template <int kRows> __device__ void store_moments(TileShared<kRows>& shared, float* moments) {
   const int lane = threadIdx.x % 32, column = patch_column<kRows>() + lane;
-  const auto valid = [](float weight) { return weight > -MI_PRUNER_INFINITY; };
-  const unsigned rows = __ballot_sync(kFullWarp, valid(shared.row_weight[patch_row<kRows>() + lane])),
-                 columns = __ballot_sync(kFullWarp, valid(shared.column_weight[column]));
+  const auto valid = [&](int token) { return shared.weight[token] > -MI_PRUNER_INFINITY; };
+  const unsigned rows = __ballot_sync(kFullWarp, valid(patch_row<kRows>() + lane)),
+                 columns = __ballot_sync(kFullWarp, valid(kRows + column));
   const auto sum = [&](const auto& f) {
     float sum = 0;
 #pragma unroll 4
@@ -70,67 +70,6 @@ template <int kRows> __device__ void store_moments(TileShared<kRows>& shared, fl
   moments[2] = squares;
 }
 
-// The weights of the tile's rows, and their share of the visual prior.
-template <int kRows>
-__device__ void store_rows(const Similarities& found, const SimilarityTile<kRows>& at, const Span& rows,
-                           const TileShared<kRows>& shared) {
-  if (threadIdx.x >= kRows || at.first_row() + threadIdx.x / kPatch * kPatch >= rows.count) return; // a whole warp
-  const int64_t row = at.first_row() + threadIdx.x;
-  const float weight = shared.row_weight[threadIdx.x];
-  if (row < rows.count) found.visual_weight[rows.begin + row] = weight;
-  const float top = warp_reduce<Largest>(weight), total = warp_reduce<Sum>(expf(weight - shift_of(top)));
-  if (threadIdx.x % 32 == 0) found.prior_parts[at.sample * found.row_patches + row / kPatch] = {top, total};
-}
-
-template <int kRows>
-__device__ void finish_text(const Similarities& found, const SimilarityTile<kRows>& at, const Span& rows,
-                            const Span& columns, TileShared<kRows>& shared) {
-  if (at.first_row() == 0 && threadIdx.x < kTileColumns && at.first_column() + threadIdx.x < columns.count) {
-    const int64_t column = at.first_column() + threadIdx.x;
-    found.text_weight[columns.begin + column] = shared.column_weight[threadIdx.x];
-    if (column % kTextGroup == 0) found.arrivals[at.sample * found.text_groups + column / kTextGroup] = 0;
-  }
-  take_cosines(shared, [](float cosine) { return cosine; });
-  for_each_row<kRows>([&](int r) {
-    const int64_t row = at.first_row() + r;
-    if (row >= rows.count) return;
-    float x[kLaneColumns];
-    for (int k = 0; k < kLaneColumns; ++k)
-      x[k] = shared.row(r)[lane_column(k)];
-    store_row(x, found.cosines + (rows.begin + row) * found.cosine_stride, at.first_column(), columns.count);
-  });
-  const int64_t first_row = at.first_row() + patch_row<kRows>(),
-                first_column = at.first_column() + patch_column<kRows>();
-  if (first_row >= rows.count || first_column >= columns.count) return;
-  const int64_t patch = (at.sample * found.row_patches + first_row / kPatch) * found.text_patches;
-  store_moments(shared, found.moments + 3 * (patch + first_column / kPatch));
-}
-
-// log K and the parts of the normalisers, of the tile and, below the diagonal, of the tile turned: its 64 columns are
-// then rows 0 to 63, with its first 64 rows as columns, and, of 128 rows, rows 64 to 127, with the others. So a part has
-// the bits that it would have in a tile above the diagonal.
-template <int kRows>
-__device__ void finish_gram(float kappa, const Similarities& found, const SimilarityTile<kRows>& at, const Span& rows,
-                            TileShared<kRows>& shared) {
-  take_cosines(shared, [&](float cosine) { return log_kernel(cosine, kappa); });
-#pragma unroll 1
-  for (int turned = 0; turned <= (at.below_diagonal() ? 1 : 0); ++turned)
-    for_each_row<kRows>([&](int r) {
-      const int half = r / kTileColumns * kTileColumns;
-      const int64_t row = turned ? at.first_column() + (r - half) : at.first_row() + r,
-                    first = turned ? at.first_row() + half : at.first_column();
-      float x[kLaneColumns];
-#pragma unroll
-      for (int k = 0; k < kLaneColumns; ++k)
-        x[k] = turned ? shared.row(half + lane_column(k))[r - half] : shared.row(r)[lane_column(k)];
-      const LogSum part = part_of(x, turned ? shared.row_weight + half : shared.column_weight);
-      if (row >= rows.count || first >= rows.count) return;
-      store_row(x, found.gram + (rows.begin + row) * found.gram_stride, first, rows.count);
-      if (threadIdx.x % kRowLanes == 0)
-        found.parts[(rows.begin + row) * found.visual_tiles + first / kTileColumns] = part;
-    });
-}
-
 template <int kRows> struct SimilarityShared {
   TileShared<kRows> tile;
   SimilarityTile<kRows> at; // of the block, as the spans: there are no registers for them beside the product
@@ -139,14 +78,111 @@ template <int kRows> struct SimilarityShared {
 static_assert(sizeof(SimilarityShared<kTileRows>) <= kMostShared);
 static_assert(sizeof(SimilarityShared<kSmallTileRows>) <= kMostShared);
 
-// `tiles`: of a sample. `parts`: blocks of a cluster that share a tile; 1: a block does all of it.
-template <typename T, int kRows>
+// What follows a product: by one block, or by the two of a cluster, each for half of the rows.
+template <int kRows, int kBlocks> class TileEnd {
+public:
+  __device__ TileEnd(const Similarities& found, SimilarityShared<kRows>& shared)
+      : found_(found), shared_(shared), tile_(shared.tile), at_(shared.at), rank_(blockIdx.x % kBlocks),
+        first_(rank_ * (kRows / kBlocks)), end_(first_ + kRows / kBlocks) {}
+
+  // The log weights of the tile's rows, and their share of the sum of the visual prior.
+  __device__ void store_rows() const {
+    const Span& rows = shared_.rows;
+    if (rank_ > 0 || threadIdx.x >= kRows || at_.first_row() + threadIdx.x / kPatch * kPatch >= rows.count)
+      return; // a whole warp
+    const int64_t row = at_.first_row() + threadIdx.x;
+    const float weight = tile_.weight[threadIdx.x];
+    if (row < rows.count) found_.visual_weight[rows.begin + row] = weight;
+    const float top = warp_reduce<Largest>(weight), total = warp_reduce<Sum>(expf(weight - shift_of(top)));
+    if (threadIdx.x % 32 == 0) found_.prior_parts[at_.sample * found_.row_patches + row / kPatch] = {top, total};
+  }
+
+  __device__ void store_text() const {
+    const Span &rows = shared_.rows, &columns = shared_.columns;
+    if (rank_ == 0 && at_.first_row() == 0 && threadIdx.x < kTileColumns &&
+        at_.first_column() + threadIdx.x < columns.count) {
+      const int64_t column = at_.first_column() + threadIdx.x;
+      found_.text_weight[columns.begin + column] = tile_.weight[kRows + threadIdx.x];
+      if (column % kTextGroup == 0) found_.arrivals[at_.sample * found_.text_groups + column / kTextGroup] = 0;
+    }
+    cosines([](float cosine) { return cosine; });
+    for_each_row<kRows>(first_, end_, [&](int r) {
+      const int64_t row = at_.first_row() + r;
+      if (row >= rows.count) return;
+      float x[kLaneColumns];
+#pragma unroll
+      for (int k = 0; k < kLaneColumns; ++k)
+        x[k] = tile_.row(r)[lane_column(k)];
+      store_row(x, found_.cosines + (rows.begin + row) * found_.cosine_stride, at_.first_column(), columns.count);
+    });
+    const int64_t first_row = at_.first_row() + patch_row<kRows>(),
+                  first_column = at_.first_column() + patch_column<kRows>();
+    if (patch_row<kRows>() < first_ || patch_row<kRows>() >= end_) return;
+    if (first_row >= rows.count || first_column >= columns.count) return;
+    const int64_t patch = (at_.sample * found_.row_patches + first_row / kPatch) * found_.text_patches;
+    store_moments(tile_, found_.moments + 3 * (patch + first_column / kPatch));
+  }
+
+  // log K and the parts of the normalisers, of the tile and, below the diagonal, of the tile turned: its 64 columns are
+  // then rows 0 to 63, with its first 64 rows as columns, and, of 128 rows, rows 64 to 127, with the others. So a part
+  // has the bits that it would have in a tile above the diagonal.
+  __device__ void store_gram(float kappa) const {
+    const Span& rows = shared_.rows;
+    cosines([&](float cosine) { return log_kernel(cosine, kappa); });
+#pragma unroll 1
+    for (int turned = 0; turned <= (at_.below_diagonal() ? 1 : 0); ++turned)
+      for_each_row<kRows>(first_, end_, [&](int r) {
+        const int half = r / kTileColumns * kTileColumns;
+        const int64_t row = turned ? at_.first_column() + (r - half) : at_.first_row() + r,
+                      first = turned ? at_.first_row() + half : at_.first_column();
+        float x[kLaneColumns];
+#pragma unroll
+        for (int k = 0; k < kLaneColumns; ++k)
+          x[k] = turned ? element(half + lane_column(k), r - half) : tile_.row(r)[lane_column(k)];
+        const LogSum part = part_of(x, tile_.weight + (turned ? half : kRows));
+        if (row >= rows.count || first >= rows.count) return;
+        store_row(x, found_.gram + (rows.begin + row) * found_.gram_stride, first, rows.count);
+        if (threadIdx.x % kRowLanes == 0)
+          found_.parts[(rows.begin + row) * found_.visual_tiles + first / kTileColumns] = part;
+      });
+    if (kBlocks > 1) cluster_barrier(); // what the other one reads is there until then
+  }
+
+private:
+  // map(cosine) in the place of the sums: for all threads, of all blocks.
+  template <typename Map> __device__ void cosines(const Map& map) const {
+    const auto sum = [&](int row, int column) {
+      const float* const own = tile_.row(row) + column;
+      return kBlocks > 1 ? *own + load_from(own, 1 - rank_) : *own;
+    };
+    take_cosines(first_, end_, sum, map, tile_);
+    if (kBlocks > 1)
+      cluster_barrier();
+    else
+      __syncthreads();
+  }
+
+  // Of the tile, wherever it is.
+  __device__ float element(int row, int column) const {
+    const float* const place = tile_.row(row) + column;
+    return kBlocks > 1 ? load_from(place, row / (kRows / kBlocks)) : *place;
+  }
+
+  const Similarities& found_;
+  SimilarityShared<kRows>& shared_;
+  TileShared<kRows>& tile_;
+  const SimilarityTile<kRows>& at_;
+  const int rank_, first_, end_;
+};
+
+// `tiles`: of a sample. kBlocks: of a cluster that shares a tile.
+template <typename T, int kRows, int kBlocks>
 __global__ void __launch_bounds__(tile_threads(kRows), 2)
     similarity_kernel(const Tokens visual, const Tokens text, const int64_t dim, const float kappa,
-                      const Similarities found, const unsigned tiles, const unsigned parts) {
+                      const Similarities found, const unsigned tiles) {
   MI_PRUNER_SHARED(SimilarityShared<kRows>, shared);
   {
-    const SimilarityTile<kRows> at(found, blockIdx.x / parts, tiles);
+    const SimilarityTile<kRows> at(found, blockIdx.x / kBlocks, tiles);
     const auto used = [&](const Span& columns) {
       const int64_t left = columns.count - at.first_column();
       return left < 0 ? 0 : left < kTileColumns ? static_cast<int>(left) : kTileColumns;
@@ -160,30 +196,30 @@ __global__ void __launch_bounds__(tile_threads(kRows), 2)
       shared.rows = rows;
       shared.columns = columns;
     }
-    const int part = static_cast<int>(blockIdx.x % parts);
+    const unsigned rank = blockIdx.x % kBlocks;
     const Rows<T> row_features = rows_of<T>(visual, at.sample, rows);
     TileSource<T, kRows> source(
         row_features, [&](int r) { return at.first_row() + r < rows.count ? at.first_row() + r : -1; },
         at.text() ? rows_of<T>(text, at.sample, columns) : row_features,
-        [&](int c) { return at.first_column() + c < columns.count ? at.first_column() + c : -1; }, part * kPartStages,
-        shared.tile);
-    if (kRows == kSmallTileRows && parts > 1) {
-      if (!multiply_in_cluster(source, dim, used(columns), part, static_cast<int>(parts), shared.tile)) return;
-    } else {
+        [&](int c) { return at.first_column() + c < columns.count ? at.first_column() + c : -1; },
+        rank == 0 ? 0 : first_half(TileSource<T, kRows>::stages(dim)), shared.tile);
+    if constexpr (kBlocks > 1)
+      multiply_half(source, dim, used(columns), rank, shared.tile);
+    else
       multiply_tile(source, dim, used(columns), shared.tile);
-    }
   }
   const SimilarityTile<kRows>& at = shared.at;
   const Span &rows = shared.rows, &columns = shared.columns;
-  store_weights(visual.prior, rows.begin, at.first_row(), rows.count, shared.tile.row_norm, shared.tile.row_weight);
-  store_weights(at.text() ? text.prior : visual.prior, columns.begin, at.first_column(), columns.count,
-                shared.tile.column_norm, shared.tile.column_weight);
+  store_weights(visual.prior, rows.begin, at.first_row(), rows.count, 0, kRows, shared.tile);
+  store_weights(at.text() ? text.prior : visual.prior, columns.begin, at.first_column(), columns.count, kRows,
+                kTileColumns, shared.tile);
   __syncthreads();
-  if (at.tile == 0) store_rows(found, at, rows, shared.tile);
+  const TileEnd<kRows, kBlocks> end(found, shared);
+  if (at.tile == 0) end.store_rows();
   if (at.text())
-    finish_text(found, at, rows, columns, shared.tile);
+    end.store_text();
   else
-    finish_gram(kappa, found, at, rows, shared.tile);
+    end.store_gram(kappa);
 }
 
 } // namespace mi_pruner::cuda

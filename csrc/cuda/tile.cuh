@@ -30,16 +30,22 @@ constexpr int kTileThreads = tile_threads(kTileRows);
 constexpr int kStageRow = 128; // bytes of a token in a stage
 constexpr int kPieces = kStageRow / 16;
 constexpr int kParts = kPieces / 2; // of a stage: 16 halves
-constexpr int kPartStages = 16;     // a part of a sum over D
+
+// A sum over D is that of the first half of its stages and that of the others, so that two blocks can share it where
+// there are few tiles; a short one has no second half. Everywhere, as no bit depends on who sums.
+constexpr int kLongSum = 16;
+constexpr int first_half(int stages) { return stages < kLongSum ? stages : (stages + 1) / 2; }
 
 template <int kRows = kTileRows> struct TileShared {
   // 128 rows: two in flight while one is multiplied, and two blocks of 77 KB fit in the 228 KB of an H100. 64 rows have
   // a multiprocessor to themselves: four in flight, 64 KB, which L2 brings in about the time that one takes to arrive.
   static constexpr int kStages = kRows == kTileRows ? 3 : 5;
   alignas(128) unsigned char stages[kStages][(kRows + kTileColumns) * kStageRow];
-  const void* token[kRows + kTileColumns];              // see TileSource
-  float row_norm[kRows], column_norm[kTileColumns];     // of parts of the sum: squares
-  float row_weight[kRows], column_weight[kTileColumns]; // log weights, for the users of a tile
+  // Of the rows, then of the columns.
+  const void* token[kRows + kTileColumns]; // see TileSource
+  float square[kRows + kTileColumns];      // of one half of the sum
+  float norm[kRows + kTileColumns];
+  float weight[kRows + kTileColumns]; // log weights, for the users of a tile
 
   // Where the stages were: the sums, and what is made of them. A pitch that gives the 4 rows that a warp reads, or
   // writes, at once to different banks.
@@ -86,8 +92,11 @@ template <typename T, int kRows = kTileRows> struct TileSource {
   static constexpr int kRowCopies = kRows / kApart;
   const T *row, *column;
   int after[kCopies];
+  int place;            // of the first piece, in a stage
   unsigned present = 0; // a bit each
   bool aligned;
+
+  static __host__ __device__ int stages(int64_t dim) { return static_cast<int>((dim + kDepth - 1) / kDepth); }
 
   // row_token(r), column_token(c): a token's number, -1 for none. Stages from `first_stage` on.
   template <typename RowToken, typename ColumnToken>
@@ -117,11 +126,13 @@ template <typename T, int kRows = kTileRows> struct TileSource {
     };
     start(0, kRowCopies, row);
     start(kRowCopies, kCopies, column);
+    place = piece_offset(threadIdx.x / kPieces, threadIdx.x % kPieces);
+    keep(place);
   }
 
   // A part, of kParts, of the next stage, of kDepth elements of aligned rows.
   __device__ void copy_part(unsigned char* stage, int part) {
-    const SharedAddress to = shared_address(stage) + piece_offset(threadIdx.x / kPieces, threadIdx.x % kPieces);
+    const SharedAddress to = shared_address(stage) + place;
 #pragma unroll
     for (int k = 0; k < kCopies; ++k)
       if (k * kParts / kCopies == part && (present >> k & 1) != 0)
@@ -155,7 +166,7 @@ template <typename T, int kRows = kTileRows> struct TileSource {
 // A thread's squares of the stages so far, or of one. The warps share the tokens among them, 8 at a time: the rows and
 // columns that a warp takes first. Of halves, a square is in the lane that holds it in the diagonal of a product with
 // itself; of floats, each lane of four has a quarter of the sum.
-template <int kRows> struct alignas(16) TileSquares {
+template <int kRows> struct TileSquares {
   static constexpr int kDown = kRows / kPatch; // warps one above another
   static constexpr int kColumns = kPatch / 8 / kDown;
   float row[2] = {}, column[kColumns] = {};
@@ -172,7 +183,7 @@ template <int kRows> struct alignas(16) TileSquares {
     return patch_column<kRows>() + 8 * (patch_down<kRows>() + k * kDown) + threadIdx.x % 32 / 4;
   }
 
-  // After the last stage of a part.
+  // After the last stage of a half.
   template <bool kDiagonal> __device__ void finish() {
     if constexpr (!kDiagonal) {
       for (float& square : row)
@@ -182,14 +193,14 @@ template <int kRows> struct alignas(16) TileSquares {
     }
   }
 
-  // f(square, place of the token's norm in shared memory), by the lane that has it; finished ones.
-  template <bool kDiagonal, typename F> __device__ void for_each(TileShared<kRows>& shared, const F& f) const {
+  // f(square, token of the tile), by the lane that has it; finished ones.
+  template <bool kDiagonal, typename F> __device__ void for_each(const F& f) const {
     const unsigned lane = threadIdx.x % 32, holder = kDiagonal ? lane / 8 : 0;
     if (lane % 4 != holder) return;
     for (int half = 0; half < 2; ++half)
-      f(row[half], shared.row_norm[own_row(half)]);
+      f(row[half], own_row(half));
     for (int k = 0; k < kColumns; ++k)
-      f(column[k], shared.column_norm[own_column(k)]);
+      f(column[k], kRows + own_column(k));
   }
 };
 
@@ -213,6 +224,8 @@ template <int kRows> struct MatrixPlaces {
     const int lane = threadIdx.x % 32;
     rows = piece_offset(fragment_row<kRows>(0) / 16 * 16 + lane % 16, lane / 16);
     columns = piece_offset(kRows + fragment_column<kRows>(lane / 16 * 2) / 8 * 8 + lane % 8, lane / 8 % 2);
+    keep(rows);
+    keep(columns);
   }
 };
 
@@ -325,23 +338,19 @@ __device__ void add_stage(unsigned char* stage, const MatrixPlaces<kRows>&, Tile
   if constexpr (kAny) multiply_columns<kRows>(stage, product);
 }
 
-// Stages that a tile sums up: numbers [first, last) of those that `dim` features are.
+// Stages that a tile sums up: numbers [first, middle), and then [middle, last).
 struct Stages {
-  int first, last;
-
-  static __device__ int of(int64_t dim, int depth) { return static_cast<int>((dim + depth - 1) / depth); }
+  int first, middle, last;
 };
 
 // The sums of a tile over its stages, kAhead of them on their way while one is multiplied. `any`: as kAny of add_stage.
-// end_part(): after each kPartStages but the last.
-template <typename T, int kRows, typename EndPart>
+// end_half(): in the middle, if any follow.
+template <typename T, int kRows, typename EndHalf>
 __device__ void add_stages(TileSource<T, kRows>& source, int64_t dim, const Stages& stages, bool any,
                            TileShared<kRows>& shared, TileFragment& tile, TileSquares<kRows>& squares,
-                           const EndPart& end_part) {
+                           const EndHalf& end_half) {
   constexpr int kDepth = TileSource<T, kRows>::kDepth, kStages = TileShared<kRows>::kStages, kAhead = kStages - 1;
-  const int whole = !source.aligned                ? 0
-                    : dim / kDepth < stages.last ? static_cast<int>(dim / kDepth)
-                                                   : stages.last;
+  const int whole = !source.aligned ? 0 : dim / kDepth < stages.last ? static_cast<int>(dim / kDepth) : stages.last;
   const MatrixPlaces<kRows> places;
 #pragma unroll 1
   for (int ahead = 0; ahead < kAhead; ++ahead) {
@@ -366,8 +375,8 @@ __device__ void add_stages(TileSource<T, kRows>& source, int64_t dim, const Stag
     at = at + 1 == kStages ? 0 : at + 1;
   };
   for (int step = stages.first, end; step < stages.last; step = end) {
-    if (step > stages.first) end_part();
-    end = step + kPartStages < stages.last ? step + kPartStages : stages.last;
+    if (step > stages.first) end_half();
+    end = step < stages.middle ? stages.middle : stages.last;
     const int filled = whole - kAhead < end ? whole - kAhead : end;
 #pragma unroll 1
     for (int left = filled - step; left > 0; --left)
@@ -382,10 +391,8 @@ __device__ void add_stages(TileSource<T, kRows>& source, int64_t dim, const Stag
   wait_for_copies<0>();
 }
 
-// The sums of a tile to shared memory, and the norms: for all threads.
-template <int kRows, typename T>
-__device__ void store_sums(const TileFragment& tile, const TileSquares<kRows>& squares, bool more, T,
-                           TileShared<kRows>& shared) {
+// The sums of a tile, or of a half of them, to shared memory.
+template <int kRows> __device__ void store_sums(const TileFragment& tile, TileShared<kRows>& shared) {
 #pragma unroll
   for (int r = 0; r < kOwnRows; ++r) {
     float* const row = shared.row(fragment_row<kRows>(r));
@@ -393,122 +400,98 @@ __device__ void store_sums(const TileFragment& tile, const TileSquares<kRows>& s
     for (int c = 0; c < kOwnColumns; c += 2)
       *reinterpret_cast<float2*>(row + fragment_column<kRows>(c)) = {tile.at(r, c), tile.at(r, c + 1)};
   }
-  squares.template for_each<sizeof(T) == 2>(
-      shared, [&](float square, float& norm) { norm = norm_of(more ? norm + square : square); });
-  __syncthreads();
 }
 
-constexpr int kFragmentQuads = sizeof(TileFragment) / sizeof(float4);
-
 // The tile of the tokens that `source` names; the columns from `used` on hold none. Leaves its sums and norms in shared
-// memory.
+// memory, for all threads.
 template <typename T, int kRows>
 __device__ void multiply_tile(TileSource<T, kRows>& source, int64_t dim, int used, TileShared<kRows>& shared) {
   constexpr bool kDiagonal = sizeof(T) == 2;
+  constexpr int kQuads = sizeof(TileFragment) / sizeof(float4);
+  const int stages = source.stages(dim), half = first_half(stages);
+  const bool any = patch_column<kRows>() < used;
   TileFragment tile{};
   TileSquares<kRows> squares;
-  float4 before[kFragmentQuads]; // the parts so far: in local memory, as registers are short
+  float4 first[kQuads], sums[kQuads]; // the first half: in local memory, as registers are short
   const int zero = unknown_zero();
-  bool more = false;
-  const auto add_before = [&] {
-    float4 sums[kFragmentQuads];
+  add_stages(source, dim, {0, half, stages}, any, shared, tile, squares, [&] {
+    if (any) {
+      memcpy(sums, &tile, sizeof tile);
+#pragma unroll
+      for (int k = 0; k < kQuads; ++k)
+        first[k + zero] = sums[k];
+      tile = {};
+    }
+    squares.template finish<kDiagonal>();
+    squares.template for_each<kDiagonal>([&](float square, int token) { shared.square[token] = square; });
+    squares = {};
+  });
+  if (any && half < stages) {
     memcpy(sums, &tile, sizeof tile);
 #pragma unroll
-    for (int k = 0; k < kFragmentQuads; ++k) {
-      const float4 sum = before[k + zero];
+    for (int k = 0; k < kQuads; ++k) {
+      const float4 sum = first[k + zero];
       sums[k] = {sum.x + sums[k].x, sum.y + sums[k].y, sum.z + sums[k].z, sum.w + sums[k].w};
     }
     memcpy(&tile, sums, sizeof tile);
-  };
-  const auto end_part = [&] {
-    if (more) add_before();
-    float4 sums[kFragmentQuads];
-    memcpy(sums, &tile, sizeof tile);
-#pragma unroll
-    for (int k = 0; k < kFragmentQuads; ++k)
-      before[k + zero] = sums[k];
-    squares.template finish<kDiagonal>();
-    squares.template for_each<kDiagonal>(shared, [&](float square, float& sum) { sum = more ? sum + square : square; });
-    tile = {};
-    squares = {};
-    more = true;
-  };
-  add_stages(source, dim, {0, Stages::of(dim, source.kDepth)}, patch_column<kRows>() < used, shared, tile, squares,
-             end_part);
-  if (more) add_before();
+  }
+  __syncthreads(); // all have read the last stage
+  store_sums(tile, shared);
   squares.template finish<kDiagonal>();
-  __syncthreads(); // all have read the last stage
-  store_sums(tile, squares, more, T{}, shared);
+  squares.template for_each<kDiagonal>([&](float square, int token) {
+    shared.norm[token] = norm_of(half < stages ? shared.square[token] + square : square);
+  });
+  __syncthreads();
 }
 
-// The same by a cluster whose blocks have a part of the sum each: true for the first block, which gets the tile; nothing
-// is left to do for the others.
+// The same by a cluster of two blocks, which sum a half each. Leaves half of the sums in the shared memory of each, and
+// the norms in that of both.
 template <typename T, int kRows>
-__device__ bool multiply_in_cluster(TileSource<T, kRows>& source, int64_t dim, int used, int rank, int blocks,
-                                    TileShared<kRows>& shared) {
-  using Squares = TileSquares<kRows>;
-  struct Exchange {
-    float4 sums[kFragmentQuads][tile_threads(kRows)];
-    Squares squares[tile_threads(kRows)];
-  };
-  static_assert(sizeof(Exchange) <= sizeof(shared.stages));
-  Exchange& exchange = *reinterpret_cast<Exchange*>(shared.stages);
+__device__ void multiply_half(TileSource<T, kRows>& source, int64_t dim, int used, unsigned rank,
+                              TileShared<kRows>& shared) {
+  constexpr bool kDiagonal = sizeof(T) == 2;
+  const int stages = source.stages(dim), half = first_half(stages);
   TileFragment tile{};
-  Squares squares;
-  const int stages = Stages::of(dim, source.kDepth), end = (rank + 1) * kPartStages;
-  add_stages(source, dim, {rank * kPartStages, end < stages ? end : stages}, patch_column<kRows>() < used, shared, tile,
-             squares, [] {});
-  squares.template finish<sizeof(T) == 2>();
-  float4 sums[kFragmentQuads];
-  memcpy(sums, &tile, sizeof tile);
+  TileSquares<kRows> squares;
+  add_stages(source, dim, rank == 0 ? Stages{0, half, half} : Stages{half, stages, stages},
+             patch_column<kRows>() < used, shared, tile, squares, [] {});
   __syncthreads(); // all have read the last stage
-  if (rank > 0) {
-#pragma unroll
-    for (int k = 0; k < kFragmentQuads; ++k)
-      exchange.sums[k][threadIdx.x] = sums[k];
-    exchange.squares[threadIdx.x] = squares;
-  }
+  store_sums(tile, shared);
+  squares.template finish<kDiagonal>();
+  squares.template for_each<kDiagonal>([&](float square, int token) { shared.square[token] = square; });
   cluster_barrier();
-#pragma unroll 1
-  for (int other = 1; rank == 0 && other < blocks; ++other) {
-#pragma unroll
-    for (int k = 0; k < kFragmentQuads; ++k) {
-      const float4 more = load_from(&exchange.sums[k][threadIdx.x], other);
-      sums[k] = {sums[k].x + more.x, sums[k].y + more.y, sums[k].z + more.z, sums[k].w + more.w};
-    }
-    squares += load_from(&exchange.squares[threadIdx.x], other);
-  }
-  cluster_barrier(); // what was read is no longer needed
-  if (rank > 0) return false;
-  memcpy(&tile, sums, sizeof tile);
-  store_sums(tile, squares, false, T{}, shared);
-  return true;
+  for (int token = threadIdx.x; token < kRows + kTileColumns; token += blockDim.x)
+    shared.norm[token] = norm_of(shared.square[token] + load_from(shared.square + token, 1 - rank));
+  __syncthreads();
 }
 
-// What follows a product goes over the rows in shared memory, 8 lanes a row: short loops. Code over fragments, unrolled,
-// takes longer to be fetched than to run.
+// What follows a product goes over the rows in shared memory, 8 lanes a row: short loops. Code over fragments,
+// unrolled, takes longer to be fetched than to run.
 constexpr int kRowLanes = 8, kLaneColumns = kTileColumns / kRowLanes;
 
 __device__ inline int lane_column(int k) { return threadIdx.x % kRowLanes + kRowLanes * k; }
 
-// f(row), for the lanes of the row; all threads take part as often.
-template <int kRows, typename F> __device__ void for_each_row(const F& f) {
+// f(row), for the lanes of each of the rows [first, end); all threads take part as often.
+template <int kRows, typename F> __device__ void for_each_row(int first, int end, const F& f) {
 #pragma unroll 1
-  for (int row = threadIdx.x / kRowLanes; row < kRows; row += tile_threads(kRows) / kRowLanes)
+  for (int row = first + static_cast<int>(threadIdx.x) / kRowLanes; row < end; row += tile_threads(kRows) / kRowLanes)
     f(row);
 }
 
-// map(cosine) in the place of the sums, for all threads.
-template <int kRows, typename Map> __device__ void take_cosines(TileShared<kRows>& shared, const Map& map) {
-  for_each_row<kRows>([&](int r) {
-    float* const row = shared.row(r);
+// map(cosine) of these rows in the place of their sums: sum(row, column).
+template <int kRows, typename Sum, typename Map>
+__device__ void take_cosines(int first, int end, const Sum& sum, const Map& map, TileShared<kRows>& shared) {
+  for_each_row<kRows>(first, end, [&](int row) {
+    float x[kLaneColumns];
+#pragma unroll
+    for (int k = 0; k < kLaneColumns; ++k)
+      x[k] = sum(row, lane_column(k));
 #pragma unroll
     for (int k = 0; k < kLaneColumns; ++k) { // divided once: two reciprocals would double the rounding
-      const float norms = shared.row_norm[r] * shared.column_norm[lane_column(k)];
-      row[lane_column(k)] = map(norms > 0 ? row[lane_column(k)] / norms : 0.0f); // 0, too, for tokens not finite
+      const float norms = shared.norm[row] * shared.norm[kRows + lane_column(k)];
+      shared.row(row)[lane_column(k)] = map(norms > 0 ? x[k] / norms : 0.0f); // 0, too, for tokens not finite
     }
   });
-  __syncthreads();
 }
 
 // The lanes' values of a row to `to`, one of `count` entries of which the tile's columns are those from `first` on; up
@@ -537,13 +520,16 @@ __device__ inline LogSum part_of(const float (&log_kernel)[kLaneColumns], const 
   return part;
 }
 
-// The log weights of tokens [first, first + kCount) of a sample of `count`, to shared memory, by the first kCount threads.
-template <int kCount>
-__device__ void store_weights(const float* prior, int64_t begin, int64_t first, int64_t count,
-                              const float (&norm)[kCount], float (&weight)[kCount]) {
-  if (threadIdx.x >= kCount) return;
-  const int64_t token = first + threadIdx.x;
-  weight[threadIdx.x] = token < count ? log_weight(prior, begin + token, norm[threadIdx.x]) : -MI_PRUNER_INFINITY;
+// The log weights of `members` tokens of a tile, [first, first + members) of a sample of `count`, `at` being the first
+// in the tile.
+template <int kRows>
+__device__ void store_weights(const float* prior, int64_t begin, int64_t first, int64_t count, int at, int members,
+                              TileShared<kRows>& shared) {
+  const int member = static_cast<int>(threadIdx.x);
+  if (member >= members) return;
+  const int64_t token = first + member;
+  shared.weight[at + member] =
+      token < count ? log_weight(prior, begin + token, shared.norm[at + member]) : -MI_PRUNER_INFINITY;
 }
 
 } // namespace mi_pruner::cuda

@@ -38,8 +38,8 @@ __device__ inline float shift_of(float top) { return top == -MI_PRUNER_INFINITY 
 
 __device__ inline float log_of(const LogSum& sum) { return sum.top + logf(sum.total > 0 ? sum.total : 1.0f); }
 
-// Logs of the sums of kRows rows of `count` parts, by a whole warp: the same for a row in the Gram matrix and in a block
-// of rows, for any number of rows, and of parts that a lane holds in registers, kHeld.
+// Logs of the sums of kRows rows of `count` parts, by a whole warp: the same for a row in the Gram matrix and in a
+// block of rows, for any number of rows, and of parts that a lane holds in registers, kHeld.
 template <int kHeld, int kRows>
 __device__ void log_of_parts(const LogSum* const (&parts)[kRows], int64_t count, float (&log)[kRows]) {
   const int64_t lane = threadIdx.x % 32;
