@@ -72,8 +72,8 @@ def kernels():
 
 def test_every_kernel_is_there_for_every_architecture(kernels):
     for name in BUDGETS:
-        # Of the dtypes, and of two shapes of tile; of the modes of redundancy.
-        count = {"similarity_kernel": 6, "rows_kernel": 3, "greedy_kernel": 3}.get(name, 1)
+        # Of the dtypes, and of two shapes of tile, the smaller one also shared by two blocks; of the modes of redundancy.
+        count = {"similarity_kernel": 9, "rows_kernel": 3, "greedy_kernel": 3}.get(name, 1)
         for architecture in ARCHITECTURES:
             found = [k for k in kernels if k.architecture == architecture and name in k.name]
             assert len(found) == count, (name, architecture)
@@ -87,10 +87,11 @@ def test_newer_architectures_are_served_by_ptx():
 def test_no_kernel_spills_or_needs_more_than_its_budget(kernels):
     for kernel in kernels:
         (budget,) = (registers for name, registers in BUDGETS.items() if name in kernel.name)
-        stack = 0
+        # What one block sums waits in local memory while the other half of D is summed: 32 floats.
+        stack = 128 if "rows_kernel" in kernel.name or "ELi1E" in kernel.name else 0
         if "Li128E" in kernel.name:  # tiles of 128 rows: two blocks of 256 threads a multiprocessor
             budget = 128
-            stack = 80 if kernel.architecture == "sm_100" else 0  # addresses: six reads a stage
+            stack += 48 if kernel.architecture == "sm_100" else 16  # outside of the loop over the stages
         assert kernel.stack <= stack, kernel
         assert kernel.local == 0, kernel
         assert kernel.registers <= budget, kernel

@@ -3,16 +3,17 @@
 // Mapping: one block a tile (tile.cuh); tiles of the same visual tokens lie next to one another and share them in L2.
 // A tile of text columns leaves the cosines (a visual token's row contiguous), and its shares of the bandwidth rule:
 // the number, mean and sum of squared deviations of the valid pairs of each 32 x 32. A tile of visual columns leaves
-// the cosines, and each row's share of its normaliser over the columns. The first tile of some rows leaves their norms
-// and, for each 32, their share of the sum of the visual prior.
+// log K, and each row's share of its normaliser over the columns; those above the diagonal are not computed, but left
+// by the tile across it, turned. The first tile of some rows leaves their log weights and, for each 32, their share of
+// the sum of the visual prior.
 //
-// Tiles of 128 rows read the least from L2; tiles of 64 rows take the multiprocessors in where there are few tiles.
-// Every number that is left belongs to two tokens, to 32 rows, to 32 x 32 pairs, or to a row and 64 columns: it has the
-// same bits from either.
+// Tiles of 128 rows read the least from L2. Where there are few tiles, they have 64 rows, and two blocks, a cluster,
+// share each: a half of the sum over D, and then half of the rows. Every number that is left belongs to two tokens, to
+// 32 rows, to 32 x 32 pairs, or to a row and 64 columns: it has the same bits from all of them.
 //
-// Cost: 2 D flops a cosine. Bytes: `visual` once (M <= 64: one column of tiles; what the gram reads again comes from
-// L2), the text once a row of tiles, the cosines once. Bound by memory for the scores, by shared memory and L2 for the
-// gram.
+// Cost: 2 D flops a cosine, of half of the matrix. Bytes: `visual` once (M <= 64: one column of tiles; what the gram
+// reads again comes from L2), the text once a row of tiles, the cosines once. Bound by memory for the scores, by shared
+// memory and L2 for the gram.
 //
 // Determinism: nothing is added by atomics; parts are combined in order by the kernels that follow.
 #pragma once
@@ -145,7 +146,7 @@ public:
         if (threadIdx.x % kRowLanes == 0)
           found_.parts[(rows.begin + row) * found_.visual_tiles + first / kTileColumns] = part;
       });
-    if (kBlocks > 1) cluster_barrier(); // what the other one reads is there until then
+    if (kBlocks > 1 && at_.below_diagonal()) cluster_barrier(); // what the other one reads is there until then
   }
 
 private:
@@ -181,6 +182,7 @@ __global__ void __launch_bounds__(tile_threads(kRows), 2)
     similarity_kernel(const Tokens visual, const Tokens text, const int64_t dim, const float kappa,
                       const Similarities found, const unsigned tiles) {
   MI_PRUNER_SHARED(SimilarityShared<kRows>, shared);
+  if (kBlocks > 1 && !kHasClusters) return; // never launched there
   {
     const SimilarityTile<kRows> at(found, blockIdx.x / kBlocks, tiles);
     const auto used = [&](const Span& columns) {

@@ -9,15 +9,16 @@
 // Why 32 x 32: a warp reads its rows and its columns from shared memory, which bounds a tile: 64 KB a stage for 8 warps
 // of 32 x 32, 80 KB for 16 x 64. The sums of 64 x 32 (48 KB) would not leave registers for two blocks.
 //
-// Sums: a stage's products are summed from zero and then added to the total in float32. The tensor cores cut off where
-// float32 rounds: over a long D that would make cosines of like tokens too small by up to D/16 units; here, by 4. An
-// element's sum has one order, whatever its place, the tile and its shape, N or the batch: its bits are the two tokens'
-// own. That holds for the norms, too, on either side of a tile.
+// Sums: a stage's products are summed from zero and then added to the total of a half of D in float32; the halves are
+// added last. The tensor cores cut off where float32 rounds: over a long D that would make cosines of like tokens too
+// small by up to D/16 units; here, by 4. An element's sum has one order, whatever its place, the tile, its shape and
+// the blocks that share it, N or the batch: its bits are the two tokens' own. That holds for the norms, too, on either
+// side of a tile.
 //
 // Floats are not three TF32 products: those are good to about 22 bits, and models on a GPU run in half precision.
 //
 // Shared memory: 3 x 24 or 5 x 16 KB, rows of 128 bytes whose 16-byte pieces are permuted by the row (no bank
-// conflicts).
+// conflicts); after the product, the sums.
 #pragma once
 
 #include "cuda/weights.cuh"
