@@ -22,8 +22,8 @@ cudaError_t similarity(Dtype dtype, const Tokens& visual, const Tokens& text, in
   const auto launch = [&](auto t, auto rows, auto blocks) {
     using Type = decltype(t);
     constexpr int kRows = decltype(rows)::value, kBlocks = decltype(blocks)::value;
-    const Shape shape{visual.layout.samples * tiles(kRows) * kBlocks, tile_threads(kRows),
-                      sizeof(SimilarityShared<kRows>), false, kBlocks};
+    const Shape shape{visual.layout.samples * tiles(kRows) * kBlocks, kTileThreads, sizeof(SimilarityShared<kRows>),
+                      false, kBlocks};
     return run(similarity_kernel<Type, kRows, kBlocks>, shape, stream, visual, text, dim, kappa, found, tiles(kRows));
   };
   return by_dtype(dtype, [&](auto t) {

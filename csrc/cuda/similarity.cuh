@@ -49,17 +49,18 @@ template <int kRows> struct SimilarityTile {
   __device__ bool below_diagonal() const { return first_column() + kTileColumns <= first_row(); }
 };
 
-// Number, mean and squared deviations of the valid pairs of this warp's 32 x 32, a column a lane.
-template <int kRows> __device__ void store_moments(TileShared<kRows>& shared, float* moments) {
-  const int lane = threadIdx.x % 32, column = patch_column<kRows>() + lane;
+// Number, mean and squared deviations of the valid pairs of 32 x 32, by a warp, a column a lane.
+template <int kRows>
+__device__ void store_moments(TileShared<kRows>& shared, int first_row, int first_column, float* moments) {
+  const int lane = threadIdx.x % 32, column = first_column + lane;
   const auto valid = [&](int token) { return shared.weight[token] > -MI_PRUNER_INFINITY; };
-  const unsigned rows = __ballot_sync(kFullWarp, valid(patch_row<kRows>() + lane)),
+  const unsigned rows = __ballot_sync(kFullWarp, valid(first_row + lane)),
                  columns = __ballot_sync(kFullWarp, valid(kRows + column));
   const auto sum = [&](const auto& f) {
     float sum = 0;
 #pragma unroll 4
     for (int r = 0; r < kPatch; ++r)
-      if (rows >> r & 1) sum += f(shared.row(patch_row<kRows>() + r)[column]);
+      if (rows >> r & 1) sum += f(shared.row(first_row + r)[column]);
     return warp_reduce<Sum>(columns >> lane & 1 ? sum : 0.0f);
   };
   const float number = static_cast<float>(__popc(rows) * __popc(columns)),
@@ -116,12 +117,13 @@ public:
         x[k] = tile_.row(r)[lane_column(k)];
       store_row(x, found_.cosines + (rows.begin + row) * found_.cosine_stride, at_.first_column(), columns.count);
     });
-    const int64_t first_row = at_.first_row() + patch_row<kRows>(),
-                  first_column = at_.first_column() + patch_column<kRows>();
-    if (patch_row<kRows>() < first_ || patch_row<kRows>() >= end_) return;
+    constexpr int kDown = kRows / kBlocks / kPatch;
+    const int warp = threadIdx.x / 32, row = first_ + warp % kDown * kPatch, column = warp / kDown * kPatch;
+    if (column >= kTileColumns) return;
+    const int64_t first_row = at_.first_row() + row, first_column = at_.first_column() + column;
     if (first_row >= rows.count || first_column >= columns.count) return;
     const int64_t patch = (at_.sample * found_.row_patches + first_row / kPatch) * found_.text_patches;
-    store_moments(tile_, found_.moments + 3 * (patch + first_column / kPatch));
+    store_moments(tile_, row, column, found_.moments + 3 * (patch + first_column / kPatch));
   }
 
   // log K and the parts of the normalisers, of the tile and, below the diagonal, of the tile turned: its 64 columns are
@@ -178,7 +180,7 @@ private:
 
 // `tiles`: of a sample. kBlocks: of a cluster that shares a tile.
 template <typename T, int kRows, int kBlocks>
-__global__ void __launch_bounds__(tile_threads(kRows), 2)
+__global__ void __launch_bounds__(kTileThreads, 2)
     similarity_kernel(const Tokens visual, const Tokens text, const int64_t dim, const float kappa,
                       const Similarities found, const unsigned tiles) {
   MI_PRUNER_SHARED(SimilarityShared<kRows>, shared);

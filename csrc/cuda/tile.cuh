@@ -25,9 +25,7 @@
 
 namespace mi_pruner::cuda {
 
-constexpr int kAcross = kTileColumns / kPatch; // warps side by side
-constexpr int tile_threads(int rows) { return rows / kPatch * kAcross * 32; }
-constexpr int kTileThreads = tile_threads(kTileRows);
+constexpr int kTileThreads = 256;
 constexpr int kStageRow = 128; // bytes of a token in a stage
 constexpr int kPieces = kStageRow / 16;
 constexpr int kParts = kPieces / 2; // of a stage: 16 halves
@@ -55,36 +53,43 @@ template <int kRows = kTileRows> struct TileShared {
   static_assert(kRows * kPitch * sizeof(float) <= sizeof stages);
 };
 
-// A warp's part of the tile. Those of the same columns come first, so that they are spread over all four schedulers.
-template <int kRows> __device__ int patch_down() { return threadIdx.x / 32 % (kRows / kPatch); }
-template <int kRows> __device__ int patch_across() { return threadIdx.x / 32 / (kRows / kPatch); }
-template <int kRows> __device__ int patch_row() { return patch_down<kRows>() * kPatch; }
-template <int kRows> __device__ int patch_column() { return patch_across<kRows>() * kPatch; }
+// What a warp has of a tile: 32 rows, and as many columns as make 8 warps of all. Warps of the same columns come first,
+// so that they are spread over all four schedulers.
+constexpr int kWarpRows = 32;
+template <int kRows> struct WarpPart {
+  static constexpr int kDown = kRows / kWarpRows, kAcross = kTileThreads / 32 / kDown,
+                       kColumns = kTileColumns / kAcross;
 
-// What a thread holds of a tile: 4 rows of 8 columns, as mma.m16n8k16 leaves them. Which 16 rows, and which 8 columns,
-// a warp takes first depends on its place: those whose norms it sums.
-constexpr int kOwnRows = kPatch / 8, kOwnColumns = kPatch / 4;
-struct TileFragment {
+  static __device__ int down() { return threadIdx.x / 32 % kDown; }
+  static __device__ int across() { return threadIdx.x / 32 / kDown; }
+  static __device__ int first_column() { return across() * kColumns; }
+};
+
+// What a thread holds of it: 4 rows of 8 (or 4) columns, as mma.m16n8k16 leaves them. Which 8 rows, and which 8
+// columns, a warp takes first depends on its place: those whose norms it sums, the rows of 128 with the next 8.
+template <int kRows> struct TileFragment {
+  static constexpr int kOwnRows = kWarpRows / 8, kOwnColumns = WarpPart<kRows>::kColumns / 4;
   float sums[kOwnRows / 2][kOwnColumns / 2][4];
 
   __device__ float& at(int r, int c) { return sums[r / 2][c / 2][r % 2 * 2 + c % 2]; }
   __device__ float at(int r, int c) const { return sums[r / 2][c / 2][r % 2 * 2 + c % 2]; }
-};
 
-template <int kRows> __device__ int fragment_row(int r) {
-  return patch_row<kRows>() + threadIdx.x % 32 / 4 + 8 * (r ^ 2 * patch_across<kRows>());
-}
-template <int kRows> __device__ int fragment_column(int c) {
-  return patch_column<kRows>() + threadIdx.x % 4 * 2 + 8 * (c / 2 ^ patch_down<kRows>()) + c % 2;
-}
+  static constexpr int kNormRows = kWarpRows / 8 / WarpPart<kRows>::kAcross; // 8 rows each: of them the warp sums norms
+  static __device__ int row(int r) {
+    return WarpPart<kRows>::down() * kWarpRows + threadIdx.x % 32 / 4 + 8 * (r ^ kNormRows * WarpPart<kRows>::across());
+  }
+  static __device__ int column(int c) {
+    return WarpPart<kRows>::first_column() + threadIdx.x % 4 * 2 + 8 * (c / 2 ^ WarpPart<kRows>::down()) + c % 2;
+  }
+};
 
 __device__ inline int piece_offset(int row, int piece) { return row * kStageRow + (piece ^ (row & 7)) * 16; }
 
 // Where the tokens of a tile are, columns last: for all threads in shared memory (null: none), a thread's own in
 // registers. In the place of a token that is not there a stage has anything: its cosines mean nothing.
 template <typename T, int kRows = kTileRows> struct TileSource {
-  static constexpr int kCopies = (kRows + kTileColumns) * kPieces / tile_threads(kRows);
-  static constexpr int kApart = tile_threads(kRows) / kPieces; // rows
+  static constexpr int kCopies = (kRows + kTileColumns) * kPieces / kTileThreads;
+  static constexpr int kApart = kTileThreads / kPieces; // rows
   static constexpr int kElements = 16 / sizeof(T), kDepth = kPieces * kElements;
   static_assert(kApart % 8 == 0); // a thread's pieces have one place in their rows
   const T* const* token;
@@ -168,29 +173,25 @@ template <typename T, int kRows = kTileRows> struct TileSource {
 // columns that a warp takes first. Of halves, a square is in the lane that holds it in the diagonal of a product with
 // itself; of floats, each lane of four has a quarter of the sum.
 template <int kRows> struct TileSquares {
-  static constexpr int kDown = kRows / kPatch; // warps one above another
-  static constexpr int kColumns = kPatch / 8 / kDown;
-  float row[2] = {}, column[kColumns] = {};
+  using Fragment = TileFragment<kRows>;
+  static_assert(WarpPart<kRows>::kDown == WarpPart<kRows>::kColumns / 8);
+  float row[Fragment::kNormRows] = {}, column = 0;
 
   __device__ void operator+=(const TileSquares& other) {
-    for (int half = 0; half < 2; ++half)
-      row[half] += other.row[half];
-    for (int k = 0; k < kColumns; ++k)
-      column[k] += other.column[k];
+    for (int k = 0; k < Fragment::kNormRows; ++k)
+      row[k] += other.row[k];
+    column += other.column;
   }
 
-  static __device__ int own_row(int half) { return fragment_row<kRows>(half); }
-  static __device__ int own_column(int k) {
-    return patch_column<kRows>() + 8 * (patch_down<kRows>() + k * kDown) + threadIdx.x % 32 / 4;
-  }
+  static __device__ int own_row(int k) { return Fragment::row(k); }
+  static __device__ int own_column() { return Fragment::column(0) / 8 * 8 + threadIdx.x % 32 / 4; }
 
   // After the last stage of a half.
   template <bool kDiagonal> __device__ void finish() {
     if constexpr (!kDiagonal) {
       for (float& square : row)
         square = warp_reduce<Sum, 4>(square);
-      for (float& square : column)
-        square = warp_reduce<Sum, 4>(square);
+      column = warp_reduce<Sum, 4>(column);
     }
   }
 
@@ -198,10 +199,9 @@ template <int kRows> struct TileSquares {
   template <bool kDiagonal, typename F> __device__ void for_each(const F& f) const {
     const unsigned lane = threadIdx.x % 32, holder = kDiagonal ? lane / 8 : 0;
     if (lane % 4 != holder) return;
-    for (int half = 0; half < 2; ++half)
-      f(row[half], own_row(half));
-    for (int k = 0; k < kColumns; ++k)
-      f(column[k], kRows + own_column(k));
+    for (int k = 0; k < Fragment::kNormRows; ++k)
+      f(row[k], own_row(k));
+    f(column, kRows + own_column());
   }
 };
 
@@ -223,24 +223,25 @@ template <int kRows> struct MatrixPlaces {
 
   __device__ MatrixPlaces() {
     const int lane = threadIdx.x % 32;
-    rows = piece_offset(fragment_row<kRows>(0) / 16 * 16 + lane % 16, lane / 16);
-    columns = piece_offset(kRows + fragment_column<kRows>(lane / 16 * 2) / 8 * 8 + lane % 8, lane / 8 % 2);
+    using Fragment = TileFragment<kRows>;
+    rows = piece_offset(Fragment::row(lane / 8 % 2) / 8 * 8 + lane % 8, lane / 16);
+    columns = piece_offset(kRows + Fragment::column(lane / 16 * 2) / 8 * 8 + lane % 8, lane / 8 % 2);
     keep(rows);
     keep(columns);
   }
 };
 
 // One stage of halves; kAny: the warp has columns that hold a token, else there is no product. The product of 16 tokens
-// with themselves, of which the diagonal is wanted, has its second factor among the registers of the first.
+// with 8 of themselves, of which the diagonal is wanted, has its second factor among the registers of the first.
 // between(part): what is to be done meanwhile.
 template <bool kAny, int kRows, typename T, typename Between>
-__device__ void add_stage(unsigned char* stage, const MatrixPlaces<kRows>& places, TileFragment& product,
+__device__ void add_stage(unsigned char* stage, const MatrixPlaces<kRows>& places, TileFragment<kRows>& product,
                           TileSquares<kRows>& squares, const Between& between, T) {
-  using Squares = TileSquares<kRows>;
+  using Fragment = TileFragment<kRows>;
   const int lane = threadIdx.x % 32;
   const SharedAddress start = shared_address(stage);
-  TileFragment part;
-  float row[2][4], column[Squares::kColumns][4];
+  Fragment part;
+  float row[Fragment::kNormRows][4], column[4];
 #pragma unroll
   for (int step = 0; step < kParts; ++step) {
     const bool more = step > 0;
@@ -253,12 +254,13 @@ __device__ void add_stage(unsigned char* stage, const MatrixPlaces<kRows>& place
     } else {
       between(step);
     }
-    multiply(row[0], a[0], a[0][0], a[0][2], more, T{});
-    multiply(row[1], a[0], a[0][1], a[0][3], more, T{});
+#pragma unroll
+    for (int k = 0; k < Fragment::kNormRows; ++k)
+      multiply(row[k], a[0], a[0][k], a[0][k + 2], more, T{});
     if constexpr (kAny) {
       load_matrices(a[1], (start + (places.rows ^ kOtherTokens)) ^ kNextHalves * step);
 #pragma unroll
-      for (int pair = 0; pair < 2; ++pair) {
+      for (int pair = 0; pair < Fragment::kOwnColumns / 4; ++pair) {
         uint32_t b[4];
         load_matrices(b, (start + (places.columns ^ pair * kOtherTokens)) ^ kNextHalves * step);
 #pragma unroll
@@ -266,25 +268,23 @@ __device__ void add_stage(unsigned char* stage, const MatrixPlaces<kRows>& place
 #pragma unroll
           for (int m = 0; m < 2; ++m)
             multiply(part.sums[m][2 * pair + side], a[m], b[2 * side], b[2 * side + 1], more, T{});
-        if (pair < Squares::kColumns) {
+        if (pair == 0) {
           const uint32_t as_rows[4] = {b[0], b[2], b[1], b[3]};
-          multiply(column[pair], as_rows, b[0], b[1], more, T{});
+          multiply(column, as_rows, b[0], b[1], more, T{});
         }
       }
     }
   }
   const bool odd = lane / 4 % 2 == 1; // which of two elements is in the diagonal
 #pragma unroll
-  for (int half = 0; half < 2; ++half)
-    squares.row[half] += odd ? row[half][2 * half + 1] : row[half][2 * half];
+  for (int k = 0; k < Fragment::kNormRows; ++k)
+    squares.row[k] += odd ? row[k][2 * k + 1] : row[k][2 * k];
   if constexpr (kAny) {
+    squares.column += odd ? column[1] : column[0];
 #pragma unroll
-    for (int k = 0; k < Squares::kColumns; ++k)
-      squares.column[k] += odd ? column[k][1] : column[k][0];
+    for (int r = 0; r < Fragment::kOwnRows; ++r)
 #pragma unroll
-    for (int r = 0; r < kOwnRows; ++r)
-#pragma unroll
-      for (int c = 0; c < kOwnColumns; ++c)
+      for (int c = 0; c < Fragment::kOwnColumns; ++c)
         product.at(r, c) += part.at(r, c);
   }
 }
@@ -294,18 +294,19 @@ __device__ inline float dot(const float4& a, const float4& b) {
 }
 
 // A stage of floats.
-template <int kRows> __device__ void multiply_columns(unsigned char* stage, TileFragment& product) {
+template <int kRows> __device__ void multiply_columns(unsigned char* stage, TileFragment<kRows>& product) {
+  using Fragment = TileFragment<kRows>;
+  constexpr int kOwnRows = Fragment::kOwnRows;
   const auto at = [&](int r, int piece) { return *reinterpret_cast<const float4*>(stage + piece_offset(r, piece)); };
 #pragma unroll
-  for (int c = 0; c < kOwnColumns; c += 2) {
+  for (int c = 0; c < Fragment::kOwnColumns; c += 2) {
     float part[kOwnRows][2] = {};
 #pragma unroll 2 // more would hold all of the rows in registers
     for (int piece = 0; piece < kPieces; ++piece) {
-      const float4 b[2] = {at(kRows + fragment_column<kRows>(c), piece),
-                           at(kRows + fragment_column<kRows>(c + 1), piece)};
+      const float4 b[2] = {at(kRows + Fragment::column(c), piece), at(kRows + Fragment::column(c + 1), piece)};
 #pragma unroll
       for (int r = 0; r < kOwnRows; ++r) {
-        const float4 a = at(fragment_row<kRows>(r), piece);
+        const float4 a = at(Fragment::row(r), piece);
         for (int e = 0; e < 2; ++e)
           part[r][e] += dot(a, b[e]); // pieces from zero: fewer roundings of the long sum
       }
@@ -318,7 +319,7 @@ template <int kRows> __device__ void multiply_columns(unsigned char* stage, Tile
 }
 
 template <bool kAny, int kRows, typename Between>
-__device__ void add_stage(unsigned char* stage, const MatrixPlaces<kRows>&, TileFragment& product,
+__device__ void add_stage(unsigned char* stage, const MatrixPlaces<kRows>&, TileFragment<kRows>& product,
                           TileSquares<kRows>& squares, const Between& between, float) {
 #pragma unroll
   for (int part = 0; part < kParts; ++part)
@@ -330,10 +331,9 @@ __device__ void add_stage(unsigned char* stage, const MatrixPlaces<kRows>&, Tile
   TileSquares<kRows> square;
 #pragma unroll
   for (int piece = threadIdx.x % 4; piece < kPieces; piece += 4) { // lanes share a row's pieces among them
-    for (int half = 0; half < 2; ++half)
-      add(square.row[half], square.own_row(half), piece);
-    for (int k = 0; k < square.kColumns; ++k)
-      add(square.column[k], kRows + square.own_column(k), piece);
+    for (int k = 0; k < TileFragment<kRows>::kNormRows; ++k)
+      add(square.row[k], square.own_row(k), piece);
+    add(square.column, kRows + square.own_column(), piece);
   }
   squares += square;
   if constexpr (kAny) multiply_columns<kRows>(stage, product);
@@ -348,7 +348,7 @@ struct Stages {
 // end_half(): in the middle, if any follow.
 template <typename T, int kRows, typename EndHalf>
 __device__ void add_stages(TileSource<T, kRows>& source, int64_t dim, const Stages& stages, bool any,
-                           TileShared<kRows>& shared, TileFragment& tile, TileSquares<kRows>& squares,
+                           TileShared<kRows>& shared, TileFragment<kRows>& tile, TileSquares<kRows>& squares,
                            const EndHalf& end_half) {
   constexpr int kDepth = TileSource<T, kRows>::kDepth, kStages = TileShared<kRows>::kStages, kAhead = kStages - 1;
   const int whole = !source.aligned ? 0 : dim / kDepth < stages.last ? static_cast<int>(dim / kDepth) : stages.last;
@@ -393,13 +393,13 @@ __device__ void add_stages(TileSource<T, kRows>& source, int64_t dim, const Stag
 }
 
 // The sums of a tile, or of a half of them, to shared memory.
-template <int kRows> __device__ void store_sums(const TileFragment& tile, TileShared<kRows>& shared) {
+template <int kRows> __device__ void store_sums(const TileFragment<kRows>& tile, TileShared<kRows>& shared) {
 #pragma unroll
-  for (int r = 0; r < kOwnRows; ++r) {
-    float* const row = shared.row(fragment_row<kRows>(r));
+  for (int r = 0; r < tile.kOwnRows; ++r) {
+    float* const row = shared.row(tile.row(r));
 #pragma unroll
-    for (int c = 0; c < kOwnColumns; c += 2)
-      *reinterpret_cast<float2*>(row + fragment_column<kRows>(c)) = {tile.at(r, c), tile.at(r, c + 1)};
+    for (int c = 0; c < tile.kOwnColumns; c += 2)
+      *reinterpret_cast<float2*>(row + tile.column(c)) = {tile.at(r, c), tile.at(r, c + 1)};
   }
 }
 
@@ -408,10 +408,10 @@ template <int kRows> __device__ void store_sums(const TileFragment& tile, TileSh
 template <typename T, int kRows>
 __device__ void multiply_tile(TileSource<T, kRows>& source, int64_t dim, int used, TileShared<kRows>& shared) {
   constexpr bool kDiagonal = sizeof(T) == 2;
-  constexpr int kQuads = sizeof(TileFragment) / sizeof(float4);
+  constexpr int kQuads = sizeof(TileFragment<kRows>) / sizeof(float4);
   const int stages = source.stages(dim), half = first_half(stages);
-  const bool any = patch_column<kRows>() < used;
-  TileFragment tile{};
+  const bool any = WarpPart<kRows>::first_column() < used;
+  TileFragment<kRows> tile{};
   TileSquares<kRows> squares;
   float4 first[kQuads], sums[kQuads]; // the first half: in local memory, as registers are short
   const int zero = unknown_zero();
@@ -452,10 +452,10 @@ __device__ void multiply_half(TileSource<T, kRows>& source, int64_t dim, int use
                               TileShared<kRows>& shared) {
   constexpr bool kDiagonal = sizeof(T) == 2;
   const int stages = source.stages(dim), half = first_half(stages);
-  TileFragment tile{};
+  TileFragment<kRows> tile{};
   TileSquares<kRows> squares;
   add_stages(source, dim, rank == 0 ? Stages{0, half, half} : Stages{half, stages, stages},
-             patch_column<kRows>() < used, shared, tile, squares, [] {});
+             WarpPart<kRows>::first_column() < used, shared, tile, squares, [] {});
   __syncthreads(); // all have read the last stage
   store_sums(tile, shared);
   squares.template finish<kDiagonal>();
@@ -475,7 +475,7 @@ __device__ inline int lane_column(int k) { return threadIdx.x % kRowLanes + kRow
 // f(row), for the lanes of each of the rows [first, end); all threads take part as often.
 template <int kRows, typename F> __device__ void for_each_row(int first, int end, const F& f) {
 #pragma unroll 1
-  for (int row = first + static_cast<int>(threadIdx.x) / kRowLanes; row < end; row += tile_threads(kRows) / kRowLanes)
+  for (int row = first + static_cast<int>(threadIdx.x) / kRowLanes; row < end; row += kTileThreads / kRowLanes)
     f(row);
 }
 
