@@ -72,7 +72,7 @@ def kernels():
 
 def test_every_kernel_is_there_for_every_architecture(kernels):
     for name in BUDGETS:
-        # Of the dtypes, and of two shapes of tile, the smaller one also shared by two blocks; of the modes of redundancy.
+        # Of the dtypes, and of two shapes of tile, the smaller one also for two blocks; of the modes of redundancy.
         count = {"similarity_kernel": 9, "rows_kernel": 3, "greedy_kernel": 3}.get(name, 1)
         for architecture in ARCHITECTURES:
             found = [k for k in kernels if k.architecture == architecture and name in k.name]
@@ -87,8 +87,10 @@ def test_newer_architectures_are_served_by_ptx():
 def test_no_kernel_spills_or_needs_more_than_its_budget(kernels):
     for kernel in kernels:
         (budget,) = (registers for name, registers in BUDGETS.items() if name in kernel.name)
-        # The first half of a sum waits in local memory, where one block computes both: 32 floats, or 16 of the small tiles.
-        stack = 128 if "rows_kernel" in kernel.name or "Li128E" in kernel.name else 64 if "Li64ELi1E" in kernel.name else 0
+        stack = 0
+        if "rows_kernel" in kernel.name or "ELi1EEE" in kernel.name:
+            # One block computes both halves of a sum: the first waits in local memory.
+            stack = 64 if "Li64E" in kernel.name else 128
         if "Li128E" in kernel.name:
             stack += 48 if kernel.architecture == "sm_100" else 16  # outside of the loop over the stages
         assert kernel.stack <= stack, kernel

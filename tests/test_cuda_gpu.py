@@ -114,6 +114,25 @@ def test_rows_as_needed_give_the_bits_of_the_whole_matrix(dtype, redundancy):
     assert all(all_same(other, outputs[0]) for other in outputs[1:])
 
 
+@pytest.mark.parametrize("width", [640, 2200])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_neither_the_tile_nor_who_sums_it_changes_a_bit(dtype, width):
+    """Alone, a sample takes small tiles, which two blocks share if D is long; in a batch, large ones, whose part above
+    the diagonal is computed, not turned; on rows, a pick's token is always a row of the tile."""
+    n, m, keep, batch = 300, 5, 150, 64
+    s = batch_of(n, m, dtype, 0, width, batch)
+    together = [mi_pruner.mi_scores(s.visual, s.text, visual_prior=s.visual_prior)[0], *(x[0] for x in prune(s, keep))]
+    visual, text, prior = s.visual[:1], s.text[:1], s.visual_prior[:1]
+    alone = [mi_pruner.mi_scores(visual, text, visual_prior=prior)[0]]
+    alone += [x[0] for x in mi_pruner.prune(visual, text, keep, visual_prior=prior)]
+    assert all_same(alone, together)
+    cu = [inputs.cu_seqlens([size], "cuda") for size in (n, m, keep)]
+    many = torch.cat([visual[0], torch.zeros(ROW_BOUNDS[0] - n, width, dtype=dtype, device="cuda")])
+    priors = {"visual_prior": torch.cat([prior[0], torch.ones(ROW_BOUNDS[0] - n, device="cuda")])}
+    on_rows = mi_pruner.prune_varlen(many, text[0], *cu, ROW_BOUNDS[0], m, keep, keep, **priors)
+    assert all_same(on_rows, alone[1:])
+
+
 @pytest.mark.parametrize(("n", "times"), [(4097, 1), (20000, 1), (32768, 20)])
 def test_registers_of_a_cluster_hold_what_a_team_holds(n, times):
     """All of a thread's tokens in use, and often; the team's bound is raised by tokens of no sample."""

@@ -1,9 +1,9 @@
 // From cosines to scores: normalisers over the visual tokens, then both marginals and the sum over the text.
 //
 // `normaliser_kernel`: a block for 4 text tokens of a sample and 2,048 of its rows first combines the parts of the
-// bandwidth rule and of the priors in order, then sums the exponentials of its rows, relative to the largest: for log Z
-// of the text. Where a sample has more rows, the last of its blocks to end combines what they left. Further blocks of
-// the launch, for 32 visual tokens each, combine the parts of the visual-visual normalisers.
+// bandwidth rule and of the priors in order, then sums the exponentials of its rows, relative to the largest so far:
+// for log Z of the text. Where a sample has more rows, the last of its blocks to end combines what they left. Further
+// blocks of the launch, for 32 visual tokens each, combine the parts of the visual-visual normalisers.
 //
 // `score_kernel`: a warp for four visual tokens runs over the text twice: for the largest l, then for the sums.
 //

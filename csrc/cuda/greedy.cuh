@@ -12,11 +12,13 @@
 // Determinism: no sum crosses threads; the sum over the picks runs in their order.
 #pragma once
 
+#include "cuda/paths.h"
 #include "cuda/quad.cuh"
 
 namespace mi_pruner::cuda {
 
-constexpr int kGreedyThreads = 1024; // a quad each: 4096 tokens
+constexpr int kGreedyThreads = 1024; // a quad each
+static_assert(kGreedyThreads * kQuad == kGramTokens);
 constexpr int kMostWarps = kGreedyThreads / 32;
 constexpr unsigned kCacheLine = 128;
 // Runners-up whose rows are fetched: more bring few hits, and a row of every warp would be more than L1 and its
@@ -30,7 +32,7 @@ struct Ranked {
   unsigned rank, index;
 };
 
-// Shared memory of a block: no more than the longest sample needs, since what is left of it is L1.
+// Shared memory of a block: no more than the longest sample needs, since what is left of it is L1, or another block's.
 struct GreedyShared {
   Ranked best[2][kMostWarps]; // of the warps, for odd and even steps: one barrier a step is enough
 
@@ -48,6 +50,8 @@ struct GreedyShared {
 private:
   static __host__ __device__ constexpr int64_t padded(int64_t longest) { return longest / 4 * 4 + 4; }
 };
+
+static_assert(GreedyShared::bytes(kGramTokens, kGreedyThreads) <= kMostShared);
 
 // The warp's best token, left by the lane that holds it; returns its rank.
 __device__ inline unsigned give_best(const TokenQuad& tokens, float scale, unsigned lanes,

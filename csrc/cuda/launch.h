@@ -14,12 +14,12 @@ namespace mi_pruner::cuda {
 enum class Dtype { kFloat16, kBFloat16, kFloat32 };
 enum class Redundancy { kMean, kChain, kMax };
 
-// Tiles of cosines, a block each: a sample's rows (the smaller ones where there are few tiles) and columns. A warp has
-// 32 x 32 of them in either.
+// Tiles of cosines: a sample's rows (the smaller ones where there are few tiles) and columns. What is left of text
+// tiles for the bandwidth rule, and of rows for the prior, is so for each kPatch tokens.
 constexpr int kTileRows = 128, kSmallTileRows = 64, kTileColumns = 64, kPatch = 32;
 
-// Of the tiles of visual columns those that reach above the diagonal of the Gram matrix, and beyond, are what others
-// leave transposed: how many tiles lie side by side in one row of tiles of `rows` tokens.
+// How many tiles lie side by side in one row of tiles of `rows` tokens. Of those of visual columns, none that lie
+// wholly above the diagonal of the Gram matrix: the tile across it leaves them, turned.
 constexpr int64_t tiles_across(int64_t text_tiles, int64_t visual_tiles, int64_t row_tile, int rows) {
   const int64_t below = (row_tile + 1) * (rows / kTileColumns);
   return text_tiles + (below < visual_tiles ? below : visual_tiles);

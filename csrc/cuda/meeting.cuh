@@ -68,7 +68,6 @@ public:
         start_arrivals(&arrivals);
         expect_arrivals(&arrivals, kBytes);
       }
-    __syncwarp(); // the instruction wants the whole warp
     cluster_barrier();
   }
 

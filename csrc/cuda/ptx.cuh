@@ -176,8 +176,9 @@ struct Arrivals {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
 constexpr bool kHasClusters = true;
 
-// For all threads of the cluster, at one place: whole warps.
+// For all threads of the cluster, at one place.
 __device__ __forceinline__ void cluster_barrier() {
+  __syncwarp(); // the instructions want the whole warp
   asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
   asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }

@@ -6,7 +6,7 @@
 
 namespace mi_pruner::cuda {
 
-constexpr int kQuad = 4; // tokens: one 16-byte read of a row of cosines
+constexpr int kQuad = 4; // tokens: one 16-byte read of a row of log K
 
 struct TokenQuad {
   int first;
@@ -30,8 +30,8 @@ struct TokenQuad {
   __device__ bool has(int e) const { return !isnan(score[e]); }
 
   __device__ uint64_t key(int e, float scale) const {
-    const uint64_t key = key_of(gain_from(score[e], rho[e], scale), first + e);
-    return has(e) ? key : 0;
+    const float gain = gain_from(score[e], rho[e], scale);
+    return isnan(gain) ? 0 : key_of(gain, first + e);
   }
 
   __device__ void remove(int pick) {

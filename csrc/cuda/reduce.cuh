@@ -20,12 +20,6 @@ template <typename Op, int kLanes = 32> __device__ float warp_reduce(float x) {
   return x;
 }
 
-// Over the four lanes that hold a row of a tile.
-template <typename Op> __device__ float quad_reduce(float x) {
-  x = Op::apply(x, __shfl_xor_sync(kFullWarp, x, 1));
-  return Op::apply(x, __shfl_xor_sync(kFullWarp, x, 2));
-}
-
 // Several values at once, an operation each, over all threads of a block of kWarps warps, to all of them: over the
 // lanes, then over the warps. `scratch` is free again when the block has met at another barrier.
 template <int kWarps, typename... Ops>

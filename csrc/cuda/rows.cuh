@@ -1,4 +1,4 @@
-// Greedy selection from many tokens: exact, on rows of cosines that are computed for the likely next picks.
+// Greedy selection from many tokens: exact, on rows of log K that are computed for the likely next picks.
 //
 // Algorithm: only the rows of picked tokens are ever needed, and which will be picked is nearly known. When a pick has
 // no row yet, one product computes its row and those of the 127 next best candidates by current gain. A row's bits do

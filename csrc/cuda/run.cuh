@@ -18,10 +18,14 @@ struct Shape {
   size_t shared;            // bytes
   bool cooperative = false; // all blocks are resident at a time
   unsigned cluster = 1;     // neighbouring blocks that run side by side and see each other's shared memory
-  bool cached = false;      // as much L1 as one block a multiprocessor leaves
+  size_t most_shared = 0;   // bytes that another launch of the kernel may have; 0: as many
 };
 
 #ifdef MI_PRUNER_CUDA_HOST
+template <typename... Parameters> cudaError_t has_clusters(void (*)(Parameters...), bool& has) {
+  has = host::resident_clusters() > 0;
+  return cudaSuccess;
+}
 template <typename... Parameters> cudaError_t resident_clusters(void (*)(Parameters...), const Shape&, int& clusters) {
   clusters = host::resident_clusters();
   return cudaSuccess;
@@ -57,15 +61,12 @@ private:
   cudaLaunchAttribute attributes_[2]{};
 };
 
-// Shared memory and L1 are one memory, which a kernel divides: by default in favour of more blocks.
-template <typename... Parameters> cudaError_t leave_to_cache(void (*kernel)(Parameters...), const Shape& shape) {
-  int device = 0, most = 0, reserved = 0;
-  cudaError_t error = cudaGetDevice(&device);
-  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device);
-  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&reserved, cudaDevAttrReservedSharedMemoryPerBlock, device);
-  if (error != cudaSuccess) return error;
-  const int percent = static_cast<int>(((shape.shared + reserved) * 100 + most - 1) / most);
-  return cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, percent);
+// Whether what the current device runs of this kernel was compiled for clusters: PTX of an older architecture was not.
+template <typename... Parameters> cudaError_t has_clusters(void (*kernel)(Parameters...), bool& has) {
+  cudaFuncAttributes attributes{};
+  const cudaError_t error = cudaFuncGetAttributes(&attributes, kernel);
+  has = attributes.ptxVersion >= 90;
+  return error;
 }
 
 // Clusters of such a launch that the current device runs at a time: none where it has no clusters.
@@ -90,13 +91,11 @@ cudaError_t run(void (*kernel)(Parameters...), const Shape& shape, cudaStream_t 
   return host::run(static_cast<unsigned>(shape.blocks), shape.threads, shape.shared, shape.cooperative, shape.cluster,
                    [&] { kernel(static_cast<Parameters>(arguments)...); });
 #else
-  if (shape.shared > kSharedByDefault) {
+  // Always the same for a kernel: less would be too little for a launch of another thread that is on its way.
+  const size_t most = shape.most_shared > shape.shared ? shape.most_shared : shape.shared;
+  if (most > kSharedByDefault) {
     const cudaError_t error =
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shape.shared));
-    if (error != cudaSuccess) return error;
-  }
-  if (shape.cached) {
-    const cudaError_t error = leave_to_cache(kernel, shape);
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(most));
     if (error != cudaSuccess) return error;
   }
   const Launch launch(shape, stream);

@@ -11,7 +11,7 @@ cudaError_t greedy_on_gram(const Layout& visual, const float* scores, const Simi
   const unsigned threads = static_cast<unsigned>(ceil_div(visual.longest, 32 * kQuad)) * 32;
   const auto launch = [&](auto kernel) {
     Shape shape{visual.samples, threads, GreedyShared::bytes(visual.longest, threads)};
-    shape.cached = true;
+    shape.most_shared = GreedyShared::bytes(kGramTokens, kGreedyThreads);
     return run(kernel, shape, stream, visual, scores, found, densities, selection, picks);
   };
   switch (selection.redundancy) {

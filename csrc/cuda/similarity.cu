@@ -8,10 +8,9 @@ namespace mi_pruner::cuda {
 
 cudaError_t similarity(Dtype dtype, const Tokens& visual, const Tokens& text, int64_t dim, float kappa,
                        const Similarities& found, cudaStream_t stream) {
-  int device = 0, processors = 0, clusters = 0;
+  int device = 0, processors = 0;
   cudaError_t error = cudaGetDevice(&device);
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
-  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&clusters, cudaDevAttrClusterLaunch, device);
   if (error != cudaSuccess) return error;
   const auto tiles = [&](int rows) { // of a sample
     int64_t sum = 0;
@@ -35,7 +34,10 @@ cudaError_t similarity(Dtype dtype, const Tokens& visual, const Tokens& text, in
     // and for more still where two blocks share a tile.
     if (visual.layout.samples * tiles(kTileRows) > processors) return launch(t, kLarge, kAlone);
     const int stages = TileSource<decltype(t), kSmallTileRows>::stages(dim);
-    return clusters != 0 && first_half(stages) < stages ? launch(t, kSmall, kPair) : launch(t, kSmall, kAlone);
+    bool clusters = false;
+    if (first_half(stages) < stages) error = has_clusters(similarity_kernel<decltype(t), kSmallTileRows, 2>, clusters);
+    if (error != cudaSuccess) return error;
+    return clusters ? launch(t, kSmall, kPair) : launch(t, kSmall, kAlone);
   });
 }
 

@@ -184,7 +184,7 @@ __global__ void __launch_bounds__(kTileThreads, 2)
     similarity_kernel(const Tokens visual, const Tokens text, const int64_t dim, const float kappa,
                       const Similarities found, const unsigned tiles) {
   MI_PRUNER_SHARED(SimilarityShared<kRows>, shared);
-  if (kBlocks > 1 && !kHasClusters) return; // never launched there
+  if (kBlocks > 1 && !kHasClusters) return; // never launched so: similarity.cu asks what was compiled
   {
     const SimilarityTile<kRows> at(found, blockIdx.x / kBlocks, tiles);
     const auto used = [&](const Span& columns) {

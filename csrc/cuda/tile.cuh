@@ -1,19 +1,21 @@
 // Cosines of 128 (or 64) tokens with 64 others, by one block.
 //
 // Algorithm: features arrive 128 bytes of a token at a time (64 halves or 32 floats), in a ring of stages filled by
-// cp.async, and are multiplied by warps of 32 x 32 cosines, two side by side: halves on the tensor cores, floats by
+// cp.async, and are multiplied by eight warps of 32 x 32 cosines (or 32 x 16): halves on the tensor cores, floats by
 // fused multiply-adds. Squared norms are summed beside the product from the same registers, those of halves as the
 // diagonal of a product of tokens with themselves, and the cosine is the product over both norms: no normalised feature
 // is ever written.
 //
 // Why 32 x 32: a warp reads its rows and its columns from shared memory, which bounds a tile: 64 KB a stage for 8 warps
-// of 32 x 32, 80 KB for 16 x 64. The sums of 64 x 32 (48 KB) would not leave registers for two blocks.
+// of 32 x 32, 80 KB for 16 x 64. The sums of 64 x 32 (48 KB) would not leave registers for two blocks. A tile of 64
+// rows is bound by what its few warps wait for: eight of 32 x 16 wait side by side.
 //
 // Sums: a stage's products are summed from zero and then added to the total of a half of D in float32; the halves are
 // added last. The tensor cores cut off where float32 rounds: over a long D that would make cosines of like tokens too
 // small by up to D/16 units; here, by 4. An element's sum has one order, whatever its place, the tile, its shape and
-// the blocks that share it, N or the batch: its bits are the two tokens' own. That holds for the norms, too, on either
-// side of a tile.
+// the blocks that share it, N or the batch: its bits are the two tokens' own. That holds for the norms, too, and on
+// either side of a tile: products are exact, and a matrix instruction sums them in one order of the features, whichever
+// factor a token is of (seen on an H100).
 //
 // Floats are not three TF32 products: those are good to about 22 bits, and models on a GPU run in half precision.
 //
@@ -37,7 +39,7 @@ constexpr int first_half(int stages) { return stages < kLongSum ? stages : (stag
 
 template <int kRows = kTileRows> struct TileShared {
   // 128 rows: two in flight while one is multiplied, and two blocks of 77 KB fit in the 228 KB of an H100. 64 rows have
-  // a multiprocessor to themselves: four in flight, 64 KB, which L2 brings in about the time that one takes to arrive.
+  // a multiprocessor almost to themselves: four in flight, 64 KB, which L2 brings in about the time of one.
   static constexpr int kStages = kRows == kTileRows ? 3 : 5;
   alignas(128) unsigned char stages[kStages][(kRows + kTileColumns) * kStageRow];
   // Of the rows, then of the columns.

@@ -459,10 +459,9 @@ const char* cudaGetErrorString(cudaError_t error) {
   return error == cudaSuccess ? "no error" : "invalid configuration";
 }
 
-cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
   const char* blocks = std::getenv("MI_PRUNER_HOST_BLOCKS");
-  const int processors = blocks == nullptr ? 5 : std::atoi(blocks);
-  *value = attribute == cudaDevAttrClusterLaunch ? mi_pruner::cuda::host::resident_clusters() : processors;
+  *value = blocks == nullptr ? 5 : std::atoi(blocks);
   return cudaSuccess;
 }
 

@@ -63,6 +63,7 @@ def main():
                 os.environ["MI_PRUNER_HOST_CLUSTERS"] = clusters
                 os.environ["MI_PRUNER_HOST_BLOCKS"] = "8"
                 packed(dtype, OPTIONS[seed], MANY, MANY, g)
+                dense((1, 70, 3, 1100), dtype, OPTIONS[seed], g)  # both halves of a long sum, by a block or by two
     print("all was run")
 
 
