@@ -25,7 +25,7 @@ constexpr unsigned kCacheLine = 128;
 // bandwidth hold. Short rows are brought to L1, by copies that nobody reads; long ones, by a hint a line, as far as L2
 // (docs/kernels-cuda.md).
 constexpr int kRunnersUp = 4;
-constexpr unsigned kShortRow = 4096; // bytes
+constexpr int64_t kShortRow = 1024; // tokens
 
 // A token and the rank of its gain, 0 where there is none.
 struct Ranked {
@@ -36,22 +36,30 @@ struct Ranked {
 struct GreedyShared {
   Ranked best[2][kMostWarps]; // of the warps, for odd and even steps: one barrier a step is enough
 
-  // Then, of `longest` tokens: the picks; log Z; and, for one more, the scale of rho after so many picks; and 16 bytes
-  // a thread, of what was copied to be in L1.
+  // Then, of `longest` tokens: the picks; log Z; and, for one more, the scale of rho after so many picks; and, of short
+  // rows, one for each warp, which is copied there to be in L1 and not read.
   __device__ Ranked* picks() { return reinterpret_cast<Ranked*>(this + 1); }
   __device__ float* log_z(int64_t longest) { return reinterpret_cast<float*>(picks() + padded(longest)); }
   __device__ float* scale(int64_t longest) { return log_z(longest) + padded(longest); }
   __device__ float4* copied(int64_t longest) { return reinterpret_cast<float4*>(scale(longest) + padded(longest)); }
 
-  static constexpr size_t bytes(int64_t longest, unsigned threads) {
-    return sizeof(GreedyShared) + padded(longest) * (sizeof(Ranked) + 2 * sizeof(float)) + threads * sizeof(float4);
+  // Rounds in which the lanes of a warp copy a row, 16 bytes each; 0: it is not short.
+  static __host__ __device__ constexpr unsigned rounds(int64_t longest) {
+    constexpr unsigned kRound = 32 * sizeof(float4) / sizeof(float);
+    return longest <= kShortRow ? (static_cast<unsigned>(longest) + kRound - 1) / kRound : 0;
+  }
+
+  static constexpr size_t bytes(int64_t longest) {
+    const int64_t warps = (longest + 32 * kQuad - 1) / (32 * kQuad);
+    return sizeof(GreedyShared) + padded(longest) * (sizeof(Ranked) + 2 * sizeof(float)) +
+           warps * rounds(longest) * 32 * sizeof(float4);
   }
 
 private:
   static __host__ __device__ constexpr int64_t padded(int64_t longest) { return longest / 4 * 4 + 4; }
 };
-
-static_assert(GreedyShared::bytes(kGramTokens, kGreedyThreads) <= kMostShared);
+static_assert(GreedyShared::bytes(kGramTokens) <= kMostShared);
+static_assert(GreedyShared::bytes(kShortRow) <= GreedyShared::bytes(kGramTokens));
 
 // The warp's best token, left by the lane that holds it; returns its rank.
 __device__ inline unsigned give_best(const TokenQuad& tokens, float scale, unsigned lanes,
@@ -95,7 +103,8 @@ __global__ void __launch_bounds__(kGreedyThreads)
   const unsigned stride = static_cast<unsigned>(found.gram_stride) * unsigned{sizeof(float)},
                  bytes = count * unsigned{sizeof(float)}, lowest = rank_of(picks.min_gain);
   unsigned warp = threadIdx.x / 32, lane = threadIdx.x % 32, lanes = (2u << lane) - 1, least = lowest > 1 ? lowest : 1;
-  SharedAddress copied = shared_address(shared.copied(visual.longest) + threadIdx.x);
+  const unsigned rounds = GreedyShared::rounds(visual.longest);
+  SharedAddress copied = shared_address(shared.copied(visual.longest) + warp * rounds * 32 + lane);
   keep(tokens.first);
   keep(warp);
   keep(lane);
@@ -130,10 +139,15 @@ __global__ void __launch_bounds__(kGreedyThreads)
                    next = __shfl_sync(kFullWarp, other.index, static_cast<int>(warp));
     if (own != 0 && ahead_of_own - 1 < kRunnersUp && next != fetched) {
       const char* const from = at_multiple(gram, next, stride);
-      if (bytes <= kShortRow) {
+      if (rounds > 0) {
+        wait_for_copies<0>(); // of an earlier row, long there
+        SharedAddress to = copied;
 #pragma unroll 1
-        for (unsigned at = lane * unsigned{sizeof(float4)}; at < bytes; at += 32 * unsigned{sizeof(float4)})
-          copy_through_cache(copied, from + at);
+        for (unsigned at = lane * unsigned{sizeof(float4)}; at < bytes; at += 32 * unsigned{sizeof(float4)}) {
+          copy_through_cache(to, from + at);
+          to += 32 * unsigned{sizeof(float4)};
+        }
+        commit_copies();
       } else {
 #pragma unroll 1
         for (unsigned at = lane * kCacheLine; at < bytes; at += 32 * kCacheLine)
@@ -144,7 +158,6 @@ __global__ void __launch_bounds__(kGreedyThreads)
     const float prior = kMode == Redundancy::kChain ? expf(__ldg(densities.log_prior + span.begin + pick)) : 0.0f;
     tokens.join(row, log_z, prior, kMode, static_cast<int>(step));
   }
-  commit_copies();
   wait_for_copies<0>();
   __syncthreads();
   for (unsigned k = threadIdx.x; k < step; k += blockDim.x) {

@@ -91,9 +91,9 @@ cudaError_t run(void (*kernel)(Parameters...), const Shape& shape, cudaStream_t 
   return host::run(static_cast<unsigned>(shape.blocks), shape.threads, shape.shared, shape.cooperative, shape.cluster,
                    [&] { kernel(static_cast<Parameters>(arguments)...); });
 #else
-  // Always the same for a kernel: less would be too little for a launch of another thread that is on its way.
-  const size_t most = shape.most_shared > shape.shared ? shape.most_shared : shape.shared;
-  if (most > kSharedByDefault) {
+  if (shape.shared > kSharedByDefault) {
+    // Always the same for a kernel: less would be too little for a launch of another thread that is on its way.
+    const size_t most = shape.most_shared > shape.shared ? shape.most_shared : shape.shared;
     const cudaError_t error =
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(most));
     if (error != cudaSuccess) return error;

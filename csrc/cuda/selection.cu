@@ -10,8 +10,8 @@ cudaError_t greedy_on_gram(const Layout& visual, const float* scores, const Simi
                            cudaStream_t stream) {
   const unsigned threads = static_cast<unsigned>(ceil_div(visual.longest, 32 * kQuad)) * 32;
   const auto launch = [&](auto kernel) {
-    Shape shape{visual.samples, threads, GreedyShared::bytes(visual.longest, threads)};
-    shape.most_shared = GreedyShared::bytes(kGramTokens, kGreedyThreads);
+    Shape shape{visual.samples, threads, GreedyShared::bytes(visual.longest)};
+    shape.most_shared = GreedyShared::bytes(kGramTokens);
     return run(kernel, shape, stream, visual, scores, found, densities, selection, picks);
   };
   switch (selection.redundancy) {
