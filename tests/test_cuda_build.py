@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
-import shutil
 import subprocess
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
 from mi_pruner import _native
+
+from . import machine_code
 
 ARCHITECTURES = {"sm_80", "sm_90a", "sm_100"}
 # Registers a thread: what the launch bounds allow. 255 is where the hardware ends; greedy blocks are of 1024 threads.
@@ -26,21 +25,12 @@ BUDGETS = {
 }
 
 
-def cuobjdump():
-    """The toolkit's, or the one that Triton ships."""
-    spec = importlib.util.find_spec("triton")
-    shipped = [] if spec is None else [Path(spec.submodule_search_locations[0]) / "backends/nvidia/bin"]
-    places = [folder / "cuobjdump" for folder in (Path("/usr/local/cuda/bin"), *shipped)]
-    found = shutil.which("cuobjdump") or next((path for path in places if path.exists()), None)
-    if found is None:
-        pytest.skip("no cuobjdump, from a CUDA toolkit or from Triton")
-    return found
-
-
 def dump(*options):
     if _native.cuda_missing() not in (None, "this PyTorch is built without CUDA"):
         pytest.skip(_native.cuda_missing())
-    command = [cuobjdump(), *options, _native.library_path()]
+    if machine_code.cuobjdump() is None:
+        pytest.skip("no cuobjdump, from a CUDA toolkit or from Triton")
+    command = [machine_code.cuobjdump(), *options, _native.library_path()]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
@@ -116,3 +106,25 @@ def test_clusters_are_used_where_there_are_any(architecture):
     code = dump("-sass", "-arch", architecture)
     for instruction in ("UCGABAR_ARV", "UCGABAR_WAIT", "STAS.128", "SYNCS.PHASECHK"):
         assert (instruction in code) == (architecture != "sm_80"), instruction
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("loop", machine_code.LOOPS, ids=lambda loop: loop.name)
+def test_the_hot_loops_are_short(loop):
+    """The floors of docs/kernels-cuda.md are reckoned from them."""
+    code = dump("-sass", "-arch", machine_code.ARCHITECTURE)
+    way = machine_code.turn(machine_code.instructions(code, loop.kernel), loop.mark)
+    assert len(way) <= loop.most_instructions
+    assert sum(x.stall for x in way) <= loop.most_stalls
+
+
+def test_a_turn_of_a_loop_takes_the_cheapest_way_that_meets_all_marks():
+    """From a listing, where the upper word of an instruction is in the line after it."""
+    texts = ("MOV R1, R2", "@P0 BRA 0x30", "NOP", "REDUX.MAX UR4, R1", "@!P1 BRA 0x60", "NOP", "BRA 0x10", "EXIT")
+    lines = ["Function : a_kernel"]
+    for k, text in enumerate(texts):
+        lines += [f"  /*{16 * k:04x}*/  {text} ;  /* 0x{0:016x} */", f"  /* 0x{(k + 1) << 41:016x} */"]
+    code = machine_code.instructions("\n".join(lines), "a_kernel")
+    assert [x.stall for x in code] == list(range(1, 9))
+    assert [x.address for x in machine_code.turn(code, "REDUX")] == [0x10, 0x30, 0x40, 0x60]
+    assert machine_code.instructions("\n".join(lines), "another") == []
