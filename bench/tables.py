@@ -219,7 +219,11 @@ def measured_prefill(kept: Kept) -> str:
         [p.model, f"{p.tokens:,} → {p.keep:,}", ms(p.dense_ms), ms(p.pruned_ms), ms(p.selection_ms)]
         for p in newest_of.values()
     ]
-    return table(("model", "tokens", "all, ms", "kept, ms", "selection, ms"), lines) if lines else NONE
+    if not lines:
+        return NONE
+    head = ("model", "tokens", "all, ms", "kept, ms", "selection, ms")
+    text = f"{PROMPT} tokens of text around the image; the selection is one eager call. {made(kept.prefills[-1])}"
+    return f"{table(head, lines)}\n\n{text}"
 
 
 def robust(verdicts: list[robustness.Verdict]) -> str:

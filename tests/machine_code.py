@@ -2,8 +2,8 @@
 
     python -m tests.machine_code [LIBRARY]    # the loops that the time goes to, a line each
 
-A stall count is what the compiler wrote into the instruction (bits 41 to 44 of its upper word, Volta to Hopper): what
-a warp takes at least, that never waits for memory, a barrier or another warp. Their sum is a floor for one warp, the
+A stall count is what the compiler wrote into the instruction (bits 41 to 44 of its upper word, Volta to Hopper): the
+least that a warp takes if it never waits for memory, a barrier or another warp. Their sum is a floor for one warp, the
 number of instructions times the warps of a scheduler one for many.
 """
 

@@ -50,7 +50,8 @@ __device__ Totals totals_of(const Similarities& found, int64_t sample, int64_t r
   const float* const moments = found.moments + 3 * sample * found.row_patches * found.text_patches;
   const unsigned across = tiles(columns), patches = kappa > 0 ? 0 : tiles(rows) * across;
   const auto moment = [&](unsigned k) { return moments + 3 * (k / across * found.text_patches + k % across); };
-  float first[4] = {-MI_PRUNER_INFINITY, -MI_PRUNER_INFINITY, 0, 0}; // ..., ..., the number of pairs, and their sum
+  float first[4] = {-MI_PRUNER_INFINITY, -MI_PRUNER_INFINITY, 0,
+                    0}; // the largest of either; the number of pairs, their sum
 #pragma unroll 4
   for (unsigned k = threadIdx.x; k < tiles(rows); k += blockDim.x)
     first[0] = fmaxf(first[0], parts[k].top);
@@ -116,7 +117,7 @@ struct RowBatch {
   __device__ void load(const Similarities& found, const TextChunk& at, int start) {
     const float* const cosines =
         found.cosines + at.rows.begin * found.cosine_stride + at.column(threadIdx.x % kTextGroup);
-    const float* const weights = found.visual_weight + at.rows.begin;
+    const float* const weights = found.visual_log_weight + at.rows.begin;
     const unsigned last = static_cast<unsigned>(at.rows.count - 1), first = at.row(start),
                    stride = static_cast<unsigned>(found.cosine_stride) * unsigned{sizeof(float)};
 #pragma unroll
@@ -208,7 +209,7 @@ __device__ inline void store_log_prior(const Similarities& found, const Densitie
   const int64_t end = (at.chunk + 1) * kChunkRows < at.rows.count ? (at.chunk + 1) * kChunkRows : at.rows.count;
 #pragma unroll 4
   for (int64_t row = at.chunk * kChunkRows + threadIdx.x; row < end; row += kNormaliserThreads) {
-    const float weight = found.visual_weight[at.rows.begin + row];
+    const float weight = found.visual_log_weight[at.rows.begin + row];
     densities.log_prior[at.rows.begin + row] = weight > -MI_PRUNER_INFINITY ? weight - visual_total : weight;
   }
 }
@@ -232,7 +233,7 @@ __global__ void __launch_bounds__(kNormaliserThreads, 3)
   const Span columns = of_text ? span_of(text, sample) : Span{};
   const auto weight_of = [&](int64_t column) {
     const int64_t token = columns.begin + column;
-    return column < columns.count ? found.text_weight[token] : -MI_PRUNER_INFINITY;
+    return column < columns.count ? found.text_log_weight[token] : -MI_PRUNER_INFINITY;
   };
   const TextChunk at{sample, program / chunks, program % chunks, rows, columns};
   const bool any = of_text && at.column(0) < columns.count;

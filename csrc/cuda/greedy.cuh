@@ -36,8 +36,8 @@ struct Ranked {
 struct GreedyShared {
   Ranked best[2][kMostWarps]; // of the warps, for odd and even steps: one barrier a step is enough
 
-  // Then, of `longest` tokens: the picks; log Z; and, for one more, the scale of rho after so many picks; and, of short
-  // rows, one for each warp, which is copied there to be in L1 and not read.
+  // Then, of `longest` tokens: the picks; log Z; and, for one more, the scale of rho after so many picks; and, where
+  // rows are short, room for one a warp: copied there to pass through L1, never read.
   __device__ Ranked* picks() { return reinterpret_cast<Ranked*>(this + 1); }
   __device__ float* log_z(int64_t longest) { return reinterpret_cast<float*>(picks() + padded(longest)); }
   __device__ float* scale(int64_t longest) { return log_z(longest) + padded(longest); }
@@ -63,7 +63,7 @@ static_assert(GreedyShared::bytes(kShortRow) <= GreedyShared::bytes(kGramTokens)
 
 // The warp's best token, left by the lane that holds it; returns its rank.
 __device__ inline unsigned give_best(const TokenQuad& tokens, float scale, unsigned lanes,
-                                     const SharedPlace<Ranked>& place, unsigned ahead) {
+                                     const SharedPlace<Ranked>& place, unsigned offset) {
   float gain[kQuad]; // NaN: not to be picked
 #pragma unroll
   for (int e = 0; e < kQuad; ++e)
@@ -73,12 +73,12 @@ __device__ inline unsigned give_best(const TokenQuad& tokens, float scale, unsig
                  holders = __ballot_sync(kFullWarp, rank == own) & lanes;
   const unsigned e = gain[0] == most ? 0 : gain[1] == most ? 1 : gain[2] == most ? 2 : 3;
   const bool first = (holders ^ lanes) == lanes >> 1; // of those that hold it, and so the lowest index
-  place.store_if(first, ahead, {own, static_cast<unsigned>(tokens.first) + e});
+  place.store_if(first, offset, {own, static_cast<unsigned>(tokens.first) + e});
   return own;
 }
 
 // Everything of the loop is 32 bits wide and in registers, and little of it branches: it is a chain of some hundred
-// instructions, whose length is the time of a step.
+// instructions, whose length bounds a step from below.
 template <Redundancy kMode>
 __global__ void __launch_bounds__(kGreedyThreads)
     greedy_kernel(const Layout visual, const float* const scores, const Similarities found, const Densities densities,
@@ -120,10 +120,10 @@ __global__ void __launch_bounds__(kGreedyThreads)
   unsigned fetched = ~0u, step = 0;
   __syncthreads();
   while (limit > 0) {
-    const unsigned ahead = step % 2 * kMostWarps;
-    const unsigned own = give_best(tokens, scale, lanes, own_place, ahead);
+    const unsigned offset = step % 2 * kMostWarps;
+    const unsigned own = give_best(tokens, scale, lanes, own_place, offset);
     __syncthreads();
-    const Ranked other = seen_place.load(ahead);
+    const Ranked other = seen_place.load(offset);
     const unsigned best = __reduce_max_sync(kFullWarp, other.rank),
                    pick = __reduce_min_sync(kFullWarp, other.rank == best ? other.index : ~0u);
     const bool picked = best >= least;

@@ -14,8 +14,8 @@ namespace mi_pruner::cuda {
 enum class Dtype { kFloat16, kBFloat16, kFloat32 };
 enum class Redundancy { kMean, kChain, kMax };
 
-// Tiles of cosines: a sample's rows (the smaller ones where there are few tiles) and columns. What is left of text
-// tiles for the bandwidth rule, and of rows for the prior, is so for each kPatch tokens.
+// Tiles of cosines: a sample's rows (the smaller ones where there are few tiles) and columns. What text tiles leave for
+// the bandwidth rule, and rows for the prior, they leave for each kPatch tokens.
 constexpr int kTileRows = 128, kSmallTileRows = 64, kTileColumns = 64, kPatch = 32;
 
 // How many tiles lie side by side in one row of tiles of `rows` tokens. Of those of visual columns, none that lie
@@ -65,9 +65,9 @@ struct alignas(8) LogSum {
 
 // What the similarities leave for the kernels after them; N, M: total tokens.
 struct Similarities {
-  float* visual_weight; // (N) logs of the priors, not normalised; -infinity: absent
-  float* text_weight;   // (M)
-  float* cosines;       // (N, cosine_stride): visual token by the text tokens of its sample
+  float* visual_log_weight; // (N) logs of the priors, not normalised; -infinity: absent
+  float* text_log_weight;   // (M)
+  float* cosines;           // (N, cosine_stride): visual token by the text tokens of its sample
   int64_t cosine_stride;
   float* moments;      // (samples, row_patches, text_patches, 3)
   LogSum* prior_parts; // (samples, row_patches): of the sum of the visual prior

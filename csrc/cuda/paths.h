@@ -5,7 +5,7 @@
 
 namespace mi_pruner::cuda {
 
-// Up to here all cosines between visual tokens are computed beforehand (64 MB a sample at the most), and one block of
+// Up to here log K of all pairs of visual tokens is computed beforehand (64 MB a sample at the most), and one block of
 // 1024 threads holds 4 tokens each in registers. Beyond, rows of them are computed for the likely next picks. A
 // sample's bits are the same on both ways.
 constexpr int64_t kGramTokens = 4096;

@@ -55,28 +55,28 @@ template <typename T> class SharedPlace {
 public:
   __device__ explicit SharedPlace(T* shared) : address_(shared_address(shared)) { keep(address_); }
 
-  // `ahead`: of the place, in elements.
-  __device__ T load(unsigned ahead) const {
+  // `offset`: from the place, in elements.
+  __device__ T load(unsigned offset) const {
     static_assert(sizeof(T) == 8);
     unsigned words[2];
     asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];"
                  : "=r"(words[0]), "=r"(words[1])
-                 : "r"(address_ + ahead * unsigned{sizeof(T)})
+                 : "r"(address_ + offset * unsigned{sizeof(T)})
                  : "memory");
     T value;
     memcpy(&value, words, sizeof value);
     return value;
   }
 
-  // By the threads that `take part`, without a branch.
-  __device__ void store_if(bool takes_part, unsigned ahead, const T& value) const {
+  // By the threads with `takes_part`, without a branch.
+  __device__ void store_if(bool takes_part, unsigned offset, const T& value) const {
     unsigned words[2];
     memcpy(words, &value, sizeof value);
     asm volatile("{\n"
                  ".reg .pred p;\n"
                  "setp.ne.u32 p, %3, 0;\n"
                  "@p st.shared.v2.u32 [%0], {%1, %2};\n"
-                 "}" ::"r"(address_ + ahead * unsigned{sizeof(T)}),
+                 "}" ::"r"(address_ + offset * unsigned{sizeof(T)}),
                  "r"(words[0]), "r"(words[1]), "r"(unsigned{takes_part})
                  : "memory");
   }
@@ -91,7 +91,7 @@ __device__ __forceinline__ void copy_async(SharedAddress shared, const void* glo
   asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16;" ::"r"(shared), "l"(global) : "memory");
 }
 
-// The same, but for where it passes: it leaves the 32 bytes around them in L1.
+// The same through L1, where it leaves the 32 bytes around them; nothing more is brought to L2.
 __device__ __forceinline__ void copy_through_cache(SharedAddress shared, const void* global) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 16;" ::"r"(shared), "l"(global) : "memory");
 }

@@ -122,7 +122,7 @@ struct Run {
   RowMemory memory{};
   float* scores = nullptr;
 
-  // The similarities and normalisers; `selecting` null: for the scores only. Room for scores where they are not given.
+  // The similarities; `selecting` null: for the scores only. Room for scores where they are not given.
   Run(const Tensor& features, const Tokens& visual, const Tokens& text, const Selecting* selecting, bool own_scores)
       : features(features), visual(visual), text(text),
         rows(selecting != nullptr && selecting->greedy && !takes_gram_path(visual.layout.longest)),
@@ -143,12 +143,12 @@ struct Run {
     found.text_groups = tiles(text.layout.longest, kTextGroup);
     densities.chunks = tiles(visual.layout.longest, kChunkRows);
     found.visual_tiles = gram ? tiles(visual.layout.longest, kTileColumns) : 0;
-    // One column of text tiles, if an empty one, also takes the norms where nothing else does.
+    // One column of text tiles, if an empty one, also leaves the visual tokens' log weights, where nothing else does.
     found.text_tiles = std::max<int64_t>(tiles(text.layout.longest, kTileColumns), gram ? 0 : 1);
     found.cosine_stride = tiles(text.layout.longest, 4) * 4;
     found.gram_stride = gram ? tiles(visual.layout.longest, 4) * 4 : 0;
-    workspace.add(found.visual_weight, n);
-    workspace.add(found.text_weight, m);
+    workspace.add(found.visual_log_weight, n);
+    workspace.add(found.text_log_weight, m);
     workspace.add(found.cosines, n * found.cosine_stride);
     workspace.add(found.moments, 3 * visual.layout.samples * found.row_patches * found.text_patches);
     workspace.add(found.prior_parts, visual.layout.samples * found.row_patches);

@@ -14,8 +14,8 @@
 // - all members take the steps, and agree through posts in global memory and the team's barrier there.
 //
 // Cost: 2 D flops for each cosine of about 1.5 K rows; `visual` is read once for 128 rows. Bound by L2 and the tensor
-// cores in the products, by latency in the steps: about 2,000 cycles in a cluster at N = 32,768, 4,000 or more in a
-// team.
+// cores in the products, by latency in the steps: estimated at 2,000 cycles in a cluster at N = 32,768, 4,000 or more
+// in a team.
 //
 // Determinism: as in greedy.cuh; neither the variant nor the number of members and teams touches a sum.
 #pragma once

@@ -7,9 +7,9 @@
 // by the tile across it, turned. The first tile of some rows leaves their log weights and, for each 32, their share of
 // the sum of the visual prior.
 //
-// Tiles of 128 rows read the least from L2. Where there are few tiles, they have 64 rows, and two blocks, a cluster,
-// share each: a half of the sum over D, and then half of the rows. Every number that is left belongs to two tokens, to
-// 32 rows, to 32 x 32 pairs, or to a row and 64 columns: it has the same bits from all of them.
+// Tiles of 128 rows read the least from L2. Where there are few tiles, they have 64 rows, and, of a long D, two blocks,
+// a cluster, share each: a half of the sum over D, and then half of the rows. Every number that is left belongs to two
+// tokens, to 32 rows, to 32 x 32 pairs, or to a row and 64 columns: it has the same bits from all of them.
 //
 // Cost: 2 D flops a cosine, of half of the matrix. Bytes: `visual` once (M <= 64: one column of tiles; what the gram
 // reads again comes from L2), the text once a row of tiles, the cosines once. Bound by memory for the scores, by shared
@@ -94,7 +94,7 @@ public:
       return; // a whole warp
     const int64_t row = at_.first_row() + threadIdx.x;
     const float weight = tile_.weight[threadIdx.x];
-    if (row < rows.count) found_.visual_weight[rows.begin + row] = weight;
+    if (row < rows.count) found_.visual_log_weight[rows.begin + row] = weight;
     const float top = warp_reduce<Largest>(weight), total = warp_reduce<Sum>(expf(weight - shift_of(top)));
     if (threadIdx.x % 32 == 0) found_.prior_parts[at_.sample * found_.row_patches + row / kPatch] = {top, total};
   }
@@ -104,7 +104,7 @@ public:
     if (rank_ == 0 && at_.first_row() == 0 && threadIdx.x < kTileColumns &&
         at_.first_column() + threadIdx.x < columns.count) {
       const int64_t column = at_.first_column() + threadIdx.x;
-      found_.text_weight[columns.begin + column] = tile_.weight[kRows + threadIdx.x];
+      found_.text_log_weight[columns.begin + column] = tile_.weight[kRows + threadIdx.x];
       if (column % kTextGroup == 0) found_.arrivals[at_.sample * found_.text_groups + column / kTextGroup] = 0;
     }
     cosines([](float cosine) { return cosine; });

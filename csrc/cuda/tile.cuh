@@ -1,4 +1,4 @@
-// Cosines of 128 (or 64) tokens with 64 others, by one block.
+// Cosines of 128 (or 64) tokens with 64 others, by one block, or by two.
 //
 // Algorithm: features arrive 128 bytes of a token at a time (64 halves or 32 floats), in a ring of stages filled by
 // cp.async, and are multiplied by eight warps of 32 x 32 cosines (or 32 x 16): halves on the tensor cores, floats by
@@ -38,7 +38,7 @@ constexpr int kLongSum = 16;
 constexpr int first_half(int stages) { return stages < kLongSum ? stages : (stages + 1) / 2; }
 
 template <int kRows = kTileRows> struct TileShared {
-  // 128 rows: two in flight while one is multiplied, and two blocks of 77 KB fit in the 228 KB of an H100. 64 rows have
+  // 128 rows: two in flight while one is multiplied, and two blocks of 76 KB fit in the 228 KB of an H100. 64 rows have
   // a multiprocessor almost to themselves: four in flight, 64 KB, which L2 brings in about the time of one.
   static constexpr int kStages = kRows == kTileRows ? 3 : 5;
   alignas(128) unsigned char stages[kStages][(kRows + kTileColumns) * kStageRow];
@@ -48,15 +48,15 @@ template <int kRows = kTileRows> struct TileShared {
   float norm[kRows + kTileColumns];
   float weight[kRows + kTileColumns]; // log weights, for the users of a tile
 
-  // Where the stages were: the sums, and what is made of them. A pitch that gives the 4 rows that a warp reads, or
-  // writes, at once to different banks.
+  // Where the stages were: the sums, and what is made of them. A pitch that puts the 4 rows that a warp
+  // reads, or writes, at once into different banks.
   static constexpr int kPitch = kTileColumns + 8;
   __device__ float* row(int r) { return reinterpret_cast<float*>(stages) + r * kPitch; }
   static_assert(kRows * kPitch * sizeof(float) <= sizeof stages);
 };
 
-// What a warp has of a tile: 32 rows, and as many columns as make 8 warps of all. Warps of the same columns come first,
-// so that they are spread over all four schedulers.
+// What a warp has of a tile: 32 rows, and as many columns as make 8 warps of all. Warps of the same columns are
+// neighbours, so that they are spread over all four schedulers.
 constexpr int kWarpRows = 32;
 template <int kRows> struct WarpPart {
   static constexpr int kDown = kRows / kWarpRows, kAcross = kTileThreads / 32 / kDown,
@@ -68,7 +68,7 @@ template <int kRows> struct WarpPart {
 };
 
 // What a thread holds of it: 4 rows of 8 (or 4) columns, as mma.m16n8k16 leaves them. Which 8 rows, and which 8
-// columns, a warp takes first depends on its place: those whose norms it sums, the rows of 128 with the next 8.
+// columns, a warp takes first depends on its place: those whose norms it sums (of a tile of 128 rows, 16 rows).
 template <int kRows> struct TileFragment {
   static constexpr int kOwnRows = kWarpRows / 8, kOwnColumns = WarpPart<kRows>::kColumns / 4;
   float sums[kOwnRows / 2][kOwnColumns / 2][4];
@@ -242,7 +242,7 @@ __device__ void add_stage(unsigned char* stage, const MatrixPlaces<kRows>& place
   using Fragment = TileFragment<kRows>;
   const int lane = threadIdx.x % 32;
   const SharedAddress start = shared_address(stage);
-  Fragment part;
+  Fragment sums;
   float row[Fragment::kNormRows][4], column[4];
 #pragma unroll
   for (int step = 0; step < kParts; ++step) {
@@ -269,7 +269,7 @@ __device__ void add_stage(unsigned char* stage, const MatrixPlaces<kRows>& place
         for (int side = 0; side < 2; ++side)
 #pragma unroll
           for (int m = 0; m < 2; ++m)
-            multiply(part.sums[m][2 * pair + side], a[m], b[2 * side], b[2 * side + 1], more, T{});
+            multiply(sums.sums[m][2 * pair + side], a[m], b[2 * side], b[2 * side + 1], more, T{});
         if (pair == 0) {
           const uint32_t as_rows[4] = {b[0], b[2], b[1], b[3]};
           multiply(column, as_rows, b[0], b[1], more, T{});
@@ -287,7 +287,7 @@ __device__ void add_stage(unsigned char* stage, const MatrixPlaces<kRows>& place
     for (int r = 0; r < Fragment::kOwnRows; ++r)
 #pragma unroll
       for (int c = 0; c < Fragment::kOwnColumns; ++c)
-        product.at(r, c) += part.at(r, c);
+        product.at(r, c) += sums.at(r, c);
   }
 }
 

@@ -16,7 +16,7 @@ __device__ inline float norm_of(float square) {
 
 constexpr float kLog2E = 1.44269504f;
 
-// exp in two instructions, for sums of many: good to 2^-22 and to half a unit in the last place of x.
+// exp in two instructions, of kernels: good to 2^-22 and to half a unit in the last place of x.
 __device__ inline float exp_fast(float x) { return exp2_fast(x * kLog2E); }
 
 // log K of two tokens. Rounded before anything is added, everywhere: of a single token, l is then 0 and nothing else.

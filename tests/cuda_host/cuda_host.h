@@ -177,9 +177,9 @@ inline int unknown_zero() { return 0; }
 template <typename T> class SharedPlace {
 public:
   explicit SharedPlace(T* shared) : address_(shared) {}
-  T load(unsigned ahead) const { return address_[ahead]; }
-  void store_if(bool takes_part, unsigned ahead, const T& value) const {
-    if (takes_part) address_[ahead] = value;
+  T load(unsigned offset) const { return address_[offset]; }
+  void store_if(bool takes_part, unsigned offset, const T& value) const {
+    if (takes_part) address_[offset] = value;
   }
 
 private:
