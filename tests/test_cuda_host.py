@@ -142,9 +142,9 @@ def test_picks_from_many_tokens_are_greedy(redundancy):
 @pytest.mark.parametrize("width", [150, 456, 2200])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_the_shape_of_a_tile_changes_no_bit(dtype, width, monkeypatch):
-    """One multiprocessor takes the tiles of 128 rows, many take those of 64; the halves of a long sum each by a block of
-    a cluster, or both by one. Stages that are filled again need a width of more than four; whole ones, rows at multiples
-    of 16 bytes."""
+    """One multiprocessor takes the tiles of 128 rows, many take those of 64; the halves of a long sum each by a block
+    of a cluster, or both by one. Stages that are filled again need a width of more than four; whole ones, rows at
+    multiples of 16 bytes."""
     kinds = ((150, 70, "clustered"), (33, 3, "duplicates"), (64, 64, "separated"), (1, 1, "clustered"))
     samples = [inputs.make_sample(kind, n, m, width, dtype, n, "odd") for n, m, kind in kinds]
     arguments, priors = packed_arguments(samples, [60, 33, 9, 1], rows=False)
