@@ -63,7 +63,7 @@ def cuobjdump() -> str | None:
 @cache
 def sass(library: str) -> str:
     command = [cuobjdump(), "-sass", "-arch", ARCHITECTURE, library]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout  # fails where there is none
 
 
 def instructions(code: str, kernel: str) -> list[Instruction]:
@@ -107,13 +107,21 @@ def turn(code: list[Instruction], mark: str) -> list[Instruction]:
     return [code[i] for i in [*best[end][1], end]]
 
 
-def main() -> None:
+def main() -> int:
     library = sys.argv[1] if len(sys.argv) > 1 else str(_native.library_path())
+    if cuobjdump() is None:
+        print("machine_code: expected cuobjdump, of a CUDA toolkit or of Triton; found none", file=sys.stderr)
+        return 2
+    found = {loop: instructions(sass(library), loop.kernel) for loop in LOOPS}
+    if not all(found.values()):
+        print(f"machine_code: {library}: expected the CUDA kernels, built for {ARCHITECTURE}", file=sys.stderr)
+        return 2
     print(f"{'':32}instructions   stall cycles")
-    for loop in LOOPS:
-        way = turn(instructions(sass(library), loop.kernel), loop.mark)
+    for loop, code in found.items():
+        way = turn(code, loop.mark)
         print(f"{loop.name:32}{len(way):12}{sum(x.stall for x in way):15}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
