@@ -61,9 +61,18 @@ def cuobjdump() -> str | None:
 
 
 @cache
+def dump(library: str, *options: str) -> str:
+    """What cuobjdump prints of it: half a minute for all instructions, so once.
+
+    Raises:
+        subprocess.CalledProcessError: if the library has none for the GPU that the options name.
+    """
+    command = [cuobjdump(), *options, library]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
 def sass(library: str) -> str:
-    command = [cuobjdump(), "-sass", "-arch", ARCHITECTURE, library]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout  # fails where there is none
+    return dump(library, "-sass", "-arch", ARCHITECTURE)
 
 
 def instructions(code: str, kernel: str) -> list[Instruction]:
@@ -112,8 +121,11 @@ def main() -> int:
     if cuobjdump() is None:
         print("machine_code: expected cuobjdump, of a CUDA toolkit or of Triton; found none", file=sys.stderr)
         return 2
-    found = {loop: instructions(sass(library), loop.kernel) for loop in LOOPS}
-    if not all(found.values()):
+    try:
+        found = {loop: instructions(sass(library), loop.kernel) for loop in LOOPS}
+    except subprocess.CalledProcessError:
+        found = {}
+    if not found or not all(found.values()):
         print(f"machine_code: {library}: expected the CUDA kernels, built for {ARCHITECTURE}", file=sys.stderr)
         return 2
     print(f"{'':32}instructions   stall cycles")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
 from dataclasses import dataclass
 
 import pytest
@@ -30,8 +29,7 @@ def dump(*options):
         pytest.skip(_native.cuda_missing())
     if machine_code.cuobjdump() is None:
         pytest.skip("no cuobjdump, from a CUDA toolkit or from Triton")
-    command = [machine_code.cuobjdump(), *options, _native.library_path()]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return machine_code.dump(str(_native.library_path()), *options)
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@
 //
 // `score_kernel`: a warp for four visual tokens runs over the text twice: for the largest l, then for the sums.
 //
-// Bytes: the cosines three times, from L2 where they fit. Flops: two exponentials a cosine. Bound by latency, where
-// samples are few by that of fetching the code: what can be a loop is one.
-// Determinism: a thread's share of a sum depends on the sample's own counts alone; fixed trees across threads; chunks
-// of rows are combined in their order, whichever block ends last.
+// Bytes: the cosines three times, from L2 where they fit. Flops: two exponentials a cosine. Bound by latency; what can
+// be a loop is one, since most of the code runs once and has to be fetched. Determinism: a thread's share of a sum
+// depends on the sample's own counts alone; fixed trees across threads; chunks of rows are combined in their order,
+// whichever block ends last.
 #pragma once
 
 #include "cuda/paths.h"
@@ -50,8 +50,8 @@ __device__ Totals totals_of(const Similarities& found, int64_t sample, int64_t r
   const float* const moments = found.moments + 3 * sample * found.row_patches * found.text_patches;
   const unsigned across = tiles(columns), patches = kappa > 0 ? 0 : tiles(rows) * across;
   const auto moment = [&](unsigned k) { return moments + 3 * (k / across * found.text_patches + k % across); };
-  float first[4] = {-MI_PRUNER_INFINITY, -MI_PRUNER_INFINITY, 0,
-                    0}; // the largest of either; the number of pairs, their sum
+  // The largest weight of either prior; the number of pairs, and their sum.
+  float first[4] = {-MI_PRUNER_INFINITY, -MI_PRUNER_INFINITY, 0, 0};
 #pragma unroll 4
   for (unsigned k = threadIdx.x; k < tiles(rows); k += blockDim.x)
     first[0] = fmaxf(first[0], parts[k].top);

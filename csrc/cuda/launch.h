@@ -25,6 +25,12 @@ constexpr int64_t tiles_across(int64_t text_tiles, int64_t visual_tiles, int64_t
   return text_tiles + (below < visual_tiles ? below : visual_tiles);
 }
 
+// All of a sample of `row_tiles` rows of tiles: of the triangle, the last row may not be whole.
+constexpr int64_t tiles_of_sample(int64_t text_tiles, int64_t visual_tiles, int64_t row_tiles, int rows) {
+  const int64_t each = rows / kTileColumns, triangle = each * row_tiles * (row_tiles + 1) / 2;
+  return row_tiles * text_tiles + (visual_tiles == 0 ? 0 : triangle - (each * row_tiles - visual_tiles));
+}
+
 // Bytes of shared memory that a block may have on every GPU this is built for: compute capability 8.6, 8.9 and 12 have
 // the least.
 constexpr int kMostShared = 99 * 1024;

@@ -237,11 +237,9 @@ private:
           0, kTileRows, [&](int row, int column) { return shared.tile.row(row)[column]; },
           [&](float cosine) { return log_kernel(cosine, selection.kappa); }, shared.tile);
       __syncthreads();
-      for_each_row<kTileRows>(0, kTileRows, [&](int row) {
-        float x[kLaneColumns];
-#pragma unroll
-        for (int k = 0; k < kLaneColumns; ++k)
-          x[k] = shared.tile.row(row)[lane_column(k)];
+      for_each_row(0, kTileRows, [&](int row) {
+        LaneRow x;
+        load_row(shared.tile.row(row), x);
         const LogSum part = part_of(x, shared.tile.weight + kTileRows);
         if (shared.chosen[row] < 0) return;
         store_row(x, memory.rows + (places + row) * memory.row_stride, first, span.count);

@@ -13,10 +13,7 @@ cudaError_t similarity(Dtype dtype, const Tokens& visual, const Tokens& text, in
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
   if (error != cudaSuccess) return error;
   const auto tiles = [&](int rows) { // of a sample
-    int64_t sum = 0;
-    for (int64_t row_tile = 0; row_tile < ceil_div(visual.layout.longest, rows); ++row_tile)
-      sum += tiles_across(found.text_tiles, found.visual_tiles, row_tile, rows);
-    return sum;
+    return tiles_of_sample(found.text_tiles, found.visual_tiles, ceil_div(visual.layout.longest, rows), rows);
   };
   const auto launch = [&](auto t, auto rows, auto blocks) {
     using Type = decltype(t);

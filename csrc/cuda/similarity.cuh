@@ -108,13 +108,11 @@ public:
       if (column % kTextGroup == 0) found_.arrivals[at_.sample * found_.text_groups + column / kTextGroup] = 0;
     }
     cosines([](float cosine) { return cosine; });
-    for_each_row<kRows>(first_, end_, [&](int r) {
+    for_each_row(first_, end_, [&](int r) {
       const int64_t row = at_.first_row() + r;
       if (row >= rows.count) return;
-      float x[kLaneColumns];
-#pragma unroll
-      for (int k = 0; k < kLaneColumns; ++k)
-        x[k] = tile_.row(r)[lane_column(k)];
+      LaneRow x;
+      load_row(tile_.row(r), x);
       store_row(x, found_.cosines + (rows.begin + row) * found_.cosine_stride, at_.first_column(), columns.count);
     });
     constexpr int kDown = kRows / kBlocks / kPatch;
@@ -134,11 +132,11 @@ public:
     cosines([&](float cosine) { return log_kernel(cosine, kappa); });
 #pragma unroll 1
     for (int turned = 0; turned <= (at_.below_diagonal() ? 1 : 0); ++turned)
-      for_each_row<kRows>(first_, end_, [&](int r) {
+      for_each_row(first_, end_, [&](int r) {
         const int half = r / kTileColumns * kTileColumns;
         const int64_t row = turned ? at_.first_column() + (r - half) : at_.first_row() + r,
                       first = turned ? at_.first_row() + half : at_.first_column();
-        float x[kLaneColumns];
+        LaneRow x;
 #pragma unroll
         for (int k = 0; k < kLaneColumns; ++k)
           x[k] = turned ? element(half + lane_column(k), r - half) : tile_.row(r)[lane_column(k)];

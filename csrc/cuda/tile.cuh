@@ -76,6 +76,14 @@ template <int kRows> struct TileFragment {
   __device__ float& at(int r, int c) { return sums[r / 2][c / 2][r % 2 * 2 + c % 2]; }
   __device__ float at(int r, int c) const { return sums[r / 2][c / 2][r % 2 * 2 + c % 2]; }
 
+  __device__ void operator+=(const TileFragment& other) {
+#pragma unroll
+    for (int r = 0; r < kOwnRows; ++r)
+#pragma unroll
+      for (int c = 0; c < kOwnColumns; ++c)
+        at(r, c) += other.at(r, c);
+  }
+
   static constexpr int kNormRows = kWarpRows / 8 / WarpPart<kRows>::kAcross; // 8 rows each: of them the warp sums norms
   static __device__ int row(int r) {
     return WarpPart<kRows>::down() * kWarpRows + threadIdx.x % 32 / 4 + 8 * (r ^ kNormRows * WarpPart<kRows>::across());
@@ -283,11 +291,7 @@ __device__ void add_stage(unsigned char* stage, const MatrixPlaces<kRows>& place
     squares.row[k] += odd ? row[k][2 * k + 1] : row[k][2 * k];
   if constexpr (kAny) {
     squares.column += odd ? column[1] : column[0];
-#pragma unroll
-    for (int r = 0; r < Fragment::kOwnRows; ++r)
-#pragma unroll
-      for (int c = 0; c < Fragment::kOwnColumns; ++c)
-        product.at(r, c) += sums.at(r, c);
+    product += sums;
   }
 }
 
@@ -468,14 +472,14 @@ __device__ void multiply_half(TileSource<T, kRows>& source, int64_t dim, int use
   __syncthreads();
 }
 
-// What follows a product goes over the rows in shared memory, 8 lanes a row: short loops. Code over fragments,
-// unrolled, takes longer to be fetched than to run.
+// What follows a product goes over the rows in shared memory, 8 lanes a row: short loops. Over fragments, unrolled, it
+// was 4,000 instructions more.
 constexpr int kRowLanes = 8, kLaneColumns = kTileColumns / kRowLanes;
 
 __device__ inline int lane_column(int k) { return threadIdx.x % kRowLanes + kRowLanes * k; }
 
 // f(row), for the lanes of each of the rows [first, end); all threads take part as often.
-template <int kRows, typename F> __device__ void for_each_row(int first, int end, const F& f) {
+template <typename F> __device__ void for_each_row(int first, int end, const F& f) {
 #pragma unroll 1
   for (int row = first + static_cast<int>(threadIdx.x) / kRowLanes; row < end; row += kTileThreads / kRowLanes)
     f(row);
@@ -484,7 +488,7 @@ template <int kRows, typename F> __device__ void for_each_row(int first, int end
 // map(cosine) of these rows in the place of their sums: sum(row, column).
 template <int kRows, typename Sum, typename Map>
 __device__ void take_cosines(int first, int end, const Sum& sum, const Map& map, TileShared<kRows>& shared) {
-  for_each_row<kRows>(first, end, [&](int row) {
+  for_each_row(first, end, [&](int row) {
     float x[kLaneColumns];
 #pragma unroll
     for (int k = 0; k < kLaneColumns; ++k)
@@ -497,16 +501,25 @@ __device__ void take_cosines(int first, int end, const Sum& sum, const Map& map,
   });
 }
 
+// A row of the tile, or what is made of one, in its lanes.
+using LaneRow = float[kLaneColumns];
+
+__device__ inline void load_row(const float* row, LaneRow& x) {
+#pragma unroll
+  for (int k = 0; k < kLaneColumns; ++k)
+    x[k] = row[lane_column(k)];
+}
+
 // The lanes' values of a row to `to`, one of `count` entries of which the tile's columns are those from `first` on; up
 // to the next multiple of 4, since rows are read four at a time.
-__device__ inline void store_row(const float (&x)[kLaneColumns], float* to, int64_t first, int64_t count) {
+__device__ inline void store_row(const LaneRow& x, float* to, int64_t first, int64_t count) {
 #pragma unroll
   for (int k = 0; k < kLaneColumns; ++k)
     if (first + lane_column(k) < (count + 3) / 4 * 4) to[first + lane_column(k)] = x[k];
 }
 
 // The part of a row's normaliser that the tile's columns are: max and sum of exp of log weight + log K.
-__device__ inline LogSum part_of(const float (&log_kernel)[kLaneColumns], const float* weights) {
+__device__ inline LogSum part_of(const LaneRow& log_kernel, const float* weights) {
   LogSum part{-MI_PRUNER_INFINITY, 0};
   float x[kLaneColumns];
 #pragma unroll
