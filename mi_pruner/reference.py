@@ -94,7 +94,10 @@ def _sample_scores(
     log_r = _log_density((cosines - 1) / h2, prior.log())
     conditional = torch.where(pairs, torch.exp(log_r + prior.log()[:, None]), 0)  # P[i|j]
     if marginal == "joint":
-        log_q = torch.logsumexp(log_r + weight.log(), dim=1, keepdim=True)
+        words = t_valid.sum().to(v.dtype)
+        weight = weight * (words / (words + 1))  # the null word has the rest
+        null = -torch.log1p(words).expand(len(v), 1)
+        log_q = torch.logsumexp(torch.cat([log_r + weight.log(), null], dim=1), dim=1, keepdim=True)
         log_ratio = log_r - log_q
     else:
         log_ratio = log_r

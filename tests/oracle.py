@@ -66,9 +66,19 @@ class Density:
         return self.visual_prior[:, None] * np.exp(self.log_r) * (self.visual_valid[:, None] & self.text_valid)
 
     @property
-    def marginal(self):
-        """Σ_j w_j P[i|j] (n,)."""
-        return self.conditional @ self.text_prior
+    def null_weight(self):
+        """w'_0 of the null word: that of an average word among the valid text tokens and itself."""
+        return 1 / (int(self.text_valid.sum()) + 1)
+
+    @property
+    def word_weights(self):
+        """w'_1 … w'_m, then w'_0 (m + 1,)."""
+        return np.append((1 - self.null_weight) * self.text_prior, self.null_weight)
+
+    @property
+    def mixture(self):
+        """Σ_j w'_j P[i|j] (n,), the null word among them, whose density is the prior."""
+        return np.column_stack([self.conditional, self.visual_prior]) @ self.word_weights
 
 
 def density(visual, text, visual_prior=None, text_prior=None, bandwidth=None) -> Density:
@@ -96,15 +106,16 @@ def density(visual, text, visual_prior=None, text_prior=None, bandwidth=None) ->
 def scores(visual, text, visual_prior=None, text_prior=None, bandwidth=None, marginal="joint"):
     """a (n,) of `mi_scores`."""
     p = density(visual, text, visual_prior, text_prior, bandwidth)
+    null = p.null_weight if marginal == "joint" else 0.0  # of r = 1
     a = np.zeros(len(visual))
     for i in np.flatnonzero(p.visual_valid):
         mean_r_log_r, q = 0.0, 0.0
         for j in np.flatnonzero(p.text_valid):
             # exp overflows only where π = 0 beside an infinite prior: there π r is 0, and is left out of the sum
             r = math.exp(p.log_r[i, j]) if p.visual_prior[i] > 0 else 0.0
-            mean_r_log_r += p.text_prior[j] * r * p.log_r[i, j]
-            q += p.text_prior[j] * r
-        q_log_q = q * math.log(q) if q > 0 else 0.0
+            mean_r_log_r += (1 - null) * p.text_prior[j] * r * p.log_r[i, j]
+            q += (1 - null) * p.text_prior[j] * r
+        q_log_q = q * math.log(q + null) if q > 0 else 0.0
         a[i] = p.visual_prior[i] * (mean_r_log_r - (q_log_q if marginal == "joint" else 0.0))
     return a
 

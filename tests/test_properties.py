@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 import mi_pruner
 
-from . import inputs
+from . import inputs, oracle
 
 redundancies = st.sampled_from(inputs.REDUNDANCIES)
 modes = st.fixed_dictionaries(
@@ -84,6 +85,66 @@ def test_a_row_that_is_not_finite_is_never_picked(device, s, at, value):
     s.visual[at, -1] = value
     indices, _ = select(s.to(device), s.n)
     assert at not in indices.tolist()
+
+
+# ---- what a question says --------------------------------------------------------------------------------------------
+@given(s=inputs.samples(dtypes=inputs.FULL), copies=st.integers(1, 9))
+def test_a_token_is_rewarded_where_the_only_word_speaks_for_it(device, s, copies):
+    """One word, or copies of one: r log r / q' and ℓ have the same sign, and what is larger in r scores higher."""
+    same = inputs.Sample(s.visual, s.text[:1].repeat(copies, 1), s.visual_prior)
+    arrays = [None if x is None else x.double().numpy() for x in (same.visual, same.text, same.visual_prior)]
+    p = oracle.density(*arrays)
+    log_r = p.log_r[:, 0]
+    scores = scores_of(same.to(device)).double().cpu().numpy()
+    tol = 64 * inputs.rounding(s.visual.dtype, p.squared_bandwidth, s.n)
+    assert (scores[log_r <= 0] <= tol).all()
+    assert (scores[log_r >= 0] >= -tol).all()
+    if s.visual_prior is None:
+        order = [i for i in log_r.argsort() if log_r[i] >= 0]
+        assert all(scores[a] <= scores[b] + tol for a, b in itertools.pairwise(order))
+
+
+WORDS = torch.randn(6, 64, generator=torch.Generator().manual_seed(7))
+QUESTIONS = {
+    "one word": WORDS[:1],
+    "the same word twice": WORDS[:1].repeat(2, 1),
+    "two that are alike": WORDS[:1] + torch.tensor([[0.0], [0.02]]) * WORDS[1:2],
+    "two": WORDS[:2],
+    "six": WORDS,
+}
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_a_question_is_read_however_few_words_it_has(question, device):
+    """12 of 144 clustered tokens lean towards a word each: all of them are among the 18 that are kept."""
+    g = torch.Generator().manual_seed(1)
+    words, clusters = QUESTIONS[question], torch.randn(8, 64, generator=g)
+    visual = clusters[torch.randint(8, (144,), generator=g)] + 0.5 * torch.randn(144, 64, generator=g)
+    leaning = torch.randperm(144, generator=g)[:12]
+    visual[leaning] = 0.6 * words[torch.arange(12) % len(words)] + 0.8 * torch.randn(12, 64, generator=g)
+    scores = mi_pruner.mi_scores(visual[None].to(device), words[None].to(device))
+    assert set(scores[0].topk(12).indices.tolist()) == set(leaning.tolist())
+    _, indices, _ = mi_pruner.prune(visual[None].to(device), words[None].to(device), 18)
+    assert set(indices[0].tolist()) >= set(leaning.tolist())
+
+
+@pytest.mark.parametrize("marginal", inputs.MARGINALS)
+def test_without_a_valid_word_all_scores_are_zero(marginal, device):
+    s = inputs.make_sample("separated", 40, 5, 16, text_prior="bool").to(device)
+    for text, prior in ((s.text * math.nan, None), (s.text, torch.zeros(1, 5, device=device))):
+        scores = mi_pruner.mi_scores(s.visual[None], text[None], text_prior=prior, marginal=marginal)
+        assert (scores == 0).all()
+
+
+@pytest.mark.parametrize("marginal", inputs.MARGINALS)
+def test_words_that_are_absent_do_not_count(marginal, device):
+    """Neither as words nor beside the null word: padding of the text changes nothing but rounding."""
+    s = inputs.make_sample("separated", 40, 3, 16).to(device)
+    padded = torch.cat([s.text, torch.full_like(s.text, math.nan), s.text])
+    prior = torch.tensor([1.0] * 6 + [0.0] * 3, device=device)
+    given = scores_of(s, marginal=marginal)
+    with_padding = scores_of(inputs.Sample(s.visual, padded, None, prior), marginal=marginal)
+    torch.testing.assert_close(with_padding, given, rtol=1e-4, atol=1e-7)
 
 
 # ---- ties ------------------------------------------------------------------------------------------------------------

@@ -36,16 +36,20 @@ def test_one_text_token_has_the_paper_scores_worked_out_by_hand():
     assert a[0].tolist() == pytest.approx([0.27771854858524025, -0.1667744769135129], abs=EXACT)
 
 
-def test_one_text_token_carries_no_mutual_information():
-    assert mi_pruner.mi_scores(AXES, one([[3, 0]]), bandwidth=1.0).tolist() == [[0.0, 0.0]]
+def test_one_text_token_is_weighed_against_the_null_word():
+    # Cosines (1, 0), h = 1: r = 2 (σ(1), σ(−1)); w'_0 = w'_1 = ½, so q' = (1 + r) / 2 and a = ½ · ½ r (log r − log q').
+    a = mi_pruner.mi_scores(AXES, one([[3, 0]]), bandwidth=1.0)
+    expected = [r / 4 * math.log(2 * r / (1 + r)) for r in (2 * SIGMOID_1, 2 - 2 * SIGMOID_1)]
+    assert a[0].tolist() == pytest.approx(expected, abs=EXACT)
 
 
 def test_two_tokens_and_two_texts_on_the_axes():
     # P[i|i] = σ(1), P[i|j] = σ(−1), Σ_j w P = ½: a binary symmetric channel, I = log 2 − H(σ(1)), half of it each.
+    # The mixture is the prior, so that the null word changes nothing but the weight of the words, 2/3.
     half = (math.log(2) + SIGMOID_1 * math.log(SIGMOID_1) + (1 - SIGMOID_1) * math.log(1 - SIGMOID_1)) / 2
-    for marginal in inputs.MARGINALS:  # the marginal is the prior here
+    for marginal, share in (("joint", half * 2 / 3), ("prior", half)):
         a = mi_pruner.mi_scores(AXES, AXES, bandwidth=1.0, marginal=marginal)
-        assert a[0].tolist() == pytest.approx([half, half], abs=EXACT)
+        assert a[0].tolist() == pytest.approx([share, share], abs=EXACT)
 
 
 def test_bandwidth_rule_is_the_standard_deviation_of_the_cosines():
@@ -222,6 +226,6 @@ def test_oracle_conditional_is_a_distribution_and_both_forms_of_the_score_agree(
     p = oracle.density(**arrays)
     np.testing.assert_allclose(p.conditional[:, p.text_valid].sum(0), 1, atol=1e-12)
     with np.errstate(divide="ignore", invalid="ignore"):
-        terms = p.conditional * np.log(p.conditional / p.marginal[:, None])
-    second_form = np.where(p.conditional > 0, terms, 0) @ p.text_prior
+        terms = p.conditional * np.log(p.conditional / p.mixture[:, None])
+    second_form = np.where(p.conditional > 0, terms, 0) @ p.word_weights[:-1]
     np.testing.assert_allclose(oracle.scores(**arrays), second_form, atol=1e-12)

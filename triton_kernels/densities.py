@@ -4,7 +4,8 @@ Two kernels. `normaliser_kernel`, a program for COLUMNS text tokens and CHUNK vi
 the parts of the bandwidth rule (in the order of the tiles), then runs over its rows once and leaves its part of
 Σ_i π_i K(v_i, t_j): max and sum of exp. Further programs of the same launch combine the parts of the visual-visual
 normalisers. `score_kernel`, a program for ROWS visual tokens, combines the parts of the text's normalisers as it runs
-over the text twice: for the largest ℓ, then for the sums relative to it.
+over the text twice: for the largest ℓ, then for the sums relative to it. The null word of the joint marginal, with
+ℓ = 0, joins both.
 Bytes: the cosines three times (from L2, where they fit). Flops: three exponentials a cosine. Bound by L2.
 Determinism: chunks of fixed size in order; none depends on the batch.
 """
@@ -215,7 +216,7 @@ def score_kernel(
         log_prior = log_weight(visual_prior_ptr, start + rows, inverse, row_mask) - prior_total
         valid = (log_prior > float("-inf")) & (text_valid > 0)
         row_at = cosine_ptr + (start + rows) * cosine_stride
-        top = tl.full((ROWS,), float("-inf"), tl.float32)
+        top = tl.full((ROWS,), 0.0 if JOINT else float("-inf"), tl.float32)  # the null word's log r is 0
         for first in range(0, text_count, COLUMNS):
             log_r, weight = _log_r(
                 first,
@@ -261,7 +262,12 @@ def score_kernel(
             density = tl.where(present, weight[None, :] * tl.exp(below), 0.0)
             mass += tl.sum(density, axis=1)
             moment += tl.sum(density * below, axis=1)
-        bracket = moment + (-mass * tl.log(tl.where(mass > 0, mass, 1.0)) if JOINT else mass * shift)
+        if JOINT:
+            null_weight = 1.0 / (text_valid + 1)
+            mixture = mass + null_weight * (tl.exp(-shift) - mass)
+            bracket = (1 - null_weight) * (moment - mass * tl.log(tl.where(mass > 0, mixture, 1.0)))
+        else:
+            bracket = moment + mass * shift
         score = tl.exp(log_prior + shift) * bracket
         tl.store(score_ptr + start + rows, tl.where(valid, score, 0.0), mask=row_mask)
 

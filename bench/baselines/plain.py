@@ -122,10 +122,13 @@ def mi_scores(
         logits = (cosines - 1) / bandwidth**2
     log_ratio = logits - torch.logsumexp(logits + pi.log(), dim=1, keepdim=True)
     ratio = log_ratio.exp()
+    if marginal == "joint":
+        null = 1 / ((weights > 0).sum(dim=1, keepdim=True) + 1)  # of the null word, beside the valid text tokens
+        weights = weights * (1 - null)
     information = torch.bmm(ratio * log_ratio, weights)
     if marginal == "joint":
         mixture = torch.bmm(ratio, weights)
-        information = information - torch.xlogy(mixture, mixture)
+        information = information - mixture * (mixture + null).log()
     scores = (pi * information).squeeze(2)
     return scores if visual_prior is None else scores.masked_fill(pi.squeeze(2) == 0, 0)
 

@@ -238,13 +238,17 @@ template <typename Acc> inline Vec<Acc> log_of(Vec<Acc> v) {
 
 // With l_j = (cosine - 1) kappa - log Z_j, top = max_j l_j, e_j = exp(l_j - top), s = sum w e and d = sum w e (l -
 // top):
-//   joint: pi (sum w r l - q' log q') = pi e^top (d - s log s)    prior: pi sum w r l = pi e^top (d + s top)
-// Relative to top the terms cancel before they are rounded, and one text token gives exactly 0.
+//   prior: pi sum w r l = pi e^top (d + s top)
+//   joint: the null word, of weight 1 / (count + 1), takes part in top with l = 0, and in the mixture
+//          q' = e^top m, m = s + (e^-top - s) / (count + 1); of the words' share,
+//          pi (sum w' r l - (q' - w'_0) log q') = pi e^top (d - s log m) count / (count + 1)
+// Relative to top the terms cancel before they are rounded; where all l are 0, so is the score.
 template <typename Acc>
 void scores(const Acc* const* cosines, const Acc* log_z, const Acc* weight, int64_t count, const Acc* log_prior,
             Acc kappa, bool joint, int64_t begin, int64_t end, Acc* scores) {
+  const Acc null_weight = 1 / static_cast<Acc>(count + 1);
   for (int64_t i = begin; i < end; i += kLanes<Acc>) {
-    Vec<Acc> top = splat<Acc>(-std::numeric_limits<Acc>::infinity());
+    Vec<Acc> top = splat<Acc>(joint ? Acc(0) : -std::numeric_limits<Acc>::infinity());
     for (int64_t j = 0; j < count; ++j)
       top = max<Acc>(top, (load(cosines[j] + i) - 1) * kappa - log_z[j]);
     Vec<Acc> s{}, d{};
@@ -255,8 +259,13 @@ void scores(const Acc* const* cosines, const Acc* log_z, const Acc* weight, int6
       d += term * below;
     }
     const Vec<Acc> conditional = exp<Acc>(top + load(log_prior + i)); // pi e^top, at most about 1
-    const Vec<Acc> entropy = s > 0 ? s * log_of<Acc>(s) : Vec<Acc>{}; // 0 log 0 = 0
-    store(scores + i, conditional * (joint ? d - entropy : d + s * top));
+    if (joint) {
+      const Vec<Acc> mixture = s + null_weight * (exp<Acc>(-top) - s);
+      const Vec<Acc> shared = s > 0 ? s * log_of<Acc>(mixture) : Vec<Acc>{}; // 0 log 0 = 0
+      store(scores + i, conditional * ((1 - null_weight) * (d - shared)));
+    } else {
+      store(scores + i, conditional * (d + s * top));
+    }
   }
 }
 

@@ -65,7 +65,7 @@ template <typename Acc> struct Kernels {
   Acc (*log_normaliser)(const Acc* cosines, const Acc* log_prior, int64_t padded, Acc kappa);
 
   // scores[i] for begin <= i < end (both padded), from cosines[j][i], the normalisers log_z[j] and the text weights
-  // w[j], 0 <= j < count.
+  // w[j], 0 <= j < count, of the valid text tokens.
   void (*scores)(const Acc* const* cosines, const Acc* log_z, const Acc* weight, int64_t count, const Acc* log_prior,
                  Acc kappa, bool joint, int64_t begin, int64_t end, Acc* scores);
 

@@ -5,7 +5,8 @@
 // for log Z of the text. Where a sample has more rows, the last of its blocks to end combines what they left. Further
 // blocks of the launch, for 32 visual tokens each, combine the parts of the visual-visual normalisers.
 //
-// `score_kernel`: a warp for four visual tokens runs over the text twice: for the largest l, then for the sums.
+// `score_kernel`: a warp for four visual tokens runs over the text twice: for the largest l, then for the sums. The null
+// word of the joint marginal joins both, with l = 0.
 //
 // Bytes: the cosines three times, from L2 where they fit. Flops: two exponentials a cosine. Bound by latency; what can
 // be a loop is one, since most of the code runs once and has to be fetched. Determinism: a thread's share of a sum
@@ -30,14 +31,15 @@ constexpr int kWarpScores = 4; // at the same time: most of a score is waiting
 constexpr int kScoreRows = kScoreThreads / 32 * kWarpScores;
 
 struct DensityShared {
-  float first[4][kNormaliserWarps], second[3][kNormaliserWarps];
+  float first[4][kNormaliserWarps], second[4][kNormaliserWarps];
   float columns[2][kNormaliserWarps][kTextGroup];
   unsigned arrived;
 };
 
-// What each block of a sample reckons for itself: the logs of the sums of both priors, and 1/h^2 of the text's kernel.
+// What each block of a sample reckons for itself: the logs of the sums of both priors, 1/h^2 of the text's kernel, and
+// how many text tokens are valid.
 struct Totals {
-  float visual, text, kappa;
+  float visual, text, kappa, words;
 };
 
 // `kappa` <= 0: by the rule, from the moments of the sample's own patches. All three side by side: each would wait for
@@ -65,21 +67,24 @@ __device__ Totals totals_of(const Similarities& found, int64_t sample, int64_t r
   }
   block_reduce<kNormaliserWarps, Largest, Largest, Sum, Sum>(first, shared.first);
   const float number = fmaxf(first[2], 1), mean = first[3] / number;
-  float second[3] = {};
+  float second[4] = {};
 #pragma unroll 4
   for (unsigned k = threadIdx.x; k < tiles(rows); k += blockDim.x)
     second[0] += parts[k].total * expf(parts[k].top - shift_of(first[0]));
 #pragma unroll 1
-  for (unsigned k = threadIdx.x; k < columns; k += blockDim.x)
-    second[1] += expf(weight_of(k) - shift_of(first[1]));
+  for (unsigned k = threadIdx.x; k < columns; k += blockDim.x) {
+    const float weight = weight_of(k);
+    second[1] += expf(weight - shift_of(first[1]));
+    second[3] += weight > -MI_PRUNER_INFINITY ? 1.0f : 0.0f;
+  }
 #pragma unroll 4
   for (unsigned k = threadIdx.x; k < patches; k += blockDim.x) {
     const float off = moment(k)[1] - mean;
     second[2] += moment(k)[2] + moment(k)[0] * off * off;
   }
-  block_reduce<kNormaliserWarps, Sum, Sum, Sum>(second, shared.second);
+  block_reduce<kNormaliserWarps, Sum, Sum, Sum, Sum>(second, shared.second);
   return {log_of({first[0], second[0]}), log_of({first[1], second[1]}),
-          kappa > 0 ? kappa : 1 / fmaxf(sqrtf(second[2] / number), 1e-4f)};
+          kappa > 0 ? kappa : 1 / fmaxf(sqrtf(second[2] / number), 1e-4f), second[3]};
 }
 
 // Reduces a thread's value with those of the other threads of its column, threadIdx % kTextGroup, to all of them.
@@ -245,23 +250,24 @@ __global__ void __launch_bounds__(kNormaliserThreads, 3)
   if (program == 0 && threadIdx.x == 0) {
     densities.log_total[sample] = totals.visual;
     densities.kappa[sample] = totals.kappa;
+    densities.null_weight[sample] = 1 / (totals.words + 1);
   }
   if (at.group == 0) store_log_prior(found, densities, at, totals.visual);
   if (any) normalise_text(found, densities, at, batch, totals, own_weight, shared);
 }
 
 // The scores of kWarpScores visual tokens from their rows of cosines, `stride` apart, by a warp; of the first `tokens`
-// of them: the others' mean nothing.
+// of them: the others' mean nothing. `null_weight`: of the null word, whose l is 0; none without the joint marginal.
 __device__ inline void scores_of(const float* cosines, int64_t stride, int tokens, const float* log_z,
                                  const float* weight, int64_t count, float kappa, const float (&log_prior)[kWarpScores],
-                                 bool joint, float (&score)[kWarpScores]) {
+                                 bool joint, float null_weight, float (&score)[kWarpScores]) {
   const auto log_r = [&](int k, int64_t j) {
     return log_kernel(cosines[(k < tokens ? k : 0) * stride + j], kappa) - log_z[j];
   };
   float top[kWarpScores], mass[kWarpScores] = {}, moment[kWarpScores] = {};
 #pragma unroll
   for (int k = 0; k < kWarpScores; ++k)
-    top[k] = -MI_PRUNER_INFINITY;
+    top[k] = joint ? 0.0f : -MI_PRUNER_INFINITY;
 #pragma unroll 1
   for (int64_t j = threadIdx.x % 32; j < count; j += 32) {
     if (!(weight[j] > 0)) continue;
@@ -286,9 +292,10 @@ __device__ inline void scores_of(const float* cosines, int64_t stride, int token
   for (int k = 0; k < kWarpScores; ++k) {
     mass[k] = warp_reduce<Sum>(mass[k]);
     moment[k] = warp_reduce<Sum>(moment[k]);
+    const float mixture = fmaf(null_weight, expf(-top[k]) - mass[k], mass[k]); // q' / exp(top)
     const float bracket =
-        joint ? moment[k] - mass[k] * logf(mass[k] > 0 ? mass[k] : 1.0f) : fmaf(mass[k], top[k], moment[k]);
-    score[k] = top[k] > -MI_PRUNER_INFINITY ? expf(log_prior[k] + top[k]) * bracket : 0.0f; // else: no valid text
+        joint ? (1 - null_weight) * (moment[k] - mass[k] * logf(mixture)) : fmaf(mass[k], top[k], moment[k]);
+    score[k] = mass[k] > 0 ? expf(log_prior[k] + top[k]) * bracket : 0.0f; // 0: no valid text, or none that is near
   }
 }
 
@@ -310,7 +317,7 @@ __global__ void __launch_bounds__(kScoreThreads)
   if (columns.count > 0) // without text there is no kappa; an absent token's reads need not wait for its prior
     scores_of(found.cosines + token * found.cosine_stride, found.cosine_stride, tokens,
               densities.text_log_z + columns.begin, densities.text_weight + columns.begin, columns.count,
-              densities.kappa[sample], log_prior, joint, score);
+              densities.kappa[sample], log_prior, joint, densities.null_weight[sample], score);
   if (threadIdx.x % 32 > 0) return;
 #pragma unroll
   for (int k = 0; k < kWarpScores; ++k)

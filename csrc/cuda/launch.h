@@ -91,6 +91,7 @@ struct Densities {
   float* text_log_z;   // (M)
   float* text_weight;  // (M) normalised; 0: absent
   float* kappa;        // (samples) 1/h^2 of the cross-modal kernel
+  float* null_weight;  // (samples) of the null word of the joint marginal, beside the valid text tokens
   float* log_total;    // (samples) log of the sum of the visual prior
   float* log_prior;    // (N) normalised; -infinity: absent
   float* visual_log_z; // (N), where there is a gram

@@ -158,6 +158,7 @@ struct Run {
     workspace.add(densities.text_log_z, m);
     workspace.add(densities.text_weight, m);
     workspace.add(densities.kappa, visual.layout.samples);
+    workspace.add(densities.null_weight, visual.layout.samples);
     workspace.add(densities.log_total, visual.layout.samples);
     workspace.add(densities.log_prior, n);
     workspace.add(densities.visual_log_z, n);

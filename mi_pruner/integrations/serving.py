@@ -19,7 +19,7 @@ from .. import _checks
 from ..pruner import MIPruner
 from .packed_selection import PackedImages, by_information, count_to_keep
 
-_KEY_VERSION = 1  # part of every cache key: to be raised when a selection changes for the same options
+_KEY_VERSION = 2  # part of every cache key: to be raised when a selection changes for the same options
 
 
 def kept_count(tokens: int, keep: int | float, structural: int = 0) -> int:
