@@ -136,13 +136,21 @@ def check_select_options(
         _fail("min_gain", "a number or None", min_gain)
 
 
-def check_keep(keep: int | float) -> None:
-    """TypeError / ValueError unless `keep` is a count >= 1 (int) or a ratio in (0, 1] (float)."""
+def _check_ratio(ratio: float | None) -> None:
+    _check_number("ratio", ratio, optional=True)
+    if ratio is not None and not 0 < ratio <= 1:
+        _fail("ratio", "0 < ratio <= 1, or None", ratio)
+
+
+def check_keep(keep: int | float, ratio: float | None = None) -> None:
+    """TypeError / ValueError unless `keep` is a count >= 1 (int), or a ratio in (0, 1] (float) that no other joins."""
     if isinstance(keep, bool) or not isinstance(keep, int | float | torch.SymInt):
         _fail("keep", "an int (tokens) or a float (ratio)", repr(keep), TypeError)
     if isinstance(keep, float):
         if not 0 < keep <= 1:
             _fail("keep", "a ratio in (0, 1] (a count of tokens is an int)", keep)
+        if ratio is not None:
+            _fail("ratio", f"None, since keep = {keep} is one (or a count as keep)", ratio, TypeError)
     elif keep < 1:
         _fail("keep", "at least 1 token (a ratio is a float in (0, 1])", keep)
 
@@ -159,7 +167,8 @@ def check_tokens(visual: Tensor, visual_prior: Tensor | None, budget: Tensor | N
 
 
 def _check_keep_count(keep: int, visual: Tensor) -> None:
-    if not 1 <= keep <= visual.shape[1]:
+    # As a minimum, and not keep <= N, of which torch.export can't prove that it holds where keep is a ratio of N.
+    if keep < 1 or keep != torch.sym_min(keep, visual.shape[1]):
         _fail("keep", f"1 <= keep <= N = {visual.shape[1]}", keep)
 
 
@@ -217,11 +226,13 @@ def check_greedy_select(
     redundancy_weight: float = 1.0,
     budget: Tensor | None = None,
     min_gain: float | None = None,
+    ratio: float | None = None,
 ) -> None:
     check_tokens(visual, visual_prior, budget)
     _check_scores(scores, visual, "(B, N)")
     _check_keep_count(keep, visual)
     check_select_options(visual_bandwidth, redundancy, redundancy_weight, min_gain)
+    _check_ratio(ratio)
 
 
 def check_prune(
@@ -238,6 +249,7 @@ def check_prune(
     redundancy_weight: float = 1.0,
     budget: Tensor | None = None,
     min_gain: float | None = None,
+    ratio: float | None = None,
 ) -> None:
     check_tokens(visual, visual_prior, budget)
     check_mi_scores(
@@ -245,6 +257,7 @@ def check_prune(
     )
     _check_keep_count(keep, visual)
     check_select_options(visual_bandwidth, redundancy, redundancy_weight, min_gain)
+    _check_ratio(ratio)
 
 
 def check_mi_scores_varlen(
@@ -291,6 +304,7 @@ def check_greedy_select_varlen(
     redundancy: str = "mean",
     redundancy_weight: float = 1.0,
     min_gain: float | None = None,
+    ratio: float | None = None,
 ) -> None:
     _check_features("visual", visual, "(total_N, D)")
     _check_scores(scores, visual, "(total_N,)")
@@ -299,6 +313,7 @@ def check_greedy_select_varlen(
     _check_size("max_seqlen_visual", max_seqlen_visual)
     _check_prior("visual_prior", visual_prior, visual, "(total_N,)")
     check_select_options(visual_bandwidth, redundancy, redundancy_weight, min_gain)
+    _check_ratio(ratio)
 
 
 def check_prune_varlen(
@@ -320,6 +335,7 @@ def check_prune_varlen(
     redundancy: str = "mean",
     redundancy_weight: float = 1.0,
     min_gain: float | None = None,
+    ratio: float | None = None,
 ) -> None:
     check_mi_scores_varlen(
         visual,
@@ -335,3 +351,4 @@ def check_prune_varlen(
     )
     _check_packed_keep(cu_keep, visual, cu_seqlens_visual, max_keep, total_keep)
     check_select_options(visual_bandwidth, redundancy, redundancy_weight, min_gain)
+    _check_ratio(ratio)

@@ -16,8 +16,8 @@ from . import _checks
 
 _SCORE_OPTIONS = "Tensor? visual_prior=None, Tensor? text_prior=None, float? bandwidth=None, str marginal='joint'"
 _REDUNDANCY_OPTIONS = "float visual_bandwidth=0.63, str redundancy='mean', float redundancy_weight=1.0"
-_DENSE_STOP = "Tensor? budget=None, float? min_gain=None"
-_PACKED_STOP = "float? min_gain=None"  # a packed sample's budget is its share of cu_keep
+_PACKED_STOP = "float? min_gain=None, float? ratio=None"  # a packed sample's budget is its share of cu_keep
+_DENSE_STOP = f"Tensor? budget=None, {_PACKED_STOP}"
 _PICKS = "(Tensor indices, Tensor gains)"
 _TOKENS = "(Tensor tokens, Tensor indices, Tensor gains)"
 

@@ -1,4 +1,4 @@
-"""The documented calls: thin covers of `torch.ops.mi_pruner.*` that also take `keep` as a ratio.
+"""The documented calls: thin covers of `torch.ops.mi_pruner.*`; the dense ones also take `keep` as a ratio.
 
 Letters: B samples, N visual tokens, M text tokens, D coordinates, K picks. Features are float16, bfloat16, float32
 (float64 on the CPU). All sums are float32 (float64 for float64 features). Logarithms are natural: scores and gains are
@@ -13,25 +13,21 @@ import torch
 from torch import Tensor
 
 from . import _checks
-from .reference import valid_tokens
 
 
 def count_from_ratio(ratio: float, tokens: int) -> int:
     """K = max(1, floor(ratio · tokens + 0.5)): how many of `tokens` a ratio in (0, 1] keeps."""
-    return max(1, math.floor(ratio * tokens + 0.5))
+    return torch.sym_max(1, math.floor(ratio * tokens + 0.5))
 
 
-def _count_and_budget(
-    keep: int | float, visual: Tensor, visual_prior: Tensor | None, budget: Tensor | None
-) -> tuple[int, Tensor | None]:
-    """`keep` as a count; a ratio also gives each sample a budget: the same formula over its own valid tokens."""
-    _checks.check_keep(keep)
+def _count_and_ratio(keep: int | float, ratio: float | None, visual: Tensor) -> tuple[int, float | None]:
+    """`keep` as a count, and the ratio of its own valid tokens that bounds each sample."""
+    _checks.check_keep(keep, ratio)
     if not isinstance(keep, float):
-        return keep, budget
-    _checks.check_tokens(visual, visual_prior, budget)
-    valid = valid_tokens(visual, visual_prior).sum(-1)
-    own = (valid.double() * keep + 0.5).floor().clamp(min=1).long()
-    return count_from_ratio(keep, visual.shape[1]), own if budget is None else torch.minimum(own, budget)
+        return keep, ratio
+    _checks.check_tokens(visual, None)
+    tokens = visual.shape[1]
+    return torch.sym_min(tokens, count_from_ratio(keep, tokens)), keep  # the minimum: for torch.export's prover alone
 
 
 def mi_scores(
@@ -84,6 +80,7 @@ def greedy_select(
     redundancy_weight: float = 1.0,
     budget: Tensor | None = None,
     min_gain: float | None = None,
+    ratio: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Picks tokens one by one: at each step the one of largest marginal gain, the lowest index among equals.
 
@@ -102,13 +99,15 @@ def greedy_select(
         scores: (B, N) floating point; NaN counts as −inf, which can still be picked, last.
         visual: (B, N, D) visual tokens.
         keep: number of picks, 1 <= K <= N (int), or a ratio in (0, 1] (float): then K = max(1, floor(ratio·N + 0.5))
-            and each sample's budget is the same formula over its own valid tokens.
+            and each sample keeps at most the same ratio of its own valid tokens.
         visual_prior: (B, N) float or bool, as in `mi_scores`; absent tokens are never picked.
         visual_bandwidth: h of the visual–visual kernel, 1e-3 <= h <= 1e3.
         redundancy: "mean", "chain", "max" or "none".
         redundancy_weight: λ, 0 <= λ <= 1e6.
         budget: (B,) int32 or int64, at most that many picks for a sample (clamped to [0, K]).
         min_gain: a sample stops for good at the first pick whose gain would be below it.
+        ratio: in (0, 1]; at most max(1, floor(ratio·V + 0.5)) picks for a sample of V valid tokens, the product in
+            float64. A float `keep` sets it.
 
     Returns:
         indices (B, K) int64 and gains (B, K) in nats, float32 (float64 for float64 features), in order of selection.
@@ -117,7 +116,7 @@ def greedy_select(
     Raises:
         ValueError, TypeError: naming the argument, what was expected and what came.
     """
-    count, budget = _count_and_budget(keep, visual, visual_prior, budget)
+    count, ratio = _count_and_ratio(keep, ratio, visual)
     return torch.ops.mi_pruner.greedy_select(
         scores,
         visual,
@@ -128,6 +127,7 @@ def greedy_select(
         redundancy_weight=redundancy_weight,
         budget=budget,
         min_gain=min_gain,
+        ratio=ratio,
     )
 
 
@@ -145,6 +145,7 @@ def prune(
     redundancy_weight: float = 1.0,
     budget: Tensor | None = None,
     min_gain: float | None = None,
+    ratio: float | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Keeps the visual tokens that say most about the text: `mi_scores`, then `greedy_select`, then a gather.
 
@@ -157,7 +158,7 @@ def prune(
     Raises:
         ValueError, TypeError: naming the argument, what was expected and what came.
     """
-    count, budget = _count_and_budget(keep, visual, visual_prior, budget)
+    count, ratio = _count_and_ratio(keep, ratio, visual)
     return torch.ops.mi_pruner.prune(
         visual,
         text,
@@ -171,6 +172,7 @@ def prune(
         redundancy_weight=redundancy_weight,
         budget=budget,
         min_gain=min_gain,
+        ratio=ratio,
     )
 
 
@@ -230,6 +232,7 @@ def greedy_select_varlen(
     redundancy: str = "mean",
     redundancy_weight: float = 1.0,
     min_gain: float | None = None,
+    ratio: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`greedy_select` of samples of different sizes, packed one after another.
 
@@ -240,6 +243,7 @@ def greedy_select_varlen(
             outputs. Values out of range are clamped.
         max_seqlen_visual, max_keep: the longest sample's length, the largest number of picks.
         total_keep: length of the outputs, cu_keep[B].
+        ratio, and the other options: as in `greedy_select`. A ratio bounds the picks within a sample's share.
 
     Returns:
         indices (total_keep,) int64, counted from each sample's own first token, and gains (total_keep,), in order of
@@ -261,6 +265,7 @@ def greedy_select_varlen(
         redundancy=redundancy,
         redundancy_weight=redundancy_weight,
         min_gain=min_gain,
+        ratio=ratio,
     )
 
 
@@ -283,6 +288,7 @@ def prune_varlen(
     redundancy: str = "mean",
     redundancy_weight: float = 1.0,
     min_gain: float | None = None,
+    ratio: float | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`prune` of samples of different sizes, packed one after another: no padding, one call.
 
@@ -313,6 +319,7 @@ def prune_varlen(
         redundancy=redundancy,
         redundancy_weight=redundancy_weight,
         min_gain=min_gain,
+        ratio=ratio,
     )
 
 

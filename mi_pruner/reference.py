@@ -128,6 +128,7 @@ def _sample_select(
     redundancy_weight: float,
     budget: Tensor | int | None,
     min_gain: float | None,
+    ratio: float | None,
 ) -> tuple[Tensor, Tensor]:
     indices = torch.full((keep,), -1, dtype=torch.int64, device=visual.device)
     gains = torch.full((keep,), -math.inf, dtype=accumulation_dtype(visual.dtype), device=visual.device)
@@ -138,6 +139,7 @@ def _sample_select(
     table = _redundancies(v, prior, available, visual_bandwidth) if use_redundancy else None
     rho = torch.zeros_like(scores)
     going = torch.ones((), dtype=torch.bool, device=visual.device)
+    own = None if ratio is None else (available.sum().double() * ratio + 0.5).floor().clamp(min=1)
     for step in range(keep):
         gain = scores
         if table is not None and step > 0:
@@ -146,6 +148,8 @@ def _sample_select(
         going = going & available.any()
         if budget is not None:
             going = going & (step < budget)
+        if own is not None:
+            going = going & (step < own)
         if min_gain is not None:
             going = going & (gain[pick] >= min_gain)
         indices[step] = torch.where(going, pick, -1)
@@ -189,6 +193,7 @@ def greedy_select(
     redundancy_weight=1.0,
     budget=None,
     min_gain=None,
+    ratio=None,
 ) -> tuple[Tensor, Tensor]:
     picks = [
         _sample_select(
@@ -201,6 +206,7 @@ def greedy_select(
             redundancy_weight,
             _at(budget, b),
             min_gain,
+            ratio,
         )
         for b in range(visual.shape[0])
     ]
@@ -318,6 +324,7 @@ def greedy_select_varlen(
     redundancy="mean",
     redundancy_weight=1.0,
     min_gain=None,
+    ratio=None,
 ) -> tuple[Tensor, Tensor]:
     indices = torch.full((total_keep,), -1, dtype=torch.int64, device=visual.device)
     gains = torch.full((total_keep,), -math.inf, dtype=accumulation_dtype(visual.dtype), device=visual.device)
@@ -334,6 +341,7 @@ def greedy_select_varlen(
                 redundancy_weight,
                 None,
                 min_gain,
+                ratio,
             )
     return indices, gains
 

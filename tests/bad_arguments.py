@@ -275,4 +275,8 @@ CASES = (
         for bins in (-16, 0, 1, 65)
     ),
     Case(SELECT + SELECT_PACKED, {"min_gain": math.nan}, "min_gain: expected a number or None, got nan"),
+    *(
+        Case(SELECT + SELECT_PACKED, {"ratio": ratio}, f"ratio: expected 0 < ratio <= 1, or None, got {ratio}")
+        for ratio in (0.0, -0.25, 1.001, 64.0, math.inf, math.nan)
+    ),
 )

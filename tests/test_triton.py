@@ -13,6 +13,7 @@ from mi_pruner._dispatch import BACKENDS
 from . import inputs
 from .test_backends import batch_of, check_scores, check_selection
 from .test_invariances import check_batch_invariance
+from .test_packed import OTHER_IN_FLOAT32, check_counts_of_ratios
 
 pytest.importorskip("triton", reason="triton is not installed")
 if not (inputs.INTERPRETED or torch.cuda.is_available()):
@@ -154,6 +155,31 @@ def test_picks_are_nested_and_budgets_are_kept(redundancy, path, device):
         assert inputs.same_bits(short[0, :25], whole[0, :25])
         assert (short[0, 25:] == empty).all()
         assert (short[1] == empty).all()
+
+
+@pytest.mark.parametrize("redundancy", inputs.REDUNDANCIES)
+def test_a_ratio_is_of_the_valid_tokens_and_counted_in_float64(redundancy, path, device):
+    """0.58 of 25 is less than 14.5, but not in float32. Tokens of gains below `min_gain` are valid, too."""
+    s = inputs.make_sample("separated", 29, 3, 8).to(device)
+    s.visual[3:6] = math.nan
+    prior = torch.ones(1, 29, device=device).index_fill(1, torch.tensor([9], device=device), 0.0)
+    scores = torch.arange(29, device=device).float()[None]
+    options = {"visual_prior": prior, "redundancy": redundancy, "ratio": 0.58}
+    for min_gain, count in ((None, 14), (19.5, 9)):  # scores of 20 to 28; redundancy is below 1
+        indices, _ = mi_pruner.greedy_select(scores, s.visual[None], 29, min_gain=min_gain, **options)
+        assert (indices >= 0).sum() == count
+    check_counts_of_ratios(OTHER_IN_FLOAT32[:7], device)
+
+
+@pytest.mark.parametrize("marginal", inputs.MARGINALS)
+def test_one_word_is_read_and_no_word_scores_zero(marginal, device):
+    check_scores(batch_of((2, 40, 1, 16), torch.float32), device, marginal=marginal)
+    s = batch_of((2, 40, 5, 16), torch.float32, "float")
+    s.text[0] = math.nan
+    s.text_prior[1, 1:] = 0
+    check_scores(s, device, marginal=marginal)
+    s = s.to(device)
+    assert (mi_pruner.mi_scores(s.visual, s.text, **s.priors(), marginal=marginal)[0] == 0).all()
 
 
 def test_no_tokens_at_all(device):

@@ -52,14 +52,14 @@ def launches_of_every_kind(dtype):
     budget = torch.empty(8, dtype=torch.int64, device="meta")
     operators.prune(
         visual, text, 64, visual_prior=prior(8, 576), text_prior=prior(8, 32), bandwidth=0.2, marginal="prior",
-        redundancy="chain", budget=budget, min_gain=0.0,
+        redundancy="chain", budget=budget, min_gain=0.0, ratio=0.1,
     )  # fmt: skip
-    operators.greedy_select(prior(8, 576), visual, 64, redundancy="none", min_gain=0.0)
+    operators.greedy_select(prior(8, 576), visual, 64, redundancy="none", min_gain=0.0, ratio=0.1)
     visual, text = features(1, 2880, 32, 4096, dtype)
     operators.greedy_select(prior(1, 2880), visual, 320, redundancy="max")
     visual, text = features(1, 4096 + 1, 33, 3584, dtype)
     for redundancy in ("chain", "max"):
-        operators.greedy_select(prior(1, 4097), visual, 1025, redundancy=redundancy, min_gain=0.0)
+        operators.greedy_select(prior(1, 4097), visual, 1025, redundancy=redundancy, min_gain=0.0, ratio=0.1)
     cu = torch.empty(5, dtype=torch.int32, device="meta")
     flat = torch.empty(9000, 1152, dtype=dtype, device="meta")
     operators.prune_varlen(flat, flat, cu, cu, cu, 2880, 77, 320, 1280)

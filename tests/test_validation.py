@@ -83,6 +83,15 @@ def test_keep_is_a_count_or_a_ratio(keep, error, message):
         assert str(caught.value) == message
 
 
+def test_a_ratio_beside_keep_as_a_ratio_is_refused():
+    visual, scores = torch.zeros(B, N, D), torch.zeros(B, N)
+    message = "ratio: expected None, since keep = 0.5 is one (or a count as keep), got 0.25"
+    for call in (mi_pruner.prune, mi_pruner.greedy_select):
+        with pytest.raises(TypeError) as caught:
+            call(visual if call is mi_pruner.prune else scores, visual, 0.5, ratio=0.25)
+        assert str(caught.value) == message
+
+
 @pytest.mark.parametrize("keep", [0, -1, 7])
 @pytest.mark.parametrize("how", ["torch.ops", "fake", "meta"])
 def test_keep_of_the_operator_is_a_count_up_to_n(keep, how):

@@ -44,9 +44,12 @@ def ranked_score(score):
 
 
 @triton.jit
-def pick_limit(slots, valid, budget_ptr, sample):
-    """How many picks a sample may have: its slots, its valid tokens, its budget (clamped)."""
+def pick_limit(slots, valid, budget_ptr, ratio_bits, sample):
+    """How many picks a sample may have: its slots, its valid tokens, its budget (clamped), a ratio of the tokens."""
     limit = tl.minimum(slots, valid)
+    if ratio_bits is not None:
+        ratio = ratio_bits.to(tl.int64).to(tl.float64, bitcast=True)
+        limit = tl.minimum(limit, tl.maximum((ratio * valid.to(tl.float64) + 0.5).to(tl.int32), 1))
     if budget_ptr is not None:
         limit = tl.minimum(tl.maximum(tl.load(budget_ptr + sample), 0), limit).to(tl.int32)
     return limit
@@ -89,6 +92,7 @@ def greedy_kernel(
     keep_total,
     longest_keep,
     budget_ptr,
+    ratio_bits,
     min_gain,
     index_ptr,
     gain_ptr,
@@ -105,7 +109,7 @@ def greedy_kernel(
     inverse = tl.load(inverse_ptr + start + at, mask=mask, other=float("nan"))
     weights = log_weight(visual_prior_ptr, start + at, inverse, mask)
     available = weights > float("-inf")
-    limit = pick_limit(slots, tl.sum(available.to(tl.int32), axis=0), budget_ptr, sample)
+    limit = pick_limit(slots, tl.sum(available.to(tl.int32), axis=0), budget_ptr, ratio_bits, sample)
     log_prior = tl.where(available, weights - tl.load(log_total_ptr + sample), float("-inf"))
     score = ranked_score(tl.load(score_ptr + start + at, mask=mask, other=0.0))
     rho = tl.zeros((TOKENS,), tl.float32)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+import struct
 from dataclasses import dataclass
 
 import torch
@@ -96,6 +97,7 @@ class Selection:
     weight: float
     budget: Tensor | None
     min_gain: float | None
+    ratio: float | None
 
     def path(self, tokens: int) -> str:
         """ "top-k", "gram" or "rows", for samples of at most `tokens`; a pure function of the call."""
@@ -110,6 +112,11 @@ class Selection:
     @property
     def threshold(self) -> float:
         return -math.inf if self.min_gain is None else self.min_gain
+
+    @property
+    def ratio_bits(self) -> int | None:
+        """The bits of the ratio in float64: as a number, Triton would take it for a float32."""
+        return None if self.ratio is None else int.from_bytes(struct.pack("<d", self.ratio), "little")
 
 
 @dataclass(frozen=True)
@@ -305,6 +312,7 @@ def top_k_picks(visual: Tokens, ranks: Tensor, inverse: Tensor, slots: Slots, ho
         inverse,
         *slots.place,
         how.budget,
+        how.ratio_bits,
         how.threshold,
         indices,
         gains,
@@ -337,6 +345,7 @@ def gram_picks(
         how.weight,
         *slots.place,
         how.budget,
+        how.ratio_bits,
         how.threshold,
         indices,
         gains,

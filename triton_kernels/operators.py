@@ -85,8 +85,9 @@ def greedy_select(
     redundancy_weight=1.0,
     budget=None,
     min_gain=None,
+    ratio=None,
 ) -> tuple[Tensor, Tensor]:
-    how = Selection(visual_bandwidth, redundancy, redundancy_weight, budget, min_gain)
+    how = Selection(visual_bandwidth, redundancy, redundancy_weight, budget, min_gain, ratio)
     return _run_select(scores, _dense(visual, visual_prior), Slots(None, keep, visual.shape[0] * keep), how)
 
 
@@ -104,8 +105,9 @@ def prune(
     redundancy_weight=1.0,
     budget=None,
     min_gain=None,
+    ratio=None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    how = Selection(visual_bandwidth, redundancy, redundancy_weight, budget, min_gain)
+    how = Selection(visual_bandwidth, redundancy, redundancy_weight, budget, min_gain, ratio)
     slots = Slots(None, keep, visual.shape[0] * keep)
     return _run_prune(_dense(visual, visual_prior), _dense(text, text_prior), slots, bandwidth, marginal, how)
 
@@ -145,8 +147,9 @@ def greedy_select_varlen(
     redundancy="mean",
     redundancy_weight=1.0,
     min_gain=None,
+    ratio=None,
 ) -> tuple[Tensor, Tensor]:
-    how = Selection(visual_bandwidth, redundancy, redundancy_weight, None, min_gain)
+    how = Selection(visual_bandwidth, redundancy, redundancy_weight, None, min_gain, ratio)
     tokens = Tokens(visual, visual_prior, cu_seqlens_visual, max_seqlen_visual)
     return _run_select(scores, tokens, Slots(cu_keep, max_keep, total_keep), how)
 
@@ -170,8 +173,9 @@ def prune_varlen(
     redundancy="mean",
     redundancy_weight=1.0,
     min_gain=None,
+    ratio=None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    how = Selection(visual_bandwidth, redundancy, redundancy_weight, None, min_gain)
+    how = Selection(visual_bandwidth, redundancy, redundancy_weight, None, min_gain, ratio)
     return _run_prune(
         Tokens(visual, visual_prior, cu_seqlens_visual, max_seqlen_visual),
         Tokens(text, text_prior, cu_seqlens_text, max_seqlen_text),

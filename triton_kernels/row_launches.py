@@ -39,6 +39,7 @@ def row_picks(
         found.visual_inverse,
         *slots.place,
         how.budget,
+        how.ratio_bits,
         *memory,
         stride,
         CHUNK=rows.STEP_CHUNK // 2,  # 16 tokens a lane of 4 warps

@@ -47,6 +47,7 @@ def start_kernel(
     keep_total,
     longest_keep,
     budget_ptr,
+    ratio_bits,
     rank_ptr,
     rho_ptr,
     log_prior_ptr,
@@ -61,7 +62,7 @@ def start_kernel(
     start, count = span(cu_visual_ptr, sample, visual_total, longest_visual)
     _, slots = span(cu_keep_ptr, sample, keep_total, longest_keep)
     total, valid = log_total(visual_prior_ptr, inverse_ptr, start, count)
-    limit = pick_limit(slots, valid, budget_ptr, sample)
+    limit = pick_limit(slots, valid, budget_ptr, ratio_bits, sample)
     own = sample.to(tl.int64) * row_stride
     for first in range(0, count, CHUNK):
         at = first + tl.arange(0, CHUNK)

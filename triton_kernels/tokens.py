@@ -16,7 +16,7 @@ import triton.language as tl
 COUNTS = (
     "visual_total", "longest_visual", "text_total", "longest_text", "keep_total", "longest_keep", "samples",
     "programs", "row_programs", "text_programs", "visual_programs", "chunks", "row_tiles", "text_tiles",
-    "visual_tiles", "row_slots", "longest", "bins",
+    "visual_tiles", "row_slots", "longest", "bins", "ratio_bits",
 )  # fmt: skip
 LOG_CHUNK = tl.constexpr(2048)  # tokens a step of `log_total`: 16 a lane, 32768 tokens in 16 steps
 FILL_CHUNK = tl.constexpr(1024)

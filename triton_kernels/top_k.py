@@ -28,6 +28,7 @@ def top_k_kernel(
     keep_total,
     longest_keep,
     budget_ptr,
+    ratio_bits,
     min_gain,
     index_ptr,
     gain_ptr,
@@ -42,15 +43,17 @@ def top_k_kernel(
     start, count = span(cu_visual_ptr, sample, visual_total, longest_visual)
     slot, slots = span(cu_keep_ptr, sample, keep_total, longest_keep)
     rows = which * ROWS + tl.arange(0, ROWS)
-    mine = _score_keys(score_ptr, visual_prior_ptr, inverse_ptr, start, rows, count, min_gain, STOPS)
+    mine, _ = _score_keys(score_ptr, visual_prior_ptr, inverse_ptr, start, rows, count, min_gain, STOPS)
     rank = tl.zeros((ROWS,), tl.int32)
     eligible = 0
+    valid = 0
     for first in range(0, count, CHUNK):
         at = first + tl.arange(0, CHUNK)
-        others = _score_keys(score_ptr, visual_prior_ptr, inverse_ptr, start, at, count, min_gain, STOPS)
+        others, present = _score_keys(score_ptr, visual_prior_ptr, inverse_ptr, start, at, count, min_gain, STOPS)
         rank += tl.sum((others[None, :] > mine[:, None]).to(tl.int32), axis=1)
         eligible += tl.sum((others != ABSENT).to(tl.int32), axis=0)
-    limit = pick_limit(slots, eligible, budget_ptr, sample)
+        valid += tl.sum(present.to(tl.int32), axis=0)
+    limit = tl.minimum(pick_limit(slots, valid, budget_ptr, ratio_bits, sample), eligible)
     picked = (mine != ABSENT) & (rank < limit)
     tl.store(index_ptr + slot + rank, rows.to(tl.int64), mask=picked)
     tl.store(gain_ptr + slot + rank, key_gain(mine), mask=picked)
@@ -60,11 +63,9 @@ def top_k_kernel(
 
 @triton.jit
 def _score_keys(score_ptr, prior_ptr, inverse_ptr, start, at, count, min_gain, STOPS: tl.constexpr):
-    """Keys of tokens; ABSENT for those that can't be picked."""
+    """Keys of tokens, ABSENT for those that can't be picked; and which are valid."""
     mask = at < count
     inverse = tl.load(inverse_ptr + start + at, mask=mask, other=float("nan"))
-    eligible = log_weight(prior_ptr, start + at, inverse, mask) > float("-inf")
+    valid = log_weight(prior_ptr, start + at, inverse, mask) > float("-inf")
     score = ranked_score(tl.load(score_ptr + start + at, mask=mask, other=0.0))
-    if STOPS:
-        eligible = eligible & (score >= min_gain)
-    return gain_key(score, at, eligible)
+    return gain_key(score, at, valid & (score >= min_gain) if STOPS else valid), valid

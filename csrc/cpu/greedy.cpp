@@ -117,6 +117,11 @@ private:
   std::vector<Buffer<Acc>> memory_;
 };
 
+// max(1, floor(ratio * tokens + 0.5)), rounded in a way that leaves no sum for a compiler to fuse with the product.
+int64_t share_of(double ratio, int64_t tokens) {
+  return std::max<int64_t>(1, std::llround(ratio * static_cast<double>(tokens)));
+}
+
 // Scores as the greedy step wants them: NaN for tokens that can't be picked, -infinity for valid ones scored NaN.
 template <typename Acc> Buffer<Acc> pickable_scores(const Tokens<Acc>& visual, const Acc* scores) {
   Buffer<Acc> pickable(padded(visual.rows.count));
@@ -145,7 +150,9 @@ int64_t top_k(const Tokens<Acc>& visual, const Acc* scores, int64_t keep, const 
 template <typename Acc>
 int64_t greedy_select(const Tokens<Acc>& visual, const Acc* scores, int64_t keep, const SelectOptions& options,
                       int64_t* indices, Acc* gains) {
-  keep = std::min(keep, static_cast<int64_t>(visual.valid.size()));
+  const int64_t valid = static_cast<int64_t>(visual.valid.size());
+  keep = std::min(keep, valid);
+  if (options.ratio) keep = std::min(keep, share_of(*options.ratio, valid));
   if (keep <= 0) return 0;
   if (options.redundancy == Redundancy::kNone || options.weight == 0)
     return top_k(visual, scores, keep, options, indices, gains);

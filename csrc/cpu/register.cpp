@@ -303,12 +303,12 @@ Tensor mi_scores_op(Tensor visual, Tensor text, OptionalTensor visual_prior, Opt
 
 Picks greedy_select_op(Tensor scores, Tensor visual, int64_t keep, OptionalTensor visual_prior, double visual_bandwidth,
                        std::string redundancy, double redundancy_weight, OptionalTensor budget,
-                       std::optional<double> min_gain) {
+                       std::optional<double> min_gain, std::optional<double> ratio) {
   check_features("visual", visual, 3, visual.scalar_type());
   check_array("scores", scores, visual.size(0) * visual.size(1), accumulation(visual));
   const Selecting selecting{dense_spans(visual.size(0), keep),
                             budgets(budget, visual.size(0)),
-                            {visual_bandwidth, redundancy_of(redundancy), redundancy_weight, min_gain}};
+                            {visual_bandwidth, redundancy_of(redundancy), redundancy_weight, min_gain, ratio}};
   const Outputs out = new_outputs(visual, {visual.size(0), keep});
   MI_PRUNER_BY_ACCUMULATION(visual, select, scores, dense_samples(visual), visual_prior, selecting, out);
   return {out.indices, out.gains};
@@ -317,11 +317,11 @@ Picks greedy_select_op(Tensor scores, Tensor visual, int64_t keep, OptionalTenso
 TokensAndPicks prune_op(Tensor visual, Tensor text, int64_t keep, OptionalTensor visual_prior,
                         OptionalTensor text_prior, std::optional<double> bandwidth, std::string marginal,
                         double visual_bandwidth, std::string redundancy, double redundancy_weight,
-                        OptionalTensor budget, std::optional<double> min_gain) {
+                        OptionalTensor budget, std::optional<double> min_gain, std::optional<double> ratio) {
   const Scoring scoring = dense_scoring(visual, text, text_prior, bandwidth, marginal);
   const Selecting selecting{dense_spans(visual.size(0), keep),
                             budgets(budget, visual.size(0)),
-                            {visual_bandwidth, redundancy_of(redundancy), redundancy_weight, min_gain}};
+                            {visual_bandwidth, redundancy_of(redundancy), redundancy_weight, min_gain, ratio}};
   const Outputs out = new_outputs(visual, {visual.size(0), keep});
   const Tensor tokens = torch::stable::new_empty(visual, {visual.size(0), keep, visual.size(2)});
   MI_PRUNER_BY_ACCUMULATION(visual, prune, dense_samples(visual), visual.size(0) * visual.size(1), visual_prior,
@@ -343,12 +343,12 @@ Tensor mi_scores_varlen_op(Tensor visual, Tensor text, Tensor cu_seqlens_visual,
 Picks greedy_select_varlen_op(Tensor scores, Tensor visual, Tensor cu_seqlens_visual, Tensor cu_keep,
                               int64_t max_seqlen_visual, int64_t max_keep, int64_t total_keep,
                               OptionalTensor visual_prior, double visual_bandwidth, std::string redundancy,
-                              double redundancy_weight, std::optional<double> min_gain) {
+                              double redundancy_weight, std::optional<double> min_gain, std::optional<double> ratio) {
   check_features("visual", visual, 2, visual.scalar_type());
   check_array("scores", scores, visual.size(0), accumulation(visual));
   const Selecting selecting =
       packed_selecting(cu_seqlens_visual, cu_keep, max_keep, total_keep,
-                       {visual_bandwidth, redundancy_of(redundancy), redundancy_weight, min_gain});
+                       {visual_bandwidth, redundancy_of(redundancy), redundancy_weight, min_gain, ratio});
   const Outputs out = new_outputs(visual, {total_keep});
   const auto samples = packed_samples("cu_seqlens_visual", visual, cu_seqlens_visual, max_seqlen_visual);
   MI_PRUNER_BY_ACCUMULATION(visual, select, scores, samples, visual_prior, selecting, out);
@@ -359,12 +359,13 @@ TokensAndPicks prune_varlen_op(Tensor visual, Tensor text, Tensor cu_seqlens_vis
                                Tensor cu_keep, int64_t max_seqlen_visual, int64_t max_seqlen_text, int64_t max_keep,
                                int64_t total_keep, OptionalTensor visual_prior, OptionalTensor text_prior,
                                std::optional<double> bandwidth, std::string marginal, double visual_bandwidth,
-                               std::string redundancy, double redundancy_weight, std::optional<double> min_gain) {
+                               std::string redundancy, double redundancy_weight, std::optional<double> min_gain,
+                               std::optional<double> ratio) {
   const Scoring scoring = packed_scoring(visual, text, cu_seqlens_visual, cu_seqlens_text, max_seqlen_text, text_prior,
                                          bandwidth, marginal);
   const Selecting selecting =
       packed_selecting(cu_seqlens_visual, cu_keep, max_keep, total_keep,
-                       {visual_bandwidth, redundancy_of(redundancy), redundancy_weight, min_gain});
+                       {visual_bandwidth, redundancy_of(redundancy), redundancy_weight, min_gain, ratio});
   const Outputs out = new_outputs(visual, {total_keep});
   const Tensor tokens = torch::stable::new_empty(visual, {total_keep, visual.size(1)});
   if (tokens.numel() > 0) // slots that no sample owns

@@ -47,6 +47,7 @@ struct SelectOptions {
   Redundancy redundancy;
   double weight;
   std::optional<double> min_gain;
+  std::optional<double> ratio; // of the valid tokens, picked at the most
 };
 
 // At most `keep` picks in order of selection, into indices and gains; returns how many. See docs/maths.md, "Selection".

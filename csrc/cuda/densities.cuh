@@ -5,8 +5,8 @@
 // for log Z of the text. Where a sample has more rows, the last of its blocks to end combines what they left. Further
 // blocks of the launch, for 32 visual tokens each, combine the parts of the visual-visual normalisers.
 //
-// `score_kernel`: a warp for four visual tokens runs over the text twice: for the largest l, then for the sums. The null
-// word of the joint marginal joins both, with l = 0.
+// `score_kernel`: a warp for four visual tokens runs over the text twice: for the largest l, then for the sums. The
+// null word of the joint marginal joins both, with l = 0.
 //
 // Bytes: the cosines three times, from L2 where they fit. Flops: two exponentials a cosine. Bound by latency; what can
 // be a loop is one, since most of the code runs once and has to be fetched. Determinism: a thread's share of a sum
@@ -42,21 +42,22 @@ struct Totals {
   float visual, text, kappa, words;
 };
 
+__device__ inline unsigned patches_of(int64_t tokens) { return static_cast<unsigned>((tokens + kPatch - 1) / kPatch); }
+
 // `kappa` <= 0: by the rule, from the moments of the sample's own patches. All three side by side: each would wait for
 // memory and for the block twice.
 template <typename Weight>
 __device__ Totals totals_of(const Similarities& found, int64_t sample, int64_t rows, int64_t columns, float kappa,
                             const Weight& weight_of, DensityShared& shared) {
-  const auto tiles = [](int64_t count) { return static_cast<unsigned>((count + kPatch - 1) / kPatch); };
-  const LogSum* const parts = found.prior_parts + sample * found.row_patches;
+  const PriorPart* const parts = found.prior_parts + sample * found.row_patches;
   const float* const moments = found.moments + 3 * sample * found.row_patches * found.text_patches;
-  const unsigned across = tiles(columns), patches = kappa > 0 ? 0 : tiles(rows) * across;
+  const unsigned across = patches_of(columns), patches = kappa > 0 ? 0 : patches_of(rows) * across;
   const auto moment = [&](unsigned k) { return moments + 3 * (k / across * found.text_patches + k % across); };
   // The largest weight of either prior; the number of pairs, and their sum.
   float first[4] = {-MI_PRUNER_INFINITY, -MI_PRUNER_INFINITY, 0, 0};
 #pragma unroll 4
-  for (unsigned k = threadIdx.x; k < tiles(rows); k += blockDim.x)
-    first[0] = fmaxf(first[0], parts[k].top);
+  for (unsigned k = threadIdx.x; k < patches_of(rows); k += blockDim.x)
+    first[0] = fmaxf(first[0], parts[k].sum.top);
 #pragma unroll 1
   for (unsigned k = threadIdx.x; k < columns; k += blockDim.x)
     first[1] = fmaxf(first[1], weight_of(k));
@@ -69,8 +70,8 @@ __device__ Totals totals_of(const Similarities& found, int64_t sample, int64_t r
   const float number = fmaxf(first[2], 1), mean = first[3] / number;
   float second[4] = {};
 #pragma unroll 4
-  for (unsigned k = threadIdx.x; k < tiles(rows); k += blockDim.x)
-    second[0] += parts[k].total * expf(parts[k].top - shift_of(first[0]));
+  for (unsigned k = threadIdx.x; k < patches_of(rows); k += blockDim.x)
+    second[0] += parts[k].sum.total * expf(parts[k].sum.top - shift_of(first[0]));
 #pragma unroll 1
   for (unsigned k = threadIdx.x; k < columns; k += blockDim.x) {
     const float weight = weight_of(k);
@@ -85,6 +86,17 @@ __device__ Totals totals_of(const Similarities& found, int64_t sample, int64_t r
   block_reduce<kNormaliserWarps, Sum, Sum, Sum, Sum>(second, shared.second);
   return {log_of({first[0], second[0]}), log_of({first[1], second[1]}),
           kappa > 0 ? kappa : 1 / fmaxf(sqrtf(second[2] / number), 1e-4f), second[3]};
+}
+
+// What `ratio` of a sample's valid visual tokens is, by a whole warp: max(1, floor(ratio * valid + 0.5)).
+__device__ inline int64_t share_of(double ratio, const Similarities& found, int64_t sample, int64_t rows) {
+  const PriorPart* const parts = found.prior_parts + sample * found.row_patches;
+  unsigned valid = 0;
+#pragma unroll 8
+  for (unsigned k = threadIdx.x % 32; k < patches_of(rows); k += 32)
+    valid += parts[k].valid;
+  const int64_t share = llround(ratio * __reduce_add_sync(kFullWarp, valid));
+  return share > 1 ? share : 1;
 }
 
 // Reduces a thread's value with those of the other threads of its column, threadIdx % kTextGroup, to all of them.
@@ -222,8 +234,8 @@ __device__ inline void store_log_prior(const Similarities& found, const Densitie
 // Blocks of a sample: text_groups (one at least) for each of `chunks`, then those of the visual-visual normalisers.
 __global__ void __launch_bounds__(kNormaliserThreads, 3)
     normaliser_kernel(const Layout visual, const Layout text, const Similarities found, const float kappa,
-                      const Densities densities, unsigned* const arrivals, const int64_t arrivals_count,
-                      const unsigned text_programs, const unsigned visual_programs) {
+                      const double ratio, const Densities densities, unsigned* const arrivals,
+                      const int64_t arrivals_count, const unsigned text_programs, const unsigned visual_programs) {
   MI_PRUNER_SHARED(DensityShared, shared);
   const unsigned program = blockIdx.x % (text_programs + visual_programs),
                  sample = blockIdx.x / (text_programs + visual_programs),
@@ -247,6 +259,10 @@ __global__ void __launch_bounds__(kNormaliserThreads, 3)
   if (any) batch.load(found, at, 0); // on their way meanwhile
   const Totals totals = totals_of(found, sample, rows.count, columns.count, kappa, weight_of, shared);
   if (!of_text) return normalise_visual(found, densities, program - text_programs, rows, totals.visual);
+  if (program == 0 && threadIdx.x < 32 && densities.most_picks != nullptr) {
+    const int64_t share = share_of(ratio, found, sample, rows.count);
+    if (threadIdx.x == 0) densities.most_picks[sample] = share;
+  }
   if (program == 0 && threadIdx.x == 0) {
     densities.log_total[sample] = totals.visual;
     densities.kappa[sample] = totals.kappa;

@@ -55,10 +55,13 @@ __device__ inline float scale_of(const Selection& selection, int picked) {
 
 __device__ inline float gain_from(float score, float rho, float scale) { return fmaf(-scale, rho, score); }
 
-__device__ inline int64_t limit_of(const Picks& picks, int64_t sample, const Span& slots) {
-  if (picks.budget == nullptr) return slots.count;
-  const int64_t budget = picks.budget[sample];
-  return budget < slots.count ? budget : slots.count;
+// How many of its tokens a sample may pick. What a ratio allows is known where there are tokens.
+__device__ inline int64_t limit_of(const Picks& picks, int64_t sample, const Span& tokens, const Span& slots) {
+  int64_t limit = tokens.count < slots.count ? tokens.count : slots.count;
+  const auto bound = [&](int64_t most) { limit = most < 0 ? 0 : most < limit ? most : limit; };
+  if (picks.budget != nullptr) bound(picks.budget[sample]);
+  if (picks.most_picks != nullptr && limit > 0) bound(picks.most_picks[sample]);
+  return limit;
 }
 
 // -1 and -infinity in the slots from `used` on and in those that no sample owns, by `members` threads.

@@ -86,10 +86,8 @@ __global__ void __launch_bounds__(kGreedyThreads)
   MI_PRUNER_SHARED(GreedyShared, shared);
   const int64_t sample = blockIdx.x;
   const Span span = span_of(visual, sample), slots = span_of(picks.slots, sample);
-  const int64_t most = limit_of(picks, sample, slots); // of 64 bits, as a budget is
-  const unsigned count = static_cast<unsigned>(span.count), limit = most < 0       ? 0
-                                                                    : most < count ? static_cast<unsigned>(most)
-                                                                                   : count;
+  const unsigned count = static_cast<unsigned>(span.count),
+                 limit = static_cast<unsigned>(limit_of(picks, sample, span, slots));
   const Selection options{selection.kappa, kMode, selection.weight};
   float *const log_z_of = shared.log_z(visual.longest), *const scale_after = shared.scale(visual.longest);
   for (unsigned k = threadIdx.x; k < 2 * kMostWarps; k += blockDim.x)

@@ -58,9 +58,10 @@ struct Tokens {
 // Where a selection goes, in the order of the picks.
 struct Picks {
   Layout slots;
-  const int64_t* budget; // (samples), null: none
-  float min_gain;        // -infinity: none
-  int64_t* indices;      // (slots.total)
+  const int64_t* budget;     // (samples), null: none
+  const int64_t* most_picks; // (samples), null: no ratio
+  float min_gain;            // -infinity: none
+  int64_t* indices;          // (slots.total)
   float* gains;
 };
 
@@ -69,15 +70,21 @@ struct alignas(8) LogSum {
   float top, total;
 };
 
+// A patch's share of the sum of the visual prior, and how many of its tokens are valid.
+struct PriorPart {
+  LogSum sum;
+  unsigned valid;
+};
+
 // What the similarities leave for the kernels after them; N, M: total tokens.
 struct Similarities {
   float* visual_log_weight; // (N) logs of the priors, not normalised; -infinity: absent
   float* text_log_weight;   // (M)
   float* cosines;           // (N, cosine_stride): visual token by the text tokens of its sample
   int64_t cosine_stride;
-  float* moments;      // (samples, row_patches, text_patches, 3)
-  LogSum* prior_parts; // (samples, row_patches): of the sum of the visual prior
-  float* gram;         // (N, gram_stride): log K of a visual token with those of its sample
+  float* moments;         // (samples, row_patches, text_patches, 3)
+  PriorPart* prior_parts; // (samples, row_patches)
+  float* gram;            // (N, gram_stride): log K of a visual token with those of its sample
   int64_t gram_stride;
   LogSum* parts;                     // (N, visual_tiles): of the normaliser of the visual-visual kernel
   unsigned* arrivals;                // (samples, text_groups): 0, for the normalisers
@@ -95,6 +102,7 @@ struct Densities {
   float* log_total;    // (samples) log of the sum of the visual prior
   float* log_prior;    // (N) normalised; -infinity: absent
   float* visual_log_z; // (N), where there is a gram
+  int64_t* most_picks; // (samples) what a ratio of the valid visual tokens allows; null: there is no ratio
   LogSum* text_parts;  // (M, chunks), of text_log_z
   int64_t chunks;      // of a sample's rows
 };
@@ -145,8 +153,9 @@ struct Selection {
 cudaError_t similarity(Dtype dtype, const Tokens& visual, const Tokens& text, int64_t dim, float kappa,
                        const Similarities& found, cudaStream_t stream);
 
-// kappa <= 0: by the bandwidth rule. `arrivals` (count) become 0, for a row path that follows.
-cudaError_t normalisers(const Layout& visual, const Layout& text, const Similarities& found, float kappa,
+// kappa <= 0: by the bandwidth rule. ratio: for densities.most_picks. `arrivals` (count) become 0, for a row path that
+// follows.
+cudaError_t normalisers(const Layout& visual, const Layout& text, const Similarities& found, float kappa, double ratio,
                         const Densities& densities, unsigned* arrivals, int64_t arrivals_count, cudaStream_t stream);
 
 cudaError_t scores(const Layout& visual, const Layout& text, const Similarities& found, const Densities& densities,

@@ -106,6 +106,7 @@ struct Selecting {
   Selection how;
   float min_gain;
   const int64_t* budget;
+  std::optional<double> ratio;
 };
 
 // One call of an operator: what its launches share.
@@ -129,6 +130,7 @@ struct Run {
         dtype(dtype_of(features)), dim(features.size(features.dim() - 1)), stream(current_stream(features)) {
     const bool gram = selecting != nullptr && selecting->greedy && !rows;
     reserve(gram);
+    if (selecting != nullptr && selecting->ratio) workspace.add(densities.most_picks, visual.layout.samples);
     if (rows) reserve_rows();
     if (own_scores) workspace.add(scores, visual.layout.total);
     workspace.allocate(features);
@@ -178,18 +180,19 @@ struct Run {
     workspace.add(memory.arrivals, memory.teams);
   }
 
-  // bandwidth: of the cross-modal kernel; none: by the rule.
-  void normalise(const std::optional<double>& bandwidth) {
+  // bandwidth: of the cross-modal kernel; none: by the rule. ratio: of a selection that follows.
+  void normalise(const std::optional<double>& bandwidth, const std::optional<double>& ratio) {
     const float kappa = bandwidth ? static_cast<float>(1 / (*bandwidth * *bandwidth)) : 0.0f;
-    MI_PRUNER_CUDA_CHECK(normalisers(visual.layout, text.layout, found, kappa, densities, memory.arrivals,
-                                     rows ? memory.teams : 0, stream));
+    MI_PRUNER_CUDA_CHECK(normalisers(visual.layout, text.layout, found, kappa, ratio.value_or(0), densities,
+                                     memory.arrivals, rows ? memory.teams : 0, stream));
   }
 
   void score(const std::string& marginal, float* to) {
     MI_PRUNER_CUDA_CHECK(cuda::scores(visual.layout, text.layout, found, densities, marginal == "joint", to, stream));
   }
 
-  void select(const float* from, const Selecting& selecting, const Picks& picks) {
+  void select(const float* from, const Selecting& selecting, Picks picks) {
+    picks.most_picks = densities.most_picks;
     if (!selecting.greedy)
       MI_PRUNER_CUDA_CHECK(top_k(visual.layout, from, densities.log_prior, picks, stream));
     else if (rows)
@@ -202,7 +205,8 @@ struct Run {
 // The operators.
 
 Selecting selecting_of(double bandwidth, const std::string& redundancy, double weight,
-                       const std::optional<double>& min_gain, const OptionalTensor& budget, int64_t samples) {
+                       const std::optional<double>& min_gain, const std::optional<double>& ratio,
+                       const OptionalTensor& budget, int64_t samples) {
   STD_TORCH_CHECK(redundancy == "mean" || redundancy == "chain" || redundancy == "max" || redundancy == "none",
                   "redundancy: unknown mode ", redundancy);
   if (budget) check_array("budget", *budget, samples, ScalarType::Long);
@@ -212,7 +216,8 @@ Selecting selecting_of(double bandwidth, const std::string& redundancy, double w
   return {redundancy != "none" && weight != 0,
           {static_cast<float>(1 / (bandwidth * bandwidth)), mode, static_cast<float>(weight)},
           min_gain ? static_cast<float>(*min_gain) : -kInfinity,
-          budget ? budget->const_data_ptr<int64_t>() : nullptr};
+          budget ? budget->const_data_ptr<int64_t>() : nullptr,
+          ratio};
 }
 
 struct Outputs {
@@ -222,7 +227,11 @@ struct Outputs {
         gains(torch::stable::new_empty(visual, shape, ScalarType::Float)) {}
 
   Picks picks(const Layout& slots, const Selecting& selecting) {
-    return {slots, selecting.budget, selecting.min_gain, indices.mutable_data_ptr<int64_t>(),
+    return {slots,
+            selecting.budget,
+            nullptr,
+            selecting.min_gain,
+            indices.mutable_data_ptr<int64_t>(),
             gains.mutable_data_ptr<float>()};
   }
 
@@ -240,7 +249,7 @@ Tensor run_scores(const Tensor& visual, const Tokens& visual_tokens, const Token
   Tensor scores = torch::stable::new_empty(visual, shape, ScalarType::Float);
   if (empty(visual_tokens.layout)) return torch::stable::fill_(scores, 0);
   Run run(visual, visual_tokens, text_tokens, nullptr, false);
-  run.normalise(bandwidth);
+  run.normalise(bandwidth, std::nullopt);
   run.score(marginal, scores.mutable_data_ptr<float>());
   return scores;
 }
@@ -253,7 +262,7 @@ PickTensors run_select(const Tensor& scores, const Tensor& visual, const Tokens&
     out.clear();
   } else {
     Run run(visual, tokens, no_tokens(tokens), &selecting, false);
-    run.normalise(std::nullopt);
+    run.normalise(std::nullopt, selecting.ratio);
     run.select(scores.const_data_ptr<float>(), selecting, out.picks(slots, selecting));
   }
   return {out.indices, out.gains};
@@ -271,7 +280,7 @@ TokensAndPicks run_prune(const Tensor& visual, const Tokens& visual_tokens, cons
   } else {
     const Picks picks = picked.picks(slots, selecting);
     Run run(visual, visual_tokens, text_tokens, &selecting, true);
-    run.normalise(bandwidth);
+    run.normalise(bandwidth, selecting.ratio);
     run.score(marginal, run.scores);
     run.select(run.scores, selecting, picks);
     MI_PRUNER_CUDA_CHECK(gather(visual_tokens, run.dim, element_of(visual), picks, tokens.mutable_data_ptr(),
@@ -318,24 +327,25 @@ Tensor mi_scores(Tensor visual, Tensor text, OptionalTensor visual_prior, Option
 
 PickTensors greedy_select(Tensor scores, Tensor visual, int64_t keep, OptionalTensor visual_prior,
                           double visual_bandwidth, std::string redundancy, double redundancy_weight,
-                          OptionalTensor budget, std::optional<double> min_gain) {
+                          OptionalTensor budget, std::optional<double> min_gain, std::optional<double> ratio) {
   check_features("visual", visual, 3, visual.scalar_type());
   const Guard guard(visual);
-  return run_select(scores, visual, dense_tokens("visual_prior", visual, visual_prior), dense_slots(visual, keep),
-                    {visual.size(0), keep},
-                    selecting_of(visual_bandwidth, redundancy, redundancy_weight, min_gain, budget, visual.size(0)));
+  return run_select(
+      scores, visual, dense_tokens("visual_prior", visual, visual_prior), dense_slots(visual, keep),
+      {visual.size(0), keep},
+      selecting_of(visual_bandwidth, redundancy, redundancy_weight, min_gain, ratio, budget, visual.size(0)));
 }
 
 TokensAndPicks prune(Tensor visual, Tensor text, int64_t keep, OptionalTensor visual_prior, OptionalTensor text_prior,
                      std::optional<double> bandwidth, std::string marginal, double visual_bandwidth,
                      std::string redundancy, double redundancy_weight, OptionalTensor budget,
-                     std::optional<double> min_gain) {
+                     std::optional<double> min_gain, std::optional<double> ratio) {
   check_both(visual, text, 3);
   const Guard guard(visual);
-  return run_prune(visual, dense_tokens("visual_prior", visual, visual_prior),
-                   dense_tokens("text_prior", text, text_prior), dense_slots(visual, keep), {visual.size(0), keep},
-                   {visual.size(0), keep, visual.size(2)}, bandwidth, marginal,
-                   selecting_of(visual_bandwidth, redundancy, redundancy_weight, min_gain, budget, visual.size(0)));
+  return run_prune(
+      visual, dense_tokens("visual_prior", visual, visual_prior), dense_tokens("text_prior", text, text_prior),
+      dense_slots(visual, keep), {visual.size(0), keep}, {visual.size(0), keep, visual.size(2)}, bandwidth, marginal,
+      selecting_of(visual_bandwidth, redundancy, redundancy_weight, min_gain, ratio, budget, visual.size(0)));
 }
 
 Tensor mi_scores_varlen(Tensor visual, Tensor text, Tensor cu_seqlens_visual, Tensor cu_seqlens_text,
@@ -353,20 +363,22 @@ Tensor mi_scores_varlen(Tensor visual, Tensor text, Tensor cu_seqlens_visual, Te
 PickTensors greedy_select_varlen(Tensor scores, Tensor visual, Tensor cu_seqlens_visual, Tensor cu_keep,
                                  int64_t max_seqlen_visual, int64_t max_keep, int64_t total_keep,
                                  OptionalTensor visual_prior, double visual_bandwidth, std::string redundancy,
-                                 double redundancy_weight, std::optional<double> min_gain) {
+                                 double redundancy_weight, std::optional<double> min_gain,
+                                 std::optional<double> ratio) {
   check_features("visual", visual, 2, visual.scalar_type());
   const Guard guard(visual);
   const Layout visuals = packed_layout("cu_seqlens_visual", cu_seqlens_visual, visual.size(0), max_seqlen_visual);
   return run_select(scores, visual, tokens_of("visual_prior", visual, visuals, visual_prior),
                     packed_slots(cu_keep, cu_seqlens_visual, max_keep, total_keep), {total_keep},
-                    selecting_of(visual_bandwidth, redundancy, redundancy_weight, min_gain, std::nullopt, 0));
+                    selecting_of(visual_bandwidth, redundancy, redundancy_weight, min_gain, ratio, std::nullopt, 0));
 }
 
 TokensAndPicks prune_varlen(Tensor visual, Tensor text, Tensor cu_seqlens_visual, Tensor cu_seqlens_text,
                             Tensor cu_keep, int64_t max_seqlen_visual, int64_t max_seqlen_text, int64_t max_keep,
                             int64_t total_keep, OptionalTensor visual_prior, OptionalTensor text_prior,
                             std::optional<double> bandwidth, std::string marginal, double visual_bandwidth,
-                            std::string redundancy, double redundancy_weight, std::optional<double> min_gain) {
+                            std::string redundancy, double redundancy_weight, std::optional<double> min_gain,
+                            std::optional<double> ratio) {
   check_both(visual, text, 2);
   STD_TORCH_CHECK(cu_seqlens_text.numel() == cu_seqlens_visual.numel(), "cu_seqlens_text: wrong shape");
   const Guard guard(visual);
@@ -376,7 +388,7 @@ TokensAndPicks prune_varlen(Tensor visual, Tensor text, Tensor cu_seqlens_visual
                    tokens_of("text_prior", text, texts, text_prior),
                    packed_slots(cu_keep, cu_seqlens_visual, max_keep, total_keep), {total_keep},
                    {total_keep, visual.size(1)}, bandwidth, marginal,
-                   selecting_of(visual_bandwidth, redundancy, redundancy_weight, min_gain, std::nullopt, 0));
+                   selecting_of(visual_bandwidth, redundancy, redundancy_weight, min_gain, ratio, std::nullopt, 0));
 }
 
 } // namespace

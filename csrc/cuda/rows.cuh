@@ -64,7 +64,7 @@ private:
 
   // Picks until one needs a product: that one; or until the sample is done: -1.
   __device__ int64_t advance(const Span& span, const Span& slots) {
-    const int64_t limit = limit_of(picks, sample, slots);
+    const int64_t limit = limit_of(picks, sample, span, slots);
     RowQuad held[kHeldQuads];
     take_up(span, held);
     ClusterExchange exchange(shared, round, member);

@@ -96,7 +96,9 @@ public:
     const float weight = tile_.weight[threadIdx.x];
     if (row < rows.count) found_.visual_log_weight[rows.begin + row] = weight;
     const float top = warp_reduce<Largest>(weight), total = warp_reduce<Sum>(expf(weight - shift_of(top)));
-    if (threadIdx.x % 32 == 0) found_.prior_parts[at_.sample * found_.row_patches + row / kPatch] = {top, total};
+    const unsigned valid = __popc(__ballot_sync(kFullWarp, weight > -MI_PRUNER_INFINITY));
+    if (threadIdx.x % 32 == 0)
+      found_.prior_parts[at_.sample * found_.row_patches + row / kPatch] = {{top, total}, valid};
   }
 
   __device__ void store_text() const {

@@ -37,8 +37,8 @@ __global__ void __launch_bounds__(kTopKThreads)
         rank += shared.keys[k] > mine;
     __syncthreads();
   }
-  int64_t limit = limit_of(picks, sample, slots);
-  limit = eligible < limit ? eligible : limit < 0 ? 0 : limit;
+  int64_t limit = limit_of(picks, sample, span, slots);
+  limit = eligible < limit ? eligible : limit;
   if (mine != 0 && rank < limit) {
     picks.indices[slots.begin + rank] = index;
     picks.gains[slots.begin + rank] = gain_of(mine);

@@ -134,6 +134,19 @@ inline unsigned __reduce_min_sync(unsigned mask, unsigned value, const Where whe
   return ~__reduce_max_sync(mask, ~value, where);
 }
 
+inline unsigned __reduce_add_sync(unsigned, unsigned value, const Where where = Where::current()) {
+  return mi_pruner::cuda::host::exchange(
+      value,
+      [](unsigned* const* lanes) {
+        unsigned sum = 0;
+        for (int lane = 0; lane < 32; ++lane)
+          sum += *lanes[lane];
+        for (int lane = 0; lane < 32; ++lane)
+          *lanes[lane] = sum;
+      },
+      where);
+}
+
 inline unsigned __ballot_sync(unsigned, int vote, const Where where = Where::current()) {
   return mi_pruner::cuda::host::exchange(
       static_cast<unsigned>(vote != 0),
