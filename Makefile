@@ -14,6 +14,8 @@ CUDA_HOST_TESTS := tests/test_cuda_host.py tests/test_backends.py tests/test_pac
 # What `make gpu-library` compiles for: an H100 or H200 alone, in a quarter of the time of all.
 CUDAARCHS ?= 90a-real
 
+NVCC := $(shell PATH="$$CUDA_HOME/bin:$$CUDA_PATH/bin:$$PATH:/usr/local/cuda/bin" command -v $${CUDACXX:-nvcc})
+
 .PHONY: help demo test lint format build gpu-library bench quality quality-quick clean
 .DELETE_ON_ERROR:
 
@@ -73,8 +75,10 @@ $(VENV)/.installed-%: $(VENV)/.ready $(BUILD_FILES)
 	$(PIP_INSTALL) --no-build-isolation --editable '.[$*]'
 	@touch $@
 
-# Development holds the C++ to no warnings; an installation by others does not (see docs/building.md).
+# Development holds the C++ to no warnings, and compiles the CUDA kernels wherever there is nvcc; an installation by
+# others does not (see docs/building.md).
 $(VENV)/.installed-dev: export CMAKE_ARGS += -DCMAKE_COMPILE_WARNING_AS_ERROR=ON
+$(VENV)/.installed-dev: export MI_PRUNER_BUILD ?= $(if $(NVCC),cuda,auto)
 
 # What the build itself needs has to be there first, since nothing is built in isolation.
 $(VENV)/.ready: constraints.txt

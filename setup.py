@@ -1,19 +1,21 @@
 """Builds the extension module; everything else about the package is in pyproject.toml.
 
-MI_PRUNER_BUILD chooses what is compiled: `auto` (the default: the CPU kernels, and the CUDA kernels when nvcc is
-found), `cpu`, `cuda`, or `none` (no extension: a pure Python package with every operator in plain PyTorch).
+MI_PRUNER_BUILD chooses what is compiled: `auto` (the default: the CPU kernels, and the CUDA kernels where torch has
+CUDA and nvcc is found), `cpu`, `cuda`, or `none` (a pure Python package with every operator in plain PyTorch).
 """
 
 from __future__ import annotations
 
 import importlib.util
 import os
+import runpy
 import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import setuptools
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.command.dist_info import dist_info
@@ -40,6 +42,18 @@ def require_torch() -> None:
         )
 
 
+def require_wheel() -> None:
+    """The command that makes wheels: a part of setuptools since 70.1, of the package wheel before."""
+    if not any(map(importlib.util.find_spec, ("setuptools.command.bdist_wheel", "wheel"))):
+        raise SystemExit(f"setuptools {setuptools.__version__} is too old: `pip install 'setuptools>=70.1'`.")
+
+
+def torch_has_cuda() -> bool:
+    """Whether the torch that is here is built for CUDA: asked of its file of versions, without importing it."""
+    (folder,) = importlib.util.find_spec("torch").submodule_search_locations
+    return runpy.run_path(f"{folder}/version.py")["cuda"] is not None
+
+
 def find_tool(name: str) -> str:
     """A build tool from this Python's own folder (an environment need not be activated) or from PATH."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
@@ -59,7 +73,7 @@ def find_nvcc() -> str | None:
 
 def cuda_options() -> list[str]:
     mode = build_mode()
-    nvcc = None if mode == "cpu" else find_nvcc()
+    nvcc = find_nvcc() if mode == "cuda" or (mode == "auto" and torch_has_cuda()) else None
     if nvcc is not None:
         return [f"-DMI_PRUNER_CUDA={'ON' if mode == 'cuda' else 'AUTO'}", f"-DCMAKE_CUDA_COMPILER={nvcc}"]
     if mode == "cuda":
@@ -104,6 +118,7 @@ class DistInfo(dist_info):
         super().run()
 
 
+require_wheel()
 extension = {
     "ext_modules": [Extension("mi_pruner._C", sources=[], py_limited_api=True)],
     "cmdclass": {"build_ext": CMakeBuild, "dist_info": DistInfo},

@@ -51,9 +51,9 @@ class Backend:
 
 
 _NATIVE_MISSING = _native.load()
-_LIBRARIES = [  # alive as long as the package
-    _schema.define(namespace) for namespace in ("mi_pruner", "mi_pruner_cpu", "mi_pruner_cuda")
-]
+_LIBRARY = _schema.define("mi_pruner")
+for _backend in ("mi_pruner_cpu", "mi_pruner_cuda"):
+    _schema.define(_backend)  # implemented by the compiled library
 
 
 class _TritonOperators:
@@ -79,6 +79,12 @@ def _load_triton() -> tuple[str | None, str, _TritonOperators | None]:
 
 _TRITON_MISSING, _TRITON_DEVICE, _TRITON_OPERATORS = _load_triton()
 
+
+def _triton_unusable(index: int | None) -> str | None:
+    """Why the Triton kernels can't run on this GPU, or on any (None: they can)."""
+    return None if _TRITON_DEVICE == "cpu" or torch.cuda.is_available() else "no GPU, or no NVIDIA driver"
+
+
 BACKENDS = {
     backend.name: backend
     for backend in (  # in order of preference
@@ -92,7 +98,7 @@ BACKENDS = {
             frozenset({"histogram_mi_scores"}),
         ),
         Backend("cpu", "cpu", "compiled, fused, multi-threaded", _NATIVE_MISSING, torch.ops.mi_pruner_cpu),
-        Backend("triton", _TRITON_DEVICE, "Triton kernels", _TRITON_MISSING, _TRITON_OPERATORS),
+        Backend("triton", _TRITON_DEVICE, "Triton kernels", _TRITON_MISSING, _TRITON_OPERATORS, _triton_unusable),
         Backend("reference", "any", "plain PyTorch", None, reference),
     )
 }
@@ -207,8 +213,7 @@ def _positional_arguments(name: str) -> list:
 
 def register() -> None:
     """Registers fake and real implementations of the public operators; none of them records autograd."""
-    library = _LIBRARIES[0]
     for name, fake in _schema.FAKES.items():
-        library.impl(name, _implementation(name), "CompositeExplicitAutograd")
-        library.impl(name, torch.library.fallthrough_kernel, "Autograd")
-        torch.library.register_fake(f"mi_pruner::{name}", fake, lib=library)
+        _LIBRARY.impl(name, _implementation(name), "CompositeExplicitAutograd")
+        _LIBRARY.impl(name, torch.library.fallthrough_kernel, "Autograd")
+        torch.library.register_fake(f"mi_pruner::{name}", fake, lib=_LIBRARY)

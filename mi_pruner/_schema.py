@@ -52,8 +52,11 @@ SCHEMAS = {
 
 
 def define(namespace: str) -> torch.library.Library:
-    """Defines every operator in `namespace`; the caller keeps the returned library alive."""
-    library = torch.library.Library(namespace, "DEF")
+    """Defines every operator in `namespace`, anew where the package was imported before (and deleted since)."""
+    home = getattr(torch.ops, namespace)  # outlives the package, and keeps the library alive
+    if "_library" in vars(home):
+        home._library._destroy()
+    home._library = library = torch.library.Library(namespace, "DEF")
     for name, schema in SCHEMAS.items():
         library.define(name + schema)
     return library

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from . import __version__
 from ._errors import InputError
 
 _BAD_INPUT = 2  # exit code
@@ -48,6 +49,7 @@ def _complain(message: str) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="mi_pruner", description="Prunes the visual tokens of multimodal language models.")
+    parser.add_argument("--version", action="version", version=f"mi_pruner {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_demo(commands)
     _add_explain(commands)

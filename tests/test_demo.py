@@ -18,6 +18,7 @@ pytest.importorskip("sklearn")
 
 from PIL import Image
 
+import mi_pruner
 from bench.quality.batches import dense_accuracy, make_batch
 from mi_pruner.cli import main
 from mi_pruner.demo.checkpoint import SHIPPED, load_model, pixels_of
@@ -211,6 +212,11 @@ class TestCommand:
             main(arguments)
         assert stop.value.code == 2
         _assert_one_line(capsys.readouterr().err, "--help")
+
+    def test_version(self, capsys):
+        with pytest.raises(SystemExit, match="0"):
+            main(["--version"])
+        assert capsys.readouterr().out == f"mi_pruner {mi_pruner.__version__}\n"
 
     @pytest.mark.parametrize("module", ["PIL", "matplotlib", "safetensors"])
     def test_missing_extra(self, module: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):

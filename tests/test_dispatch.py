@@ -107,7 +107,7 @@ def test_an_unavailable_backend_is_an_error_that_says_why(calls):
 
 
 def test_a_backend_that_does_not_run_on_the_tensors_is_an_error_that_says_so(calls, monkeypatch):
-    entry = dataclasses.replace(_dispatch.BACKENDS["triton"], missing=None, device="cuda")
+    entry = dataclasses.replace(_dispatch.BACKENDS["triton"], missing=None, device="cuda", probe=lambda index: None)
     monkeypatch.setitem(_dispatch.BACKENDS, "triton", entry)
     message = "backend 'triton' can't take cpu tensors: runs on cuda tensors only"
     with mi_pruner.backend("triton"), pytest.raises(RuntimeError, match=message):
@@ -206,6 +206,17 @@ def test_show_backends_has_a_line_for_each_with_its_state(calls, capsys):
     state = {line.split()[0]: line for line in lines}
     assert state["reference"].endswith(" available")
     assert state["triton"].endswith("not available: no such device")
+
+
+def test_triton_without_a_driver_is_not_available(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(_dispatch, "_TRITON_DEVICE", "cuda")
+    monkeypatch.setitem(
+        _dispatch.BACKENDS, "triton", dataclasses.replace(_dispatch.BACKENDS["triton"], missing=None, device="cuda")
+    )
+    mi_pruner.show_backends()
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.split()[0] == "triton")
+    assert line.endswith("not available: no GPU, or no NVIDIA driver")
 
 
 def test_show_backends_tells_the_truth_here(capsys):

@@ -210,6 +210,17 @@ class TestCommand:
         (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("mi_pruner")]
         assert says in line
 
+    @pytest.mark.parametrize("device", ["cuda", "gpu", "cuda:99"])
+    def test_a_device_that_cannot_be_used_is_one_line_before_the_checkpoint_is_read(self, device, tmp_path, capsys):
+        if device == "cuda" and torch.cuda.is_available():
+            pytest.skip("there is a GPU")
+        picture = tmp_path / "a.png"
+        Image.new("RGB", (50, 40)).save(picture)
+        given = ["--model", "/absent", "--image", str(picture), "--text", "what", "--device", device]
+        assert main(["explain", *given]) == 2
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("mi_pruner")]
+        assert line.startswith(f"mi_pruner: --device: cannot use {device}: ")
+
     def test_two_pictures(self, capsys):
         assert main(["explain", "--model", "x", "--image", "a.png", "--image", "b.png", "--text", "what"]) == 2
         (line,) = capsys.readouterr().err.splitlines()

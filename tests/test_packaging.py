@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import setuptools
 
+from mi_pruner import _native
+
 ROOT = Path(__file__).resolve().parents[1]
 STABLE_SYMBOLS = Path(__file__).with_name("torch_2_11_stable_symbols.txt")
 TOOLS_PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
@@ -92,7 +94,9 @@ def compiled_wheel(tmp_path_factory):
     need("cmake", "ninja", "c++")
     if os.environ.get("MI_PRUNER_BUILD") == "none":
         pytest.skip("MI_PRUNER_BUILD=none")
-    return build_wheel(tmp_path_factory.mktemp("compiled"))
+    has_cuda = _native.cuda_missing() in (None, "this PyTorch is built without CUDA")
+    # As the installed library: what both have in common is compiled once.
+    return build_wheel(tmp_path_factory.mktemp("compiled"), MI_PRUNER_BUILD="cuda" if has_cuda else "cpu")
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +154,25 @@ heavy = {"triton", "triton_kernels", "transformers", "matplotlib", "PIL", "sklea
 print(*sorted(heavy & (set(sys.modules) - before)), torch.cuda.is_initialized())
 """
     assert succeed(sys.executable, "-c", program, cwd=tmp_path, PYTHONPATH=str(compiled_site)).split() == ["False"]
+
+
+def test_the_package_can_be_imported_again(compiled_site, tmp_path):
+    """Deleted from `sys.modules`, as reloaders do; what still holds the first one goes on working."""
+    program = """
+import sys, torch, mi_pruner
+first, visual = mi_pruner, torch.randn(2, 9, 16)
+expected = first.prune(visual, visual, 0.5)
+for name in [name for name in sys.modules if name.partition(".")[0] == "mi_pruner"]:
+    del sys.modules[name]
+import mi_pruner
+assert mi_pruner is not first
+compiled = torch.compile(mi_pruner.MIPruner(keep=0.5), backend="eager", fullgraph=True)
+with mi_pruner.backend("reference"):
+    assert torch.equal(mi_pruner.prune(visual, visual, 0.5)[1], expected[1])
+for prune in (mi_pruner.prune, first.prune, lambda v, t, keep: compiled(v, t)):
+    assert all(map(torch.equal, prune(visual, visual, 0.5), expected))
+"""
+    succeed(sys.executable, "-c", program, cwd=tmp_path, PYTHONPATH=str(compiled_site))
 
 
 def test_triton_kernels_is_not_a_top_level_package():
@@ -215,6 +238,39 @@ def test_isolated_build_says_what_to_do(tmp_path):
         "torch is not importable in this build environment: use `pip install --no-build-isolation .` "
         "(or MI_PRUNER_BUILD=none for an installation without compiled kernels)."
     ]
+
+
+def test_setuptools_that_make_no_wheels_are_refused_in_one_line(tmp_path):
+    program = """
+import runpy, sys
+sys.modules["wheel"] = sys.modules["setuptools.command.bdist_wheel"] = None
+sys.argv[0] = "setup.py"
+runpy.run_path("setup.py", run_name="__main__")
+"""
+    for build in ("auto", "none"):
+        done = run(sys.executable, "-c", program, "-q", "dist_info", cwd=ROOT, MI_PRUNER_BUILD=build)
+        assert done.returncode == 1
+        (line,) = done.stderr.splitlines()
+        assert line == f"setuptools {setuptools.__version__} is too old: `pip install 'setuptools>=70.1'`."
+
+
+@pytest.mark.parametrize(
+    ("cuda", "build", "expected"), [(None, "auto", "OFF"), ("13.0", "auto", "AUTO"), (None, "cuda", "ON")]
+)
+def test_cuda_kernels_are_compiled_where_torch_has_cuda_or_by_request(cuda, build, expected, tmp_path):
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text("raise ImportError('torch need not be imported')")
+    (tmp_path / "torch" / "version.py").write_text(f"cuda = {cuda!r}")
+    nvcc = tmp_path / "nvcc"
+    nvcc.write_text("#!/bin/sh")
+    nvcc.chmod(0o755)
+    program = """
+import runpy, setuptools
+setuptools.setup = lambda **_: None
+print(*runpy.run_path("setup.py")["cuda_options"]())
+"""
+    environment = {"PYTHONPATH": str(tmp_path), "CUDACXX": str(nvcc), "MI_PRUNER_BUILD": build}
+    assert f"-DMI_PRUNER_CUDA={expected}" in succeed(sys.executable, "-c", program, cwd=ROOT, **environment).split()
 
 
 @pytest.mark.parametrize(

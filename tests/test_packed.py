@@ -287,8 +287,9 @@ def test_a_ratio_cuts_the_picks_of_a_count_short(device, s, ratio, share, redund
     assert (cut[2][own:] == -math.inf).all()
     assert torch.equal(cut[4], cut[1].sort(stable=True).values.roll(-int((cut[1] < 0).sum())))
     arguments, priors = pack([s], [keep])
-    packed = *scores_and_picks(arguments, priors, ratio=ratio, **options), *mi_pruner.prune_varlen(
-        *arguments, **priors, ratio=ratio, **options
+    packed = (
+        *scores_and_picks(arguments, priors, ratio=ratio, **options),
+        *mi_pruner.prune_varlen(*arguments, **priors, ratio=ratio, **options),
     )
     assert all(inputs.same_bits(a, b) for a, b in zip(packed, cut, strict=True))
 

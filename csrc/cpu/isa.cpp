@@ -30,9 +30,10 @@ struct Tables {
 Tables choose() {
 #ifdef MI_PRUNER_X86_ISAS
   const char* asked = std::getenv("MI_PRUNER_ISA"); // to test a narrower one on a wider processor
+  if (asked != nullptr && *asked == '\0') asked = nullptr;
   const auto allowed = [asked](const char* isa) { return asked == nullptr || std::strcmp(asked, isa) == 0; };
   if (asked != nullptr && !allowed("avx512") && !allowed("avx2") && !allowed("baseline"))
-    throw std::runtime_error(std::string("MI_PRUNER_ISA: expected baseline, avx2 or avx512, got ") + asked);
+    throw std::runtime_error(std::string("MI_PRUNER_ISA: expected baseline, avx2 or avx512, got '") + asked + "'");
   if (allowed("avx512") && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("f16c"))
     return {&avx512::kFloat, &avx512::kDouble};

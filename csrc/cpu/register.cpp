@@ -1,7 +1,9 @@
 // The CPU operators: tensors to samples, samples to kernels. Schemas: mi_pruner/_schema.py.
 #include <algorithm>
 #include <cstring>
+#include <exception>
 #include <limits>
+#include <mutex>
 #include <numeric>
 #include <string>
 #include <tuple>
@@ -16,8 +18,18 @@
 
 namespace mi_pruner::cpu {
 
+// Torch's own would replace an exception by one of its own, without a message: the first is kept, and thrown after it.
 void parallel_for(int64_t count, int64_t grain, const std::function<void(int64_t, int64_t)>& body) {
-  torch::stable::parallel_for(0, count, grain, body);
+  std::exception_ptr failure;
+  std::once_flag failed;
+  torch::stable::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) {
+    try {
+      body(begin, end);
+    } catch (...) {
+      std::call_once(failed, [&] { failure = std::current_exception(); });
+    }
+  });
+  if (failure) std::rethrow_exception(failure);
 }
 
 namespace {

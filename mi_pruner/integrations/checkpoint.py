@@ -34,16 +34,21 @@ def load_checkpoint(name: str, device: str | None = None) -> Checkpoint:
     """The checkpoint `name`: a folder, or an id on the hub; on `device` (None: CUDA where there is one).
 
     Raises:
-        InputError: if it cannot be loaded, or is of no supported family.
+        InputError: if it cannot be loaded, or is of no supported family; or if the device cannot be used.
     """
     import transformers
 
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: PyTorch's, where it is built without CUDA
+        raise InputError(f"--device: cannot use {device}: {_first_sentence(error)}") from error
     try:
         check_version()
         check_family(transformers.AutoConfig.from_pretrained(name).model_type)
         processor = transformers.AutoProcessor.from_pretrained(name)
         model: Any = transformers.AutoModelForImageTextToText.from_pretrained(name, dtype="auto")  # GBs: last
-        model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        model = model.to(device)
     except (OSError, ValueError, ImportError, RuntimeError) as error:
         raise InputError(f"cannot load {name}: {_first_sentence(error)}") from error
     return Checkpoint(model.eval(), processor)
