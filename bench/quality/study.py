@@ -292,10 +292,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--out", type=Path, help="folder of the CSV files (default: bench/results, of quick build/quality)"
     )
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        choices=[model.name for model in models.MODELS],
+        help="default: all, of quick the one that ships",
+    )
     parser.add_argument("--processes", type=int, default=2, help="models at a time (default: %(default)s)")
     options = parser.parse_args(arguments)
     part, out = options.part, options.out or (models.FOLDER if options.part == "quick" else record.RESULTS)
-    which = models.MODELS[:1] if part == "quick" else models.MODELS
+    names = options.models or [model.name for model in (models.MODELS[:1] if part == "quick" else models.MODELS)]
+    which = [model for model in models.MODELS if model.name in names]
     models.ensure(which, torch.device("cpu"))
     rows = study(part, which, options.scenes, options.processes if len(which) > 1 else 1)
     out.mkdir(parents=True, exist_ok=True)
