@@ -42,9 +42,11 @@ def mi_scores(
     """The mutual information that each visual token has with the text.
 
     With cosines ⟨v̂_i, t̂_j⟩, priors π (visual) and w (text) normalised over the valid tokens,
-    ℓ[i,j] = (⟨v̂_i, t̂_j⟩ − 1)/h² − log Σ_i' π_i' exp((⟨v̂_i', t̂_j⟩ − 1)/h²),  r = exp ℓ,  q'_i = Σ_j w_j r[i,j]:
+    ℓ[i,j] = (⟨v̂_i, t̂_j⟩ − 1)/h² − log Σ_i' π_i' exp((⟨v̂_i', t̂_j⟩ − 1)/h²),  r = exp ℓ:
 
-    * "joint":  a_i = π_i (Σ_j w_j r ℓ − q'_i log q'_i); Σ_i a_i, the mutual information, is ≥ 0.
+    * "joint":  the M valid text tokens are joined by a null word, of r = 1 and weight w'_0 = 1/(M + 1), beside which
+      w'_j = w_j M/(M + 1). With q'_i = w'_0 + Σ_j w'_j r,  a_i = π_i Σ_j w'_j r (ℓ − log q'_i): what the words tell.
+      Σ_i a_i is ≥ 0; a single a_i may be less, of a token that the words speak against.
     * "prior":  a_i = π_i Σ_j w_j r ℓ (MI-Pruner, arXiv 2604.03072, with its uniform prior).
 
     Args:

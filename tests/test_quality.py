@@ -157,7 +157,7 @@ class TestStudy:
     def test_tables_of_all_groups(self, rows: tuple[list[Accuracy], list[Specificity]], tmp_path: Path):
         record.append(tmp_path / "a.csv", Accuracy, rows[0])
         read = record.read(tmp_path / "a.csv", Accuracy)
-        blocks = tables.blocks(read, rows[1], [], [])
+        blocks = tables.blocks(read, rows[1], [], [], [])
         assert "**mi_pruner**" in blocks["accuracy-aligned"]
         assert blocks["accuracy-large"] == tables.NONE
         filled = plot.fill("<!-- quality:verdict -->old<!-- /quality:verdict -->", blocks, "quality")
@@ -166,11 +166,12 @@ class TestStudy:
 
     def test_documents_show_the_kept_results(self):
         """docs/quality.md and README.md hold what bench.quality.report makes of the CSV files."""
-        main_rows, varied, ideas = (
-            record.read(record.RESULTS / f"quality-{part}-accuracy.csv", Accuracy) for part in ("test", "dev", "ideas")
+        main_rows, *others = (
+            record.read(record.RESULTS / f"quality-{part}-accuracy.csv", Accuracy)
+            for part in ("test", "dev", "ideas", "null-word")
         )
         specificity = record.read(record.RESULTS / "quality-test-specificity.csv", Specificity)
-        blocks = tables.blocks(main_rows, specificity, varied, ideas)
+        blocks = tables.blocks(main_rows, specificity, *others)
         for name in ("docs/quality.md", "README.md"):
             text = (record.ROOT / name).read_text(encoding="utf-8")
             assert plot.fill(text, blocks, "quality") == text

@@ -26,7 +26,8 @@ def main() -> None:
     for path in pictures.draw(main_rows, varied, options.root / plot.PICTURES):
         print(f"drew {path}")
     ideas = _read(options.results / "quality-ideas-accuracy.csv", Accuracy)
-    blocks = tables.blocks(main_rows, specificity, varied, ideas)
+    null_word = _read(options.results / "quality-null-word-accuracy.csv", Accuracy)
+    blocks = tables.blocks(main_rows, specificity, varied, ideas, null_word)
     for name in DOCUMENTS:
         path = options.root / name
         path.write_text(plot.fill(path.read_text(encoding="utf-8"), blocks, "quality"), encoding="utf-8")

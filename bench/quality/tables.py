@@ -26,13 +26,17 @@ def blocks(
     specificity: Sequence[Specificity],
     varied: Sequence[Accuracy],
     ideas: Sequence[Accuracy],
+    null_word: Sequence[Accuracy],
 ) -> dict[str, str]:
-    """Name of a block -> its Markdown. varied: what has a default; ideas: what was tried and not kept."""
+    """Name of a block -> its Markdown. varied: what has a default; ideas: what was tried and not kept; null_word: runs
+    of the commits before it and after."""
     filled = {
         "run": run(main),
         "run-dev": run(varied),
         "run-ideas": run(ideas),
         "ideas": variants(ideas, "idea"),
+        "null-word": commits(null_word),
+        "run-null-word": run(null_word[-1:]),
         "models": dense(main),
         "specificity": specific(specificity),
         "verdict": verdict(main),
@@ -156,6 +160,20 @@ def variants(rows: Sequence[Accuracy], vary: str) -> str:
         cells = [found[group, name, keep] for group in groups for keep in keeps]
         lines.append(["**default**" if name == DEFAULT else values[name], *(_marked(row) for row in cells)])
     return table([vary, *(f"{GROUPS[group]}: {keep}" for group in groups for keep in keeps)], lines)
+
+
+def commits(rows: Sequence[Accuracy]) -> str:
+    """Accuracy of each method at each budget, a column for each commit, of the methods of which they differ."""
+    names = list(dict.fromkeys(row.commit for row in rows))
+    found = {(row.method, row.keep, row.commit): percent(row.accuracy) for row in rows}
+    values = {row.method: f"{row.vary} {row.value}" if row.value else "**default**" for row in rows}
+    keeps = sorted({row.keep for row in rows if row.method == DEFAULT}, reverse=True)
+    lines = []
+    for method, what in values.items():
+        cells = [found.get((method, keep, commit), "") for keep in keeps for commit in names]
+        if any(len(set(cells[k : k + len(names)])) > 1 for k in range(0, len(cells), len(names))):
+            lines.append([what, *cells])
+    return table(["%", *(f"{keep}: {commit}" for keep in keeps for commit in names)], lines) if rows else NONE
 
 
 def _rivals(rows: Sequence[Accuracy]) -> list[Accuracy]:
