@@ -93,8 +93,8 @@ def test_the_instructions_that_were_meant_are_used():
     copies = "LDGSTS.E.BYPASS.LTC256B.128"
     for instruction in ("HMMA.16816.F32.BF16", "HMMA.16816.F32 ", "LDSM.16.M88.4", copies, "REDUX.MAX"):
         assert instruction in code, instruction
-    assert "DADD" not in code  # nothing is computed in float64 by accident
-    assert "DMUL" not in code
+    # Nothing is computed in float64 but the ratio of the valid tokens, which is not fused.
+    assert sorted(re.findall(r"\b(DADD|DMUL|DFMA)\b", code)) == ["DADD", "DMUL"]
 
 
 @pytest.mark.usefixtures("kernels")

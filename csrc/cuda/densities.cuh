@@ -95,7 +95,7 @@ __device__ inline int64_t share_of(double ratio, const Similarities& found, int6
 #pragma unroll 8
   for (unsigned k = threadIdx.x % 32; k < patches_of(rows); k += 32)
     valid += parts[k].valid;
-  const int64_t share = llround(ratio * __reduce_add_sync(kFullWarp, valid));
+  const int64_t share = static_cast<int64_t>(ratio * __reduce_add_sync(kFullWarp, valid) + 0.5);
   return share > 1 ? share : 1;
 }
 

@@ -58,11 +58,11 @@ struct Tokens {
 // Where a selection goes, in the order of the picks.
 struct Picks {
   Layout slots;
-  const int64_t* budget;     // (samples), null: none
-  const int64_t* most_picks; // (samples), null: no ratio
-  float min_gain;            // -infinity: none
-  int64_t* indices;          // (slots.total)
+  const int64_t* budget; // (samples), null: none
+  float min_gain;        // -infinity: none
+  int64_t* indices;      // (slots.total)
   float* gains;
+  const int64_t* most_picks = nullptr; // (samples), as in Densities
 };
 
 // The largest of some logarithms, and the sum of exp relative to it: a tile's share of a normaliser.
@@ -102,7 +102,7 @@ struct Densities {
   float* log_total;    // (samples) log of the sum of the visual prior
   float* log_prior;    // (N) normalised; -infinity: absent
   float* visual_log_z; // (N), where there is a gram
-  int64_t* most_picks; // (samples) what a ratio of the valid visual tokens allows; null: there is no ratio
+  int64_t* most_picks; // (samples) what a ratio of the valid visual tokens allows; null: no ratio
   LogSum* text_parts;  // (M, chunks), of text_log_z
   int64_t chunks;      // of a sample's rows
 };

@@ -227,11 +227,7 @@ struct Outputs {
         gains(torch::stable::new_empty(visual, shape, ScalarType::Float)) {}
 
   Picks picks(const Layout& slots, const Selecting& selecting) {
-    return {slots,
-            selecting.budget,
-            nullptr,
-            selecting.min_gain,
-            indices.mutable_data_ptr<int64_t>(),
+    return {slots, selecting.budget, selecting.min_gain, indices.mutable_data_ptr<int64_t>(),
             gains.mutable_data_ptr<float>()};
   }
 
