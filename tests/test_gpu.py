@@ -171,9 +171,9 @@ def every_call(visual, text, histograms):
         return [
             scores,
             *mi_pruner.greedy_select(scores, visual, keep, budget=budget, min_gain=-1.0),
-            *mi_pruner.greedy_select(scores, visual, keep, redundancy="none"),
+            *mi_pruner.greedy_select(scores, visual, keep, redundancy="none", ratio=0.1),
             *mi_pruner.prune(visual, text, 0.1, visual_prior=prior),
-            *mi_pruner.prune_varlen(visual.reshape(-1, d), text.reshape(-1, d), *cu, *sizes),
+            *mi_pruner.prune_varlen(visual.reshape(-1, d), text.reshape(-1, d), *cu, *sizes, ratio=0.1),
             *([mi_pruner.histogram_mi_scores(visual, text, visual_prior=prior)] if histograms else []),
         ]
 

@@ -173,7 +173,7 @@ def commits(rows: Sequence[Accuracy]) -> str:
         cells = [found.get((method, keep, commit), "") for keep in keeps for commit in names]
         if any(len(set(cells[k : k + len(names)])) > 1 for k in range(0, len(cells), len(names))):
             lines.append([what, *cells])
-    return table(["%", *(f"{keep}: {commit}" for keep in keeps for commit in names)], lines) if rows else NONE
+    return table(["accuracy, %; kept of 81:", *(f"{keep}, at {commit}" for keep in keeps for commit in names)], lines) if rows else NONE
 
 
 def _rivals(rows: Sequence[Accuracy]) -> list[Accuracy]:
