@@ -14,6 +14,7 @@ CUDA_HOST_TESTS := tests/test_cuda_host.py tests/test_backends.py tests/test_pac
 # What `make gpu-library` compiles for: an H100 or H200 alone, in a quarter of the time of all.
 CUDAARCHS ?= 90a-real
 
+# As setup.py looks for it.
 NVCC := $(shell PATH="$$CUDA_HOME/bin:$$CUDA_PATH/bin:$$PATH:/usr/local/cuda/bin" command -v $${CUDACXX:-nvcc})
 
 .PHONY: help demo test lint format build gpu-library bench quality quality-quick clean
@@ -75,8 +76,8 @@ $(VENV)/.installed-%: $(VENV)/.ready $(BUILD_FILES)
 	$(PIP_INSTALL) --no-build-isolation --editable '.[$*]'
 	@touch $@
 
-# Development holds the C++ to no warnings, and compiles the CUDA kernels wherever there is nvcc; an installation by
-# others does not (see docs/building.md).
+# Development holds the C++ to no warnings, and compiles the CUDA kernels wherever there is nvcc. An installation of
+# others does neither: warnings don't stop it, and torch decides, too (see docs/building.md).
 $(VENV)/.installed-dev: export CMAKE_ARGS += -DCMAKE_COMPILE_WARNING_AS_ERROR=ON
 $(VENV)/.installed-dev: export MI_PRUNER_BUILD ?= $(if $(NVCC),cuda,auto)
 

@@ -69,7 +69,8 @@ extern "C" __attribute__((noinline)) int64_t measured(const Rows& visual, const 
                                                       float* gains) {
   const Tokens<float> text = prepare<float>(words, nullptr);
   const Tokens<float> tokens = mi_scores<float>(visual, nullptr, text, {std::nullopt, joint}, scores);
-  return greedy_select<float>(tokens, scores, keep, {0.63, redundancy, 1.0, std::nullopt}, indices, gains);
+  return greedy_select<float>(tokens, scores, keep, {0.63, redundancy, 1.0, std::nullopt, std::nullopt}, indices,
+                              gains);
 }
 
 int main(int argc, char** argv) {

@@ -143,23 +143,27 @@ def _check_ratio(ratio: float | None) -> None:
 
 
 def check_keep(keep: int | float, ratio: float | None = None) -> None:
-    """TypeError / ValueError unless `keep` is a count >= 1 (int), or a ratio in (0, 1] (float) that no other joins."""
+    """TypeError / ValueError unless `keep` is a count >= 1 (int), or a ratio in (0, 1] (float) without another."""
     if isinstance(keep, bool) or not isinstance(keep, int | float | torch.SymInt):
         _fail("keep", "an int (tokens) or a float (ratio)", repr(keep), TypeError)
     if isinstance(keep, float):
         if not 0 < keep <= 1:
             _fail("keep", "a ratio in (0, 1] (a count of tokens is an int)", keep)
         if ratio is not None:
-            _fail("ratio", f"None, since keep = {keep} is one (or a count as keep)", ratio, TypeError)
+            _fail("ratio", f"None beside keep = {keep}, a ratio itself (or pass keep as a count)", ratio, TypeError)
     elif keep < 1:
         _fail("keep", "at least 1 token (a ratio is a float in (0, 1])", keep)
 
 
-def check_tokens(visual: Tensor, visual_prior: Tensor | None, budget: Tensor | None = None) -> None:
-    """ValueError / TypeError unless visual is (B, N, D), its prior (B, N) and budget (B,), all on one device."""
+def check_visual(visual: Tensor) -> None:
+    """ValueError / TypeError unless visual is (B, N, D) with N >= 1."""
     _check_features("visual", visual, "(B, N, D)")
     if visual.shape[1] < 1:
         _fail("visual", "(B, N, D) with N >= 1", _describe(visual))
+
+
+def _check_tokens(visual: Tensor, visual_prior: Tensor | None, budget: Tensor | None = None) -> None:
+    check_visual(visual)
     _check_prior("visual_prior", visual_prior, visual, "(B, N)")
     if budget is not None:
         _check_shape("budget", budget, (visual.shape[0],), "(B,)")
@@ -180,7 +184,7 @@ def _check_scores(scores: Tensor, visual: Tensor, letters: str) -> None:
 
 
 def _check_both(visual: Tensor, text: Tensor, visual_prior: Tensor | None, text_prior: Tensor | None) -> None:
-    check_tokens(visual, visual_prior)
+    _check_tokens(visual, visual_prior)
     _check_text(text, visual, "(B, M, D)")
     if text.shape[0] != visual.shape[0]:
         _fail("text", f"B = {visual.shape[0]} samples as in visual", _describe(text))
@@ -228,7 +232,7 @@ def check_greedy_select(
     min_gain: float | None = None,
     ratio: float | None = None,
 ) -> None:
-    check_tokens(visual, visual_prior, budget)
+    _check_tokens(visual, visual_prior, budget)
     _check_scores(scores, visual, "(B, N)")
     _check_keep_count(keep, visual)
     check_select_options(visual_bandwidth, redundancy, redundancy_weight, min_gain)
@@ -251,7 +255,7 @@ def check_prune(
     min_gain: float | None = None,
     ratio: float | None = None,
 ) -> None:
-    check_tokens(visual, visual_prior, budget)
+    _check_tokens(visual, visual_prior, budget)
     check_mi_scores(
         visual, text, visual_prior=visual_prior, text_prior=text_prior, bandwidth=bandwidth, marginal=marginal
     )

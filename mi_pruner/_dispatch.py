@@ -81,8 +81,10 @@ _TRITON_MISSING, _TRITON_DEVICE, _TRITON_OPERATORS = _load_triton()
 
 
 def _triton_unusable(index: int | None) -> str | None:
-    """Why the Triton kernels can't run on this GPU, or on any (None: they can)."""
-    return None if _TRITON_DEVICE == "cpu" or torch.cuda.is_available() else "no GPU, or no NVIDIA driver"
+    """Why the Triton kernels can't run (None: they can). The driver is asked where no tensor of a GPU proves it."""
+    if index is not None or _TRITON_DEVICE == "cpu" or torch.cuda.is_available():
+        return None
+    return "no GPU, or no NVIDIA driver"
 
 
 BACKENDS = {
@@ -104,7 +106,10 @@ BACKENDS = {
 }
 
 _fallback_is_known: list[str] = []  # the backend that the warning named
-_override: ContextVar[str] = ContextVar("mi_pruner_backend", default="auto")
+# One for all imports of the package: see `_schema.define`.
+_override: ContextVar[str] = vars(torch.ops.mi_pruner).setdefault(
+    "_backend", ContextVar("mi_pruner_backend", default="auto")
+)
 
 
 @contextlib.contextmanager

@@ -52,14 +52,25 @@ SCHEMAS = {
 
 
 def define(namespace: str) -> torch.library.Library:
-    """Defines every operator in `namespace`, anew where the package was imported before (and deleted since)."""
-    home = getattr(torch.ops, namespace)  # outlives the package, and keeps the library alive
-    if "_library" in vars(home):
-        home._library._destroy()
-    home._library = library = torch.library.Library(namespace, "DEF")
-    for name, schema in SCHEMAS.items():
-        library.define(name + schema)
-    return library
+    """Defines every operator in `namespace`; returns the library for their implementations.
+
+    A package that was imported before, and deleted from `sys.modules` since, has defined them: what it handed out still
+    refers to these definitions, so that they stay, and its implementations make room for the new ones.
+
+    Raises:
+        RuntimeError: if it was another version of the package, with other schemas.
+    """
+    home = vars(getattr(torch.ops, namespace))  # outlives the package, and keeps the libraries alive
+    if "_definitions" not in home:
+        home["_definitions"], home["_schemas"] = torch.library.Library(namespace, "DEF"), SCHEMAS
+        for name, schema in SCHEMAS.items():
+            home["_definitions"].define(name + schema)
+    elif home["_schemas"] != SCHEMAS:
+        raise RuntimeError("mi_pruner: this process has imported another version of it: restart Python")
+    else:
+        home["_implementations"]._destroy()
+    home["_implementations"] = torch.library.Library(namespace, "IMPL")
+    return home["_implementations"]
 
 
 def _scores_like(visual: Tensor) -> Tensor:

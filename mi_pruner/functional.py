@@ -25,7 +25,7 @@ def _count_and_ratio(keep: int | float, ratio: float | None, visual: Tensor) -> 
     _checks.check_keep(keep, ratio)
     if not isinstance(keep, float):
         return keep, ratio
-    _checks.check_tokens(visual, None)
+    _checks.check_visual(visual)
     tokens = visual.shape[1]
     return torch.sym_min(tokens, count_from_ratio(keep, tokens)), keep  # the minimum: for torch.export's prover alone
 
@@ -44,9 +44,9 @@ def mi_scores(
     With cosines ⟨v̂_i, t̂_j⟩, priors π (visual) and w (text) normalised over the valid tokens,
     ℓ[i,j] = (⟨v̂_i, t̂_j⟩ − 1)/h² − log Σ_i' π_i' exp((⟨v̂_i', t̂_j⟩ − 1)/h²),  r = exp ℓ:
 
-    * "joint":  the M valid text tokens are joined by a null word, of r = 1 and weight w'_0 = 1/(M + 1), beside which
-      w'_j = w_j M/(M + 1). With q'_i = w'_0 + Σ_j w'_j r,  a_i = π_i Σ_j w'_j r (ℓ − log q'_i): what the words tell.
-      Σ_i a_i is ≥ 0; a single a_i may be less, of a token that the words speak against.
+    * "joint":  the m valid text tokens are joined by a null word, of r = 1 and weight w'_0 = 1/(m + 1), beside which
+      w'_j = w_j m/(m + 1). With q'_i = w'_0 + Σ_j w'_j r,  a_i = π_i Σ_j w'_j r (ℓ − log q'_i), without the null word's
+      own term. Σ_i a_i is ≥ 0; a single a_i is less where every word speaks against the token alike.
     * "prior":  a_i = π_i Σ_j w_j r ℓ (MI-Pruner, arXiv 2604.03072, with its uniform prior).
 
     Args:

@@ -45,12 +45,6 @@ def normalised_prior(prior: Tensor | None, finite: Tensor, dtype: torch.dtype) -
     return weight / weight.sum().clamp(min=torch.finfo(dtype).tiny), valid
 
 
-def valid_tokens(visual: Tensor, visual_prior: Tensor | None) -> Tensor:
-    """Which tokens (..., n) of visual (..., n, d) are valid: prior > 0, and a finite row of finite squared norm."""
-    norm = _norms(visual)
-    return norm.isfinite() if visual_prior is None else norm.isfinite() & (visual_prior.to(norm.dtype) > 0)
-
-
 def _first_equal(rows: Tensor, prior: Tensor) -> Tensor:
     """For each token (n,) the first one of equal unit row and normalised prior.
 
@@ -267,7 +261,8 @@ def _sample_histogram_scores(
         of_x, of_y = (torch.xlogy(p, p).sum(1) for p in (p_x, p_y))
         information = torch.xlogy(p_xy, p_xy).sum((1, 2)) - of_x - of_y
         scores += weight[j] * torch.where((of_x == 0) | (of_y == 0), 0, information)  # one bin: exactly 0
-    return torch.where(valid_tokens(visual, visual_prior), scores, 0)
+    _, valid = normalised_prior(visual_prior, _norms(visual).isfinite(), dtype)
+    return torch.where(valid, scores, 0)
 
 
 def histogram_mi_scores(visual, text, *, visual_prior=None, text_prior=None, bins=16) -> Tensor:

@@ -118,6 +118,11 @@ def finite_rows(rows: Tensor) -> Tensor:
     return (rows * rows).sum(-1).isfinite()
 
 
+def valid_rows(s: Sample) -> Tensor:
+    """(n,) bool: the visual tokens of a sample that can be picked."""
+    return finite_rows(s.visual) if s.visual_prior is None else finite_rows(s.visual) & (s.visual_prior > 0)
+
+
 def cu_seqlens(lengths, device="cpu") -> Tensor:
     """(B + 1,) int32: where each of the packed samples starts."""
     return torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32).to(device)

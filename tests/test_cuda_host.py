@@ -27,7 +27,11 @@ from .test_sanitizers import runtime
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 GRAM_TOKENS = int(re.search(r"kGramTokens = (\d+)", (cuda_host.CUDA / "paths.h").read_text()).group(1))
 CHUNK_ROWS = int(re.search(r"kChunkRows = (\d+)", (cuda_host.CUDA / "launch.h").read_text()).group(1))
-MODES = (*({"redundancy": name} for name in inputs.REDUNDANCIES), {"redundancy": "max", "redundancy_weight": 3.0})
+MODES = (
+    *({"redundancy": name} for name in inputs.REDUNDANCIES),
+    {"redundancy": "max", "redundancy_weight": 3.0},
+    {"ratio": 0.3},
+)
 
 
 @pytest.fixture(autouse=True)

@@ -17,6 +17,7 @@ from mi_pruner import _native
 
 ROOT = Path(__file__).resolve().parents[1]
 STABLE_SYMBOLS = Path(__file__).with_name("torch_2_11_stable_symbols.txt")
+NVCC_PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/local/cuda/bin"])
 TOOLS_PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
 
 # All operators, the packed ones against the dense; arguments: where the package has to be, the backend.
@@ -94,9 +95,11 @@ def compiled_wheel(tmp_path_factory):
     need("cmake", "ninja", "c++")
     if os.environ.get("MI_PRUNER_BUILD") == "none":
         pytest.skip("MI_PRUNER_BUILD=none")
-    has_cuda = _native.cuda_missing() in (None, "this PyTorch is built without CUDA")
-    # As the installed library: what both have in common is compiled once.
-    return build_wheel(tmp_path_factory.mktemp("compiled"), MI_PRUNER_BUILD="cuda" if has_cuda else "cpu")
+    # As the installed library, where it can be: what both have in common is compiled once.
+    cuda = (
+        _native.load() is None and _native.cuda_missing() != _native._NO_CUDA and shutil.which("nvcc", path=NVCC_PATH)
+    )
+    return build_wheel(tmp_path_factory.mktemp("compiled"), MI_PRUNER_BUILD="cuda" if cuda else "cpu")
 
 
 @pytest.fixture(scope="module")
@@ -161,16 +164,26 @@ def test_the_package_can_be_imported_again(compiled_site, tmp_path):
     program = """
 import sys, torch, mi_pruner
 first, visual = mi_pruner, torch.randn(2, 9, 16)
+held = torch.ops.mi_pruner.prune.default
+exported = torch.export.export(first.MIPruner(keep=0.5), (visual, visual)).module()
 expected = first.prune(visual, visual, 0.5)
 for name in [name for name in sys.modules if name.partition(".")[0] == "mi_pruner"]:
     del sys.modules[name]
 import mi_pruner
 assert mi_pruner is not first
 compiled = torch.compile(mi_pruner.MIPruner(keep=0.5), backend="eager", fullgraph=True)
-with mi_pruner.backend("reference"):
-    assert torch.equal(mi_pruner.prune(visual, visual, 0.5)[1], expected[1])
-for prune in (mi_pruner.prune, first.prune, lambda v, t, keep: compiled(v, t)):
-    assert all(map(torch.equal, prune(visual, visual, 0.5), expected))
+calls = (
+    lambda: mi_pruner.prune(visual, visual, 0.5),
+    lambda: first.prune(visual, visual, 0.5),
+    lambda: held(visual, visual, 5, ratio=0.5),
+    lambda: compiled(visual, visual),
+    lambda: exported(visual, visual),
+)
+for call in calls:
+    assert all(map(torch.equal, call(), expected))
+for package in (first, mi_pruner):
+    with package.backend("reference"):
+        assert mi_pruner._dispatch.choose("cpu").name == "reference"
 """
     succeed(sys.executable, "-c", program, cwd=tmp_path, PYTHONPATH=str(compiled_site))
 

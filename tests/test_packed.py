@@ -87,23 +87,24 @@ def test_packed_samples_are_bit_for_bit_the_dense_ones(slack, dtype, prior, devi
     sizes=st.lists(st.tuples(st.integers(0, 20), st.integers(0, 5), st.integers(0, 24)), min_size=1, max_size=5),
     dtype=st.sampled_from(inputs.DTYPES),
     min_gain=st.none() | st.floats(-0.1, 0.1),
+    ratio=st.none() | st.floats(1e-3, 1.0),
 )
-def test_samples_may_be_empty_or_smaller_than_their_share(device, sizes, dtype, min_gain):
-    samples = []
+def test_samples_may_be_empty_or_smaller_than_their_share(device, sizes, dtype, min_gain, ratio):
+    samples, options = [], {"min_gain": min_gain, "ratio": ratio}
     for seed, (n, m, _) in enumerate(sizes):
         s = inputs.make_sample("duplicates", max(n, 1), max(m, 1), 6, dtype, seed, "float", "float").to(device)
         fields = (s.visual, s.text, *s.priors().values())
         samples.append(inputs.Sample(*(x[:k] for x, k in zip(fields, (n, m) * 2, strict=True))))
     shares = [share for *_, share in sizes]
     arguments, priors = pack(samples, shares)
-    tokens, indices, gains = mi_pruner.prune_varlen(*arguments, **priors, min_gain=min_gain)
+    tokens, indices, gains = mi_pruner.prune_varlen(*arguments, **priors, **options)
     scores, *_ = scores_and_picks(arguments, priors)
     start = scored = 0
     for s, share in zip(samples, shares, strict=True):
         own = slice(start, start + share)
         used = 0
         if s.n and len(s.text):
-            expected = dense_one(s, min(max(share, 1), s.n), min_gain=min_gain)
+            expected = dense_one(s, min(max(share, 1), s.n), **options)
             used = min(int((expected[4] >= 0).sum()), share)
             assert inputs.same_bits(scores[scored : scored + s.n], expected[0])
             if share:
@@ -113,7 +114,9 @@ def test_samples_may_be_empty_or_smaller_than_their_share(device, sizes, dtype, 
         elif s.n:  # no text: every score is 0, and redundancy alone chooses
             assert (scores[scored : scored + s.n] == 0).all()
             used = int((indices[own] >= 0).sum())
-            assert min_gain is not None or used == min(share, int((s.visual_prior > 0).sum()))
+            valid = int((s.visual_prior > 0).sum())
+            own_share = share if ratio is None else min(share, rounded(ratio, valid))
+            assert min_gain is not None or used == min(own_share, valid)
         assert unused(tokens[own][used:], indices[own][used:], gains[own][used:])
         start += share
         scored += s.n
@@ -262,6 +265,15 @@ def check_counts_of_ratios(pairs, device):
         assert mi_pruner.greedy_select(scores, visual, ratio, redundancy="none")[0].shape == (1, count)
 
 
+def test_halves_rounded_away_from_zero_are_the_floor_of_a_half_more():
+    """What the compiled CPU kernels compute, and what the formula says, for every ratio in steps of 0.001."""
+    tokens = np.arange(1, 5001)
+    for step in range(1, 1001):
+        product = step / 1000 * tokens
+        whole = np.trunc(product)
+        assert np.array_equal(whole + (product - whole >= 0.5), np.floor(product + 0.5))
+
+
 def test_a_ratio_is_counted_in_float64(device):
     in_float32 = [math.floor(np.float32(r) * np.float32(n) + np.float32(0.5)) for r, n in OTHER_IN_FLOAT32]
     assert all(count != rounded(*pair) for count, pair in zip(in_float32, OTHER_IN_FLOAT32, strict=True))
@@ -278,8 +290,7 @@ def test_a_ratio_is_counted_in_float64(device):
 def test_a_ratio_cuts_the_picks_of_a_count_short(device, s, ratio, share, redundancy, min_gain):
     """Dense and packed, within `keep` or a sample's share; whatever stops a sample earlier still does."""
     s = s.to(device)
-    finite = inputs.finite_rows(s.visual)
-    own = rounded(ratio, int((finite if s.visual_prior is None else finite & (s.visual_prior > 0)).sum()))
+    own = rounded(ratio, int(inputs.valid_rows(s).sum()))
     keep, options = max(1, round(share * s.n)), {"redundancy": redundancy, "min_gain": min_gain}
     full, cut = (dense_one(s, keep, **options, **more) for more in ({}, {"ratio": ratio}))
     assert all(inputs.same_bits(a[:own], b[:own]) for a, b in zip(cut[1:3], full[1:3], strict=True))

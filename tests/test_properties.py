@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -40,16 +40,11 @@ def select(s, keep, scores=None, **options):
     return indices[0], gains[0]
 
 
-def valid_of(s):
-    finite = inputs.finite_rows(s.visual)
-    return finite if s.visual_prior is None else finite & (s.visual_prior > 0)
-
-
 def duplicate_groups(s):
     """Lists of valid tokens whose rows and priors are bitwise equal."""
     groups: dict = {}
     prior = torch.ones(s.n) if s.visual_prior is None else s.visual_prior.float()
-    for i in valid_of(s).nonzero()[:, 0].tolist():
+    for i in inputs.valid_rows(s).nonzero()[:, 0].tolist():
         groups.setdefault((tuple(s.visual[i].tolist()), prior[i].item()), []).append(i)
     return [group for group in groups.values() if len(group) > 1]
 
@@ -60,7 +55,7 @@ def test_exactly_as_many_distinct_valid_tokens_as_asked_for(device, s, share, bu
     s = s.to(device)
     keep = max(1, round(share * s.n))
     indices, gains = select(s, keep, budget=torch.tensor([budget], device=device), **options)
-    valid = valid_of(s)
+    valid = inputs.valid_rows(s)
     expected = min(keep, max(budget, 0), int(valid.sum()))
     assert len(set(indices[:expected].tolist())) == expected
     assert valid[indices[:expected]].all()
@@ -88,20 +83,22 @@ def test_a_row_that_is_not_finite_is_never_picked(device, s, at, value):
 
 
 # ---- what a question says --------------------------------------------------------------------------------------------
-@given(s=inputs.samples(dtypes=inputs.FULL), copies=st.integers(1, 9))
-def test_a_token_is_rewarded_where_the_only_word_speaks_for_it(device, s, copies):
-    """One word, or copies of one: r log r / q' and ℓ have the same sign, and what is larger in r scores higher."""
-    same = inputs.Sample(s.visual, s.text[:1].repeat(copies, 1), s.visual_prior)
-    arrays = [None if x is None else x.double().numpy() for x in (same.visual, same.text, same.visual_prior)]
-    p = oracle.density(*arrays)
-    log_r = p.log_r[:, 0]
+@given(s=inputs.samples(dtypes=inputs.FULL), copies=st.integers(1, 9), weighed=st.booleans())
+def test_words_that_are_alike_reward_what_they_speak_for_and_nothing_that_they_speak_against(
+    device, s, copies, weighed
+):
+    """Of one word, or copies of it: a = π (1 − w'_0) r (ℓ − log(w'_0 + (1 − w'_0) r)), of the sign of ℓ."""
+    weights = torch.rand(copies, generator=torch.Generator().manual_seed(copies)) + 0.1 if weighed else None
+    same = inputs.Sample(s.visual, s.text[:1].repeat(copies, 1), s.visual_prior, weights)
+    p = oracle.density(*(None if x is None else x.double().numpy() for x in vars(same).values()))
+    log_r, null = np.where(p.visual_valid, p.log_r[:, 0], 0.0), 1 / (copies + 1)
+    r = np.exp(np.where(p.visual_prior > 0, log_r, 0.0))
+    expected = p.visual_prior * (1 - null) * r * (log_r - np.log(null + (1 - null) * r))
     scores = scores_of(same.to(device)).double().cpu().numpy()
     tol = 64 * inputs.rounding(s.visual.dtype, p.squared_bandwidth, s.n)
+    assert np.abs(scores - expected).max() <= tol
+    assert (scores[expected > tol] > 0).all()
     assert (scores[log_r <= 0] <= tol).all()
-    assert (scores[log_r >= 0] >= -tol).all()
-    if s.visual_prior is None:
-        order = [i for i in log_r.argsort() if log_r[i] >= 0]
-        assert all(scores[a] <= scores[b] + tol for a, b in itertools.pairwise(order))
 
 
 WORDS = torch.randn(6, 64, generator=torch.Generator().manual_seed(7))

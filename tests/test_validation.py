@@ -85,7 +85,7 @@ def test_keep_is_a_count_or_a_ratio(keep, error, message):
 
 def test_a_ratio_beside_keep_as_a_ratio_is_refused():
     visual, scores = torch.zeros(B, N, D), torch.zeros(B, N)
-    message = "ratio: expected None, since keep = 0.5 is one (or a count as keep), got 0.25"
+    message = "ratio: expected None beside keep = 0.5, a ratio itself (or pass keep as a count), got 0.25"
     for call in (mi_pruner.prune, mi_pruner.greedy_select):
         with pytest.raises(TypeError) as caught:
             call(visual if call is mi_pruner.prune else scores, visual, 0.5, ratio=0.25)
@@ -107,7 +107,7 @@ def test_module_refuses_at_construction_what_its_call_would(case):
     assert str(caught.value) == case.message
 
 
-def test_float_ratio_checks_its_tensors_before_it_reads_them():
+def test_a_float_keep_names_the_same_wrong_tensors():
     with pytest.raises(ValueError, match=r"^visual: expected \(B, N, D\)"):
         mi_pruner.prune(torch.zeros(N, D), torch.zeros(M, D), 0.5)
     with pytest.raises(ValueError, match=r"^visual_prior: expected \(B, N\) = \(2, 6\)"):

@@ -45,7 +45,7 @@ def ranked_score(score):
 
 @triton.jit
 def pick_limit(slots, valid, budget_ptr, ratio_bits, sample):
-    """How many picks a sample may have: its slots, its valid tokens, its budget (clamped), a ratio of the tokens."""
+    """How many picks a sample may have: its slots, its valid tokens, its budget (clamped), a ratio of the valid."""
     limit = tl.minimum(slots, valid)
     if ratio_bits is not None:
         ratio = ratio_bits.to(tl.int64).to(tl.float64, bitcast=True)

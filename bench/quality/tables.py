@@ -173,7 +173,8 @@ def commits(rows: Sequence[Accuracy]) -> str:
         cells = [found.get((method, keep, commit), "") for keep in keeps for commit in names]
         if any(len(set(cells[k : k + len(names)])) > 1 for k in range(0, len(cells), len(names))):
             lines.append([what, *cells])
-    return table(["accuracy, %; kept of 81:", *(f"{keep}, at {commit}" for keep in keeps for commit in names)], lines) if rows else NONE
+    header = ["accuracy, %; kept of 81:", *(f"{keep}, at {commit}" for keep in keeps for commit in names)]
+    return table(header, lines) if rows else NONE
 
 
 def _rivals(rows: Sequence[Accuracy]) -> list[Accuracy]:

@@ -117,7 +117,8 @@ private:
   std::vector<Buffer<Acc>> memory_;
 };
 
-// max(1, floor(ratio * tokens + 0.5)), rounded in a way that leaves no sum for a compiler to fuse with the product.
+// max(1, floor(ratio * tokens + 0.5)): halves are rounded up by both, and this leaves no sum that a compiler could fuse
+// with the product. (They differ at 0.5 - 2^-54 alone, where 1 is the least.)
 int64_t share_of(double ratio, int64_t tokens) {
   return std::max<int64_t>(1, std::llround(ratio * static_cast<double>(tokens)));
 }

@@ -242,7 +242,7 @@ template <typename Acc> inline Vec<Acc> log_of(Vec<Acc> v) {
 //   joint: the null word, of weight 1 / (count + 1), takes part in top with l = 0, and in the mixture
 //          q' = e^top m, m = s + (e^-top - s) / (count + 1); of the words' share,
 //          pi (sum w' r l - (q' - w'_0) log q') = pi e^top (d - s log m) count / (count + 1)
-// Relative to top the terms cancel before they are rounded; where all l are 0, so is the score.
+// Relative to top the terms cancel before they are rounded.
 template <typename Acc>
 void scores(const Acc* const* cosines, const Acc* log_z, const Acc* weight, int64_t count, const Acc* log_prior,
             Acc kappa, bool joint, int64_t begin, int64_t end, Acc* scores) {

@@ -18,7 +18,7 @@
 
 namespace mi_pruner::cpu {
 
-// Torch's own would replace an exception by one of its own, without a message: the first is kept, and thrown after it.
+// Torch's own would replace an exception by one without its message.
 void parallel_for(int64_t count, int64_t grain, const std::function<void(int64_t, int64_t)>& body) {
   std::exception_ptr failure;
   std::once_flag failed;

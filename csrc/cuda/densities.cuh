@@ -3,7 +3,8 @@
 // `normaliser_kernel`: a block for 4 text tokens of a sample and 2,048 of its rows first combines the parts of the
 // bandwidth rule and of the priors in order, then sums the exponentials of its rows, relative to the largest so far:
 // for log Z of the text. Where a sample has more rows, the last of its blocks to end combines what they left. Further
-// blocks of the launch, for 32 visual tokens each, combine the parts of the visual-visual normalisers.
+// blocks of the launch, for 32 visual tokens each, combine the parts of the visual-visual normalisers. The first block
+// of a sample also leaves the weight of the null word, and how many picks a ratio of the valid visual tokens allows.
 //
 // `score_kernel`: a warp for four visual tokens runs over the text twice: for the largest l, then for the sums. The
 // null word of the joint marginal joins both, with l = 0.
@@ -44,8 +45,8 @@ struct Totals {
 
 __device__ inline unsigned patches_of(int64_t tokens) { return static_cast<unsigned>((tokens + kPatch - 1) / kPatch); }
 
-// `kappa` <= 0: by the rule, from the moments of the sample's own patches. All three side by side: each would wait for
-// memory and for the block twice.
+// `kappa` <= 0: by the rule, from the moments of the sample's own patches. All side by side: each would wait for memory
+// and for the block twice.
 template <typename Weight>
 __device__ Totals totals_of(const Similarities& found, int64_t sample, int64_t rows, int64_t columns, float kappa,
                             const Weight& weight_of, DensityShared& shared) {
@@ -273,7 +274,7 @@ __global__ void __launch_bounds__(kNormaliserThreads, 3)
 }
 
 // The scores of kWarpScores visual tokens from their rows of cosines, `stride` apart, by a warp; of the first `tokens`
-// of them: the others' mean nothing. `null_weight`: of the null word, whose l is 0; none without the joint marginal.
+// of them: the others' mean nothing. `null_weight`: of the null word, whose l is 0; the other marginal has none.
 __device__ inline void scores_of(const float* cosines, int64_t stride, int tokens, const float* log_z,
                                  const float* weight, int64_t count, float kappa, const float (&log_prior)[kWarpScores],
                                  bool joint, float null_weight, float (&score)[kWarpScores]) {

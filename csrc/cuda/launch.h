@@ -62,7 +62,7 @@ struct Picks {
   float min_gain;        // -infinity: none
   int64_t* indices;      // (slots.total)
   float* gains;
-  const int64_t* most_picks = nullptr; // (samples), as in Densities
+  const int64_t* most_picks = nullptr; // (samples), null: no ratio
 };
 
 // The largest of some logarithms, and the sum of exp relative to it: a tile's share of a normaliser.
