@@ -7,8 +7,6 @@ in nats. No output requires grad. docs/maths.md derives the quantities.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -17,7 +15,7 @@ from . import _checks
 
 def count_from_ratio(ratio: float, tokens: int) -> int:
     """K = max(1, floor(ratio · tokens + 0.5)): how many of `tokens` a ratio in (0, 1] keeps."""
-    return torch.sym_max(1, math.floor(ratio * tokens + 0.5))
+    return torch.sym_max(1, torch.sym_int(ratio * tokens + 0.5))
 
 
 def _count_and_ratio(keep: int | float, ratio: float | None, visual: Tensor) -> tuple[int, float | None]:

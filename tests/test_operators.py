@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import io
 import math
 
 import pytest
@@ -172,7 +173,11 @@ def test_export_serves_every_size(keep, dims):
     b, n, m = dims
     shapes = {"visual": {0: b, 1: n}, "text": {0: b, 1: m}, "visual_prior": {0: b, 1: n}, "text_prior": None}
     pruner = MIPruner(keep)
+    # Where K may be 1, PyTorch specialises on it: from 7 tokens on, a ratio of 0.3 keeps 2.
     program = torch.export.export(pruner, (*module_inputs(7, 31, 8), None), dynamic_shapes=shapes)
+    saved = io.BytesIO()
+    torch.export.save(program, saved)
+    program = torch.export.load(io.BytesIO(saved.getvalue()))
     for sizes in ((7, 31, 8), (9, 50, 12)):
         batch = module_inputs(*sizes)
         for x, y in zip(program.module()(*batch, None), pruner(*batch), strict=True):
