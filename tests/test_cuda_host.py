@@ -30,7 +30,7 @@ CHUNK_ROWS = int(re.search(r"kChunkRows = (\d+)", (cuda_host.CUDA / "launch.h").
 MODES = (
     *({"redundancy": name} for name in inputs.REDUNDANCIES),
     {"redundancy": "max", "redundancy_weight": 3.0},
-    {"ratio": 0.3},
+    {"redundancy": "mean", "ratio": 0.3},
 )
 
 
