@@ -117,47 +117,30 @@ inline unsigned __shfl_sync(unsigned, unsigned value, int from, const Where wher
   return mi_pruner_shuffle(value, [from](int) { return from; }, where);
 }
 
+template <typename Op> unsigned mi_pruner_reduce(unsigned value, const Op& op, const Where& where) {
+  return mi_pruner::cuda::host::exchange(
+      value,
+      [&](unsigned* const* lanes) {
+        unsigned all = *lanes[0];
+        for (int lane = 1; lane < 32; ++lane)
+          all = op(all, *lanes[lane]);
+        for (int lane = 0; lane < 32; ++lane)
+          *lanes[lane] = all;
+      },
+      where);
+}
 inline unsigned __reduce_max_sync(unsigned, unsigned value, const Where where = Where::current()) {
-  return mi_pruner::cuda::host::exchange(
-      value,
-      [](unsigned* const* lanes) {
-        unsigned most = 0;
-        for (int lane = 0; lane < 32; ++lane)
-          most = *lanes[lane] > most ? *lanes[lane] : most;
-        for (int lane = 0; lane < 32; ++lane)
-          *lanes[lane] = most;
-      },
-      where);
+  return mi_pruner_reduce(value, [](unsigned a, unsigned b) { return a > b ? a : b; }, where);
 }
-
-inline unsigned __reduce_min_sync(unsigned mask, unsigned value, const Where where = Where::current()) {
-  return ~__reduce_max_sync(mask, ~value, where);
+inline unsigned __reduce_min_sync(unsigned, unsigned value, const Where where = Where::current()) {
+  return mi_pruner_reduce(value, [](unsigned a, unsigned b) { return a < b ? a : b; }, where);
 }
-
 inline unsigned __reduce_add_sync(unsigned, unsigned value, const Where where = Where::current()) {
-  return mi_pruner::cuda::host::exchange(
-      value,
-      [](unsigned* const* lanes) {
-        unsigned sum = 0;
-        for (int lane = 0; lane < 32; ++lane)
-          sum += *lanes[lane];
-        for (int lane = 0; lane < 32; ++lane)
-          *lanes[lane] = sum;
-      },
-      where);
+  return mi_pruner_reduce(value, [](unsigned a, unsigned b) { return a + b; }, where);
 }
-
 inline unsigned __ballot_sync(unsigned, int vote, const Where where = Where::current()) {
-  return mi_pruner::cuda::host::exchange(
-      static_cast<unsigned>(vote != 0),
-      [](unsigned* const* lanes) {
-        unsigned votes = 0;
-        for (int lane = 0; lane < 32; ++lane)
-          votes |= *lanes[lane] << lane;
-        for (int lane = 0; lane < 32; ++lane)
-          *lanes[lane] = votes;
-      },
-      where);
+  const unsigned lane = threadIdx.x % 32;
+  return mi_pruner_reduce(vote != 0 ? 1u << lane : 0, [](unsigned a, unsigned b) { return a | b; }, where);
 }
 
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
