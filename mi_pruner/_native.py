@@ -33,13 +33,19 @@ def load() -> str | None:
     return None
 
 
-def cuda_missing() -> str | None:
-    """Why the library has no CUDA kernels for this PyTorch (None: it has); asks nothing of the driver."""
+def cuda_kernels_missing() -> str | None:
+    """Why the library has no CUDA kernels (None: it has)."""
     missing = load()
     if missing is not None:
         return missing
-    if not hasattr(ctypes.CDLL(str(library_path())), "mi_pruner_cuda_unusable"):
-        return _NO_CUDA
+    return None if hasattr(ctypes.CDLL(str(library_path())), "mi_pruner_cuda_unusable") else _NO_CUDA
+
+
+def cuda_missing() -> str | None:
+    """Why the library has no CUDA kernels for this PyTorch (None: it has); asks nothing of the driver."""
+    missing = cuda_kernels_missing()
+    if missing is not None:
+        return missing
     return "this PyTorch is built without CUDA" if torch.version.cuda is None else None
 
 

@@ -25,8 +25,9 @@ BUDGETS = {
 
 
 def dump(*options):
-    if _native.cuda_missing() not in (None, "this PyTorch is built without CUDA"):
-        pytest.skip(_native.cuda_missing())
+    missing = _native.cuda_kernels_missing()
+    if missing is not None:
+        pytest.skip(missing)
     if machine_code.cuobjdump() is None:
         pytest.skip("no cuobjdump, from a CUDA toolkit or from Triton")
     return machine_code.dump(str(_native.library_path()), *options)

@@ -17,7 +17,6 @@ from mi_pruner import _native
 
 ROOT = Path(__file__).resolve().parents[1]
 STABLE_SYMBOLS = Path(__file__).with_name("torch_2_11_stable_symbols.txt")
-NVCC_PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/local/cuda/bin"])
 TOOLS_PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
 
 # All operators, the packed ones against the dense; arguments: where the package has to be, the backend.
@@ -61,6 +60,16 @@ def succeed(*command: object, cwd: Path, **environment: str) -> str:
     return done.stdout
 
 
+def asked_of_setup(expression: str, **environment: str) -> str:
+    """What an expression in setup.py is, printed, where nothing is set up."""
+    program = f"""
+import runpy, setuptools
+setuptools.setup = lambda **_: None
+print(eval({expression!r}, runpy.run_path("setup.py")))
+"""
+    return succeed(sys.executable, "-c", program, cwd=ROOT, **environment).strip()
+
+
 def need(*tools: str) -> None:
     missing = [tool for tool in tools if shutil.which(tool, path=TOOLS_PATH) is None]
     if missing:
@@ -96,9 +105,7 @@ def compiled_wheel(tmp_path_factory):
     if os.environ.get("MI_PRUNER_BUILD") == "none":
         pytest.skip("MI_PRUNER_BUILD=none")
     # As the installed library, where it can be: what both have in common is compiled once.
-    cuda = (
-        _native.load() is None and _native.cuda_missing() != _native._NO_CUDA and shutil.which("nvcc", path=NVCC_PATH)
-    )
+    cuda = _native.cuda_kernels_missing() is None and asked_of_setup("find_nvcc()") != "None"
     return build_wheel(tmp_path_factory.mktemp("compiled"), MI_PRUNER_BUILD="cuda" if cuda else "cpu")
 
 
@@ -277,13 +284,8 @@ def test_cuda_kernels_are_compiled_where_torch_has_cuda_or_by_request(cuda, buil
     nvcc = tmp_path / "nvcc"
     nvcc.write_text("#!/bin/sh")
     nvcc.chmod(0o755)
-    program = """
-import runpy, setuptools
-setuptools.setup = lambda **_: None
-print(*runpy.run_path("setup.py")["cuda_options"]())
-"""
     environment = {"PYTHONPATH": str(tmp_path), "CUDACXX": str(nvcc), "MI_PRUNER_BUILD": build}
-    assert f"-DMI_PRUNER_CUDA={expected}" in succeed(sys.executable, "-c", program, cwd=ROOT, **environment).split()
+    assert f"-DMI_PRUNER_CUDA={expected}" in asked_of_setup("' '.join(cuda_options())", **environment).split()
 
 
 @pytest.mark.parametrize(

@@ -197,6 +197,14 @@ class TestStudy:
 
 
 class TestModels:
+    def test_a_model_is_trained_after_the_one_that_it_begins_with(self, tmp_path: Path, monkeypatch):
+        monkeypatch.setattr(models, "ROOT", tmp_path)
+        monkeypatch.setattr(models, "FOLDER", tmp_path / "build" / "quality")
+        made = []
+        monkeypatch.setattr(models, "make", lambda plan, path, *_: made.append(path.stem))
+        models.ensure(tuple(model for model in models.MODELS if model.name == "aligned-1"), torch.device("cpu"))
+        assert made == ["unaligned-1", "aligned-1"]
+
     def test_commands_are_distinct_and_groups_known(self):
         assert len({model.name for model in models.MODELS}) == len(models.MODELS)
         assert {model.group for model in models.MODELS} <= set(models.GROUPS)

@@ -301,8 +301,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--processes", type=int, default=2, help="models at a time (default: %(default)s)")
     options = parser.parse_args(arguments)
     part, out = options.part, options.out or (models.FOLDER if options.part == "quick" else record.RESULTS)
-    names = options.models or [model.name for model in (models.MODELS[:1] if part == "quick" else models.MODELS)]
-    which = [model for model in models.MODELS if model.name in names]
+    which = models.MODELS[:1] if part == "quick" else models.MODELS
+    if options.models:
+        which = tuple(model for model in models.MODELS if model.name in options.models)
     models.ensure(which, torch.device("cpu"))
     rows = study(part, which, options.scenes, options.processes if len(which) > 1 else 1)
     out.mkdir(parents=True, exist_ok=True)

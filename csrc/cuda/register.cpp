@@ -114,6 +114,7 @@ struct Run {
   const Tensor& features;
   const Tokens visual, text;
   const bool rows; // of the selection, if greedy: computed as they are needed
+  const std::optional<double> ratio;
   Dtype dtype;
   int64_t dim;
   cudaStream_t stream;
@@ -127,10 +128,11 @@ struct Run {
   Run(const Tensor& features, const Tokens& visual, const Tokens& text, const Selecting* selecting, bool own_scores)
       : features(features), visual(visual), text(text),
         rows(selecting != nullptr && selecting->greedy && !takes_gram_path(visual.layout.longest)),
-        dtype(dtype_of(features)), dim(features.size(features.dim() - 1)), stream(current_stream(features)) {
+        ratio(selecting == nullptr ? std::nullopt : selecting->ratio), dtype(dtype_of(features)),
+        dim(features.size(features.dim() - 1)), stream(current_stream(features)) {
     const bool gram = selecting != nullptr && selecting->greedy && !rows;
     reserve(gram);
-    if (selecting != nullptr && selecting->ratio) workspace.add(densities.most_picks, visual.layout.samples);
+    if (ratio) workspace.add(densities.most_picks, visual.layout.samples);
     if (rows) reserve_rows();
     if (own_scores) workspace.add(scores, visual.layout.total);
     workspace.allocate(features);
@@ -180,8 +182,8 @@ struct Run {
     workspace.add(memory.arrivals, memory.teams);
   }
 
-  // bandwidth: of the cross-modal kernel; none: by the rule. ratio: of a selection that follows.
-  void normalise(const std::optional<double>& bandwidth, const std::optional<double>& ratio) {
+  // bandwidth: of the cross-modal kernel; none: by the rule.
+  void normalise(const std::optional<double>& bandwidth) {
     const float kappa = bandwidth ? static_cast<float>(1 / (*bandwidth * *bandwidth)) : 0.0f;
     MI_PRUNER_CUDA_CHECK(normalisers(visual.layout, text.layout, found, kappa, ratio.value_or(0), densities,
                                      memory.arrivals, rows ? memory.teams : 0, stream));
@@ -245,7 +247,7 @@ Tensor run_scores(const Tensor& visual, const Tokens& visual_tokens, const Token
   Tensor scores = torch::stable::new_empty(visual, shape, ScalarType::Float);
   if (empty(visual_tokens.layout)) return torch::stable::fill_(scores, 0);
   Run run(visual, visual_tokens, text_tokens, nullptr, false);
-  run.normalise(bandwidth, std::nullopt);
+  run.normalise(bandwidth);
   run.score(marginal, scores.mutable_data_ptr<float>());
   return scores;
 }
@@ -258,7 +260,7 @@ PickTensors run_select(const Tensor& scores, const Tensor& visual, const Tokens&
     out.clear();
   } else {
     Run run(visual, tokens, no_tokens(tokens), &selecting, false);
-    run.normalise(std::nullopt, selecting.ratio);
+    run.normalise(std::nullopt);
     run.select(scores.const_data_ptr<float>(), selecting, out.picks(slots, selecting));
   }
   return {out.indices, out.gains};
@@ -276,7 +278,7 @@ TokensAndPicks run_prune(const Tensor& visual, const Tokens& visual_tokens, cons
   } else {
     const Picks picks = picked.picks(slots, selecting);
     Run run(visual, visual_tokens, text_tokens, &selecting, true);
-    run.normalise(bandwidth, selecting.ratio);
+    run.normalise(bandwidth);
     run.score(marginal, run.scores);
     run.select(run.scores, selecting, picks);
     MI_PRUNER_CUDA_CHECK(gather(visual_tokens, run.dim, element_of(visual), picks, tokens.mutable_data_ptr(),
