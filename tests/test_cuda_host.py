@@ -25,8 +25,8 @@ from .test_backends import batch_of, check_scores, check_selection
 from .test_sanitizers import runtime
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-GRAM_TOKENS = int(re.search(r"kGramTokens = (\d+)", (cuda_host.CUDA / "paths.h").read_text()).group(1))
-CHUNK_ROWS = int(re.search(r"kChunkRows = (\d+)", (cuda_host.CUDA / "launch.h").read_text()).group(1))
+GRAM_TOKENS = int(re.search(r"kGramTokens = (\d+)", (cuda_host.CUDA / "base/paths.h").read_text()).group(1))
+CHUNK_ROWS = int(re.search(r"kChunkRows = (\d+)", (cuda_host.CUDA / "base/arguments.h").read_text()).group(1))
 MODES = (
     *({"redundancy": name} for name in inputs.REDUNDANCIES),
     {"redundancy": "max", "redundancy_weight": 3.0},
@@ -348,7 +348,7 @@ def test_no_kernel_has_a_race():
 def test_every_instruction_has_a_twin():
     """What ptx.cuh defines for the GPU, cuda_host.h defines for the host."""
     names = re.compile(r"\b([a-z_0-9]+)\([^;{}]*\)\s*\{")
-    gpu = set(names.findall((cuda_host.CUDA / "ptx.cuh").read_text())) - {"shared_address"}  # a number for others
+    gpu = set(names.findall((cuda_host.CUDA / "base/ptx.cuh").read_text())) - {"shared_address"}  # a number for others
     host = set(
         names.findall("".join(path.read_text() for path in cuda_host.HERE.glob("*.*") if path.suffix in (".h", ".cpp")))
     )

@@ -17,7 +17,6 @@ from mi_pruner._dispatch import BACKENDS, Backend
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).parent
 CUDA = ROOT / "csrc" / "cuda"
-KERNELS = ("similarity.cu", "densities.cu", "selection.cu", "rows.cu")
 WARNINGS = ("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas")  # the pragmas are nvcc's
 # As nvcc is told: sums are fused where the source says so and nowhere else.
 FLAGS = ("-std=c++20", "-fPIC", "-fvisibility=hidden", "-g", "-ffp-contract=off", *WARNINGS, "-DMI_PRUNER_CUDA_HOST")
@@ -49,12 +48,9 @@ LIBRARY = ROOT / "build/cuda_host/cuda_host.so"  # the one that MI_PRUNER_CUDA_H
 def build(folder: Path, *flags: str, of_kernels: tuple[str, ...] = ()) -> Path:
     """Compiles what has changed since the last time, the kernels with flags of their own; returns the library."""
     folder.mkdir(parents=True, exist_ok=True)
-    headers = [*CUDA.glob("*.cuh"), *CUDA.glob("*.h"), CUDA.parent / "check.h", *HERE.glob("*.h")]
-    sources = [
-        *(CUDA / name for name in KERNELS),
-        CUDA / "register.cpp",
-        *(HERE / name for name in ("cuda_host.cpp", "matrices.cpp")),
-    ]
+    kernels = sorted((CUDA / "launch").glob("*.cu"))
+    sources = [*kernels, CUDA / "host" / "register.cpp", *(HERE / name for name in ("cuda_host.cpp", "matrices.cpp"))]
+    headers = [path for top in (CUDA.parent, HERE) for path in top.rglob("*") if path.suffix in (".h", ".cuh")]
     newest = max(path.stat().st_mtime for path in headers)
     includes = (f"-I{CUDA.parent}", f"-I{HERE}", "-isystem", torch_folder() / "include")
     objects = [folder / f"{source.stem}.o" for source in sources]
@@ -62,7 +58,7 @@ def build(folder: Path, *flags: str, of_kernels: tuple[str, ...] = ()) -> Path:
     def compile_one(source: Path, target: Path) -> None:
         if not target.exists() or target.stat().st_mtime < max(newest, source.stat().st_mtime):
             defines = "-DTORCH_TARGET_VERSION=0x020b000000000000"
-            own = of_kernels if source.name in KERNELS else ()
+            own = of_kernels if source in kernels else ()
             run(compiler(), *FLAGS, *flags, *own, defines, *includes, "-x", "c++", "-c", source, "-o", target)
 
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:

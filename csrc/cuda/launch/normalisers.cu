@@ -1,8 +1,9 @@
-#include "cuda/densities.cuh"
+#include "cuda/kernels/normalisers.cuh"
 
 #include <algorithm>
 
-#include "cuda/run.cuh"
+#include "cuda/launch/launch.cuh"
+#include "cuda/launch/launches.h"
 
 namespace mi_pruner::cuda {
 
@@ -14,13 +15,6 @@ cudaError_t normalisers(const Layout& visual, const Layout& text, const Similari
   const int64_t blocks = visual.samples * (text_programs + visual_programs);
   return run(normaliser_kernel, {blocks, kNormaliserThreads, sizeof(DensityShared)}, stream, visual, text, found, kappa,
              ratio, densities, arrivals, arrivals_count, text_programs, visual_programs);
-}
-
-cudaError_t scores(const Layout& visual, const Layout& text, const Similarities& found, const Densities& densities,
-                   bool joint, float* scores, cudaStream_t stream) {
-  const int64_t programs = ceil_div(visual.longest, kScoreRows);
-  return run(score_kernel, {visual.samples * programs, kScoreThreads, 0}, stream, visual, text, found, densities, joint,
-             scores, programs);
 }
 
 } // namespace mi_pruner::cuda

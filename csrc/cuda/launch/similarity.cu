@@ -1,8 +1,9 @@
-#include "cuda/similarity.cuh"
+#include "cuda/kernels/similarity.cuh"
 
 #include <type_traits>
 
-#include "cuda/run.cuh"
+#include "cuda/launch/launch.cuh"
+#include "cuda/launch/launches.h"
 
 namespace mi_pruner::cuda {
 

@@ -5,8 +5,8 @@
 #include <limits>
 #include <utility>
 
-#include "cuda/launch.h"
-#include "cuda/ptx.cuh"
+#include "cuda/base/arguments.h"
+#include "cuda/base/ptx.cuh"
 
 namespace mi_pruner::cuda {
 

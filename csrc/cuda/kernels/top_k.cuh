@@ -4,7 +4,7 @@
 // Cost: N^2 comparisons, 2 N floats read a block. Bound by shared memory; exact, whatever the duplicates.
 #pragma once
 
-#include "cuda/gain.cuh"
+#include "cuda/greedy/picks.cuh"
 
 namespace mi_pruner::cuda {
 

@@ -2,7 +2,8 @@
 // both ways of selecting.
 #pragma once
 
-#include "cuda/gain.cuh"
+#include "cuda/greedy/picks.cuh"
+#include "cuda/greedy/step.cuh"
 
 namespace mi_pruner::cuda {
 

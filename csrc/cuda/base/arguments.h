@@ -1,4 +1,4 @@
-// The launches, and what they are told. Free of Torch; memory belongs to the caller.
+// What launches and kernels are told, and what they leave for one another. Free of Torch; memory belongs to the caller.
 #pragma once
 
 #include <cstdint>
@@ -107,7 +107,8 @@ struct Densities {
   int64_t chunks;      // of a sample's rows
 };
 
-// The row path, see rows.cuh: a ring of kGenerations blocks of 128 rows (67 MB for 32,768 tokens) for each team.
+// The row path, see greedy_on_rows.cuh: a ring of kGenerations blocks of 128 rows (67 MB for 32,768 tokens) for each
+// team.
 constexpr int kGenerations = 4;
 constexpr int64_t kCachedRows = int64_t{kGenerations} * kTileRows;
 constexpr int64_t kMostTeams = 8;
@@ -149,35 +150,5 @@ struct Selection {
   Redundancy redundancy;
   float weight;
 };
-
-cudaError_t similarity(Dtype dtype, const Tokens& visual, const Tokens& text, int64_t dim, float kappa,
-                       const Similarities& found, cudaStream_t stream);
-
-// kappa <= 0: by the bandwidth rule. ratio: for densities.most_picks. `arrivals` (count) become 0, for a row path that
-// follows.
-cudaError_t normalisers(const Layout& visual, const Layout& text, const Similarities& found, float kappa, double ratio,
-                        const Densities& densities, unsigned* arrivals, int64_t arrivals_count, cudaStream_t stream);
-
-cudaError_t scores(const Layout& visual, const Layout& text, const Similarities& found, const Densities& densities,
-                   bool joint, float* scores, cudaStream_t stream);
-
-cudaError_t greedy_on_gram(const Layout& visual, const float* scores, const Similarities& found,
-                           const Densities& densities, const Selection& selection, const Picks& picks,
-                           cudaStream_t stream);
-
-cudaError_t top_k(const Layout& visual, const float* scores, const float* log_prior, const Picks& picks,
-                  cudaStream_t stream);
-
-// Blocks that the current device runs at a time, in teams for `samples` samples: fills the sizes in `memory`.
-cudaError_t size_teams(Dtype dtype, int64_t samples, int64_t longest, RowMemory& memory);
-
-cudaError_t greedy_on_rows(Dtype dtype, const Tokens& visual, int64_t dim, const float* scores,
-                           const Densities& densities, const Selection& selection, const RowMemory& memory,
-                           const Picks& picks, cudaStream_t stream);
-
-// `element`: bytes of a feature. The picks in ascending order, to `sorted`; their tokens (slots.total, dim) to
-// `tokens`.
-cudaError_t gather(const Tokens& visual, int64_t dim, int64_t element, const Picks& picks, void* tokens,
-                   int64_t* sorted_indices, float* sorted_gains, cudaStream_t stream);
 
 } // namespace mi_pruner::cuda

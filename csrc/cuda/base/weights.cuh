@@ -2,7 +2,7 @@
 // and 0 for a zero row; a null prior is uniform.
 #pragma once
 
-#include "cuda/reduce.cuh"
+#include "cuda/base/reduce.cuh"
 
 namespace mi_pruner::cuda {
 

@@ -5,7 +5,7 @@
 // Bytes: 2 x the kept tokens, and K indices a block (from L2). Bound by memory.
 #pragma once
 
-#include "cuda/samples.cuh"
+#include "cuda/base/samples.cuh"
 
 namespace mi_pruner::cuda {
 

@@ -1,6 +1,6 @@
 // Norms and cosines in one pass: visual tokens against the text, and against one another.
 //
-// Mapping: one block a tile (tile.cuh); tiles of the same visual tokens lie next to one another and share them in L2.
+// Mapping: one block a tile (tile/); tiles of the same visual tokens lie next to one another and share them in L2.
 // A tile of text columns leaves the cosines (a visual token's row contiguous), and its shares of the bandwidth rule:
 // the number, mean and sum of squared deviations of the valid pairs of each 32 x 32. A tile of visual columns leaves
 // log K, and each row's share of its normaliser over the columns; those above the diagonal are not computed, but left
@@ -18,7 +18,8 @@
 // Determinism: nothing is added by atomics; parts are combined in order by the kernels that follow.
 #pragma once
 
-#include "cuda/tile.cuh"
+#include "cuda/tile/product.cuh"
+#include "cuda/tile/rows.cuh"
 
 namespace mi_pruner::cuda {
 

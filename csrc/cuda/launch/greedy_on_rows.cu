@@ -1,9 +1,10 @@
-#include "cuda/rows.cuh"
+#include "cuda/kernels/greedy_on_rows.cuh"
 
 #include <algorithm>
 
-#include "cuda/paths.h"
-#include "cuda/run.cuh"
+#include "cuda/base/paths.h"
+#include "cuda/launch/launch.cuh"
+#include "cuda/launch/launches.h"
 
 namespace mi_pruner::cuda {
 namespace {

@@ -1,8 +1,8 @@
 // Where a sample's tokens, and its slots in the outputs, lie.
 #pragma once
 
-#include "cuda/launch.h"
-#include "cuda/ptx.cuh"
+#include "cuda/base/arguments.h"
+#include "cuda/base/ptx.cuh"
 
 namespace mi_pruner::cuda {
 

@@ -1,9 +1,9 @@
 // Which tokens of a sample are a thread's on the row path, and what it holds of them.
 #pragma once
 
-#include "cuda/paths.h"
-#include "cuda/quad.cuh"
-#include "cuda/tile.cuh"
+#include "cuda/base/paths.h"
+#include "cuda/greedy/token_quad.cuh"
+#include "cuda/tile/layout.cuh"
 
 namespace mi_pruner::cuda {
 

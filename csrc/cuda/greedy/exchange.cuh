@@ -1,7 +1,7 @@
 // Where the blocks of the row path meet: in shared memory, in a cluster, in global memory.
 #pragma once
 
-#include "cuda/row_tokens.cuh"
+#include "cuda/greedy/row_tokens.cuh"
 
 namespace mi_pruner::cuda {
 

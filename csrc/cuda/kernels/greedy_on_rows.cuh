@@ -17,10 +17,12 @@
 // cores in the products, by latency in the steps: estimated at 2,000 cycles in a cluster at N = 32,768, 4,000 or more
 // in a team.
 //
-// Determinism: as in greedy.cuh; neither the variant nor the number of members and teams touches a sum.
+// Determinism: as in greedy_on_gram.cuh; neither the variant nor the number of members and teams touches a sum.
 #pragma once
 
-#include "cuda/meeting.cuh"
+#include "cuda/greedy/exchange.cuh"
+#include "cuda/tile/product.cuh"
+#include "cuda/tile/rows.cuh"
 
 namespace mi_pruner::cuda {
 

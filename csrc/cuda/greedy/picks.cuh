@@ -1,10 +1,12 @@
-// The arithmetic of a greedy step and the order of picks: one home for both ways of selecting, so that they agree in
-// every bit.
+// The order of picks, how many there may be, and the slots that stay empty: one home for all ways of selecting.
 #pragma once
 
-#include "cuda/weights.cuh"
+#include "cuda/base/weights.cuh"
 
 namespace mi_pruner::cuda {
+
+// A score as a gain.
+__device__ inline float pickable(float score) { return isnan(score) ? -MI_PRUNER_INFINITY : score; }
 
 // Integers in the order of gains; -0 counts as 0. No gain has 0.
 __device__ inline unsigned rank_of(float gain) {
@@ -30,30 +32,6 @@ __device__ inline uint64_t warp_best(uint64_t key) {
   const unsigned low = __reduce_max_sync(kFullWarp, high == best ? static_cast<unsigned>(key) : 0u);
   return uint64_t{best} << 32 | low;
 }
-
-// A score as the greedy step wants it.
-__device__ inline float pickable(float score) { return isnan(score) ? -MI_PRUNER_INFINITY : score; }
-
-// R[i, s] = pi_i exp(l) l with l = log K(v_i, v_s) - log Z_s, of a valid token i; `log2_prior`: of pi_i.
-__device__ inline float redundancy_of(float log_kernel, float log_z, float log2_prior) {
-  const float log_r = log_kernel - log_z;
-  return exp2_fast(fmaf(log_r, kLog2E, log2_prior)) * log_r;
-}
-
-// rho once the `picked`-th pick (from 1) has joined; chain: `prior` is that of the pick.
-__device__ inline float joined(float rho, float redundancy, Redundancy mode, int picked, float prior) {
-  const float most = picked == 1 ? redundancy : fmaxf(rho, redundancy);
-  const float sum = mode == Redundancy::kChain ? fmaf(redundancy, prior, rho) : rho + redundancy;
-  return mode == Redundancy::kMax ? most : sum; // all computed: cheaper than branches
-}
-
-// What rho is multiplied by after `picked` picks.
-__device__ inline float scale_of(const Selection& selection, int picked) {
-  if (selection.redundancy != Redundancy::kMean || picked == 0) return selection.weight;
-  return selection.weight / static_cast<float>(picked);
-}
-
-__device__ inline float gain_from(float score, float rho, float scale) { return fmaf(-scale, rho, score); }
 
 // How many of its tokens a sample may pick. What a ratio allows is known where there are tokens.
 __device__ inline int64_t limit_of(const Picks& picks, int64_t sample, const Span& tokens, const Span& slots) {

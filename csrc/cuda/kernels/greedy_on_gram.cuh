@@ -12,8 +12,8 @@
 // Determinism: no sum crosses threads; the sum over the picks runs in their order.
 #pragma once
 
-#include "cuda/paths.h"
-#include "cuda/quad.cuh"
+#include "cuda/base/paths.h"
+#include "cuda/greedy/token_quad.cuh"
 
 namespace mi_pruner::cuda {
 

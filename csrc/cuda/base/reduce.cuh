@@ -1,7 +1,7 @@
 // Reductions over a block, in an order that depends on nothing but the number of threads.
 #pragma once
 
-#include "cuda/samples.cuh"
+#include "cuda/base/samples.cuh"
 
 namespace mi_pruner::cuda {
 

@@ -1,0 +1,29 @@
+// The arithmetic of a greedy step: one home for both ways of selecting, so that they agree in every bit.
+#pragma once
+
+#include "cuda/base/weights.cuh"
+
+namespace mi_pruner::cuda {
+
+// R[i, s] = pi_i exp(l) l with l = log K(v_i, v_s) - log Z_s, of a valid token i; `log2_prior`: of pi_i.
+__device__ inline float redundancy_of(float log_kernel, float log_z, float log2_prior) {
+  const float log_r = log_kernel - log_z;
+  return exp2_fast(fmaf(log_r, kLog2E, log2_prior)) * log_r;
+}
+
+// rho once the `picked`-th pick (from 1) has joined; chain: `prior` is that of the pick.
+__device__ inline float joined(float rho, float redundancy, Redundancy mode, int picked, float prior) {
+  const float most = picked == 1 ? redundancy : fmaxf(rho, redundancy);
+  const float sum = mode == Redundancy::kChain ? fmaf(redundancy, prior, rho) : rho + redundancy;
+  return mode == Redundancy::kMax ? most : sum; // all computed: cheaper than branches
+}
+
+// What rho is multiplied by after `picked` picks.
+__device__ inline float scale_of(const Selection& selection, int picked) {
+  if (selection.redundancy != Redundancy::kMean || picked == 0) return selection.weight;
+  return selection.weight / static_cast<float>(picked);
+}
+
+__device__ inline float gain_from(float score, float rho, float scale) { return fmaf(-scale, rho, score); }
+
+} // namespace mi_pruner::cuda

@@ -1,0 +1,15 @@
+#include "cuda/kernels/gather.cuh"
+
+#include "cuda/launch/launch.cuh"
+#include "cuda/launch/launches.h"
+
+namespace mi_pruner::cuda {
+
+cudaError_t gather(const Tokens& visual, int64_t dim, int64_t element, const Picks& picks, void* tokens,
+                   int64_t* sorted_indices, float* sorted_gains, cudaStream_t stream) {
+  const int64_t programs = picks.slots.longest > 0 ? picks.slots.longest : 1; // slots that no sample owns remain
+  return run(gather_kernel, {picks.slots.samples * programs, kGatherThreads, 0}, stream, visual, dim, element, picks,
+             static_cast<unsigned char*>(tokens), sorted_indices, sorted_gains, programs);
+}
+
+} // namespace mi_pruner::cuda
