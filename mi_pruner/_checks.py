@@ -7,6 +7,7 @@ masked by the kernels. Every error names the argument, what was expected and wha
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace as Arguments  # of a call by their names, all of them: see `_schema.arguments_of`
 from typing import NoReturn
 
 import torch
@@ -183,176 +184,76 @@ def _check_scores(scores: Tensor, visual: Tensor, letters: str) -> None:
     _check_device("scores", scores, visual)
 
 
-def _check_both(visual: Tensor, text: Tensor, visual_prior: Tensor | None, text_prior: Tensor | None) -> None:
-    _check_tokens(visual, visual_prior)
+def _check_both(call: Arguments) -> None:
+    visual, text = call.visual, call.text
+    _check_tokens(visual, call.visual_prior)
     _check_text(text, visual, "(B, M, D)")
     if text.shape[0] != visual.shape[0]:
         _fail("text", f"B = {visual.shape[0]} samples as in visual", _describe(text))
     if text.shape[1] < 1:
         _fail("text", "(B, M, D) with M >= 1", _describe(text))
-    _check_prior("text_prior", text_prior, text, "(B, M)")
+    _check_prior("text_prior", call.text_prior, text, "(B, M)")
 
 
-def check_mi_scores(
-    visual: Tensor,
-    text: Tensor,
-    *,
-    visual_prior: Tensor | None = None,
-    text_prior: Tensor | None = None,
-    bandwidth: float | None = None,
-    marginal: str = "joint",
-) -> None:
-    _check_both(visual, text, visual_prior, text_prior)
-    check_score_options(bandwidth, marginal)
+def _check_how(call: Arguments) -> None:
+    check_select_options(call.visual_bandwidth, call.redundancy, call.redundancy_weight, call.min_gain)
+    _check_ratio(call.ratio)
 
 
-def check_histogram_mi_scores(
-    visual: Tensor,
-    text: Tensor,
-    *,
-    visual_prior: Tensor | None = None,
-    text_prior: Tensor | None = None,
-    bins: int = 16,
-) -> None:
-    _check_both(visual, text, visual_prior, text_prior)
-    if not MIN_BINS <= bins <= MAX_BINS:
-        _fail("bins", f"{MIN_BINS} <= bins <= {MAX_BINS}", bins)
+def _check_packed_keep(call: Arguments) -> None:
+    _check_cu("cu_keep", call.cu_keep, call.visual, call.cu_seqlens_visual)
+    _check_size("max_keep", call.max_keep)
+    _check_size("total_keep", call.total_keep)
 
 
-def check_greedy_select(
-    scores: Tensor,
-    visual: Tensor,
-    keep: int,
-    *,
-    visual_prior: Tensor | None = None,
-    visual_bandwidth: float = 0.63,
-    redundancy: str = "mean",
-    redundancy_weight: float = 1.0,
-    budget: Tensor | None = None,
-    min_gain: float | None = None,
-    ratio: float | None = None,
-) -> None:
-    _check_tokens(visual, visual_prior, budget)
-    _check_scores(scores, visual, "(B, N)")
-    _check_keep_count(keep, visual)
-    check_select_options(visual_bandwidth, redundancy, redundancy_weight, min_gain)
-    _check_ratio(ratio)
+def check_mi_scores(call: Arguments) -> None:
+    _check_both(call)
+    check_score_options(call.bandwidth, call.marginal)
 
 
-def check_prune(
-    visual: Tensor,
-    text: Tensor,
-    keep: int,
-    *,
-    visual_prior: Tensor | None = None,
-    text_prior: Tensor | None = None,
-    bandwidth: float | None = None,
-    marginal: str = "joint",
-    visual_bandwidth: float = 0.63,
-    redundancy: str = "mean",
-    redundancy_weight: float = 1.0,
-    budget: Tensor | None = None,
-    min_gain: float | None = None,
-    ratio: float | None = None,
-) -> None:
-    _check_tokens(visual, visual_prior, budget)
-    check_mi_scores(
-        visual, text, visual_prior=visual_prior, text_prior=text_prior, bandwidth=bandwidth, marginal=marginal
-    )
-    _check_keep_count(keep, visual)
-    check_select_options(visual_bandwidth, redundancy, redundancy_weight, min_gain)
-    _check_ratio(ratio)
+def check_histogram_mi_scores(call: Arguments) -> None:
+    _check_both(call)
+    if not MIN_BINS <= call.bins <= MAX_BINS:
+        _fail("bins", f"{MIN_BINS} <= bins <= {MAX_BINS}", call.bins)
 
 
-def check_mi_scores_varlen(
-    visual: Tensor,
-    text: Tensor,
-    cu_seqlens_visual: Tensor,
-    cu_seqlens_text: Tensor,
-    max_seqlen_visual: int,
-    max_seqlen_text: int,
-    *,
-    visual_prior: Tensor | None = None,
-    text_prior: Tensor | None = None,
-    bandwidth: float | None = None,
-    marginal: str = "joint",
-) -> None:
-    _check_features("visual", visual, "(total_N, D)")
-    _check_text(text, visual, "(total_M, D)")
-    _check_cu("cu_seqlens_visual", cu_seqlens_visual, visual)
-    _check_cu("cu_seqlens_text", cu_seqlens_text, visual, cu_seqlens_visual)
-    _check_size("max_seqlen_visual", max_seqlen_visual)
-    _check_size("max_seqlen_text", max_seqlen_text)
-    _check_prior("visual_prior", visual_prior, visual, "(total_N,)")
-    _check_prior("text_prior", text_prior, text, "(total_M,)")
-    check_score_options(bandwidth, marginal)
+def check_greedy_select(call: Arguments) -> None:
+    _check_tokens(call.visual, call.visual_prior, call.budget)
+    _check_scores(call.scores, call.visual, "(B, N)")
+    _check_keep_count(call.keep, call.visual)
+    _check_how(call)
 
 
-def _check_packed_keep(cu_keep: Tensor, visual: Tensor, like: Tensor, max_keep: int, total_keep: int) -> None:
-    _check_cu("cu_keep", cu_keep, visual, like)
-    _check_size("max_keep", max_keep)
-    _check_size("total_keep", total_keep)
+def check_prune(call: Arguments) -> None:
+    _check_tokens(call.visual, call.visual_prior, call.budget)
+    check_mi_scores(call)
+    _check_keep_count(call.keep, call.visual)
+    _check_how(call)
 
 
-def check_greedy_select_varlen(
-    scores: Tensor,
-    visual: Tensor,
-    cu_seqlens_visual: Tensor,
-    cu_keep: Tensor,
-    max_seqlen_visual: int,
-    max_keep: int,
-    total_keep: int,
-    *,
-    visual_prior: Tensor | None = None,
-    visual_bandwidth: float = 0.63,
-    redundancy: str = "mean",
-    redundancy_weight: float = 1.0,
-    min_gain: float | None = None,
-    ratio: float | None = None,
-) -> None:
-    _check_features("visual", visual, "(total_N, D)")
-    _check_scores(scores, visual, "(total_N,)")
-    _check_cu("cu_seqlens_visual", cu_seqlens_visual, visual)
-    _check_packed_keep(cu_keep, visual, cu_seqlens_visual, max_keep, total_keep)
-    _check_size("max_seqlen_visual", max_seqlen_visual)
-    _check_prior("visual_prior", visual_prior, visual, "(total_N,)")
-    check_select_options(visual_bandwidth, redundancy, redundancy_weight, min_gain)
-    _check_ratio(ratio)
+def check_mi_scores_varlen(call: Arguments) -> None:
+    _check_features("visual", call.visual, "(total_N, D)")
+    _check_text(call.text, call.visual, "(total_M, D)")
+    _check_cu("cu_seqlens_visual", call.cu_seqlens_visual, call.visual)
+    _check_cu("cu_seqlens_text", call.cu_seqlens_text, call.visual, call.cu_seqlens_visual)
+    _check_size("max_seqlen_visual", call.max_seqlen_visual)
+    _check_size("max_seqlen_text", call.max_seqlen_text)
+    _check_prior("visual_prior", call.visual_prior, call.visual, "(total_N,)")
+    _check_prior("text_prior", call.text_prior, call.text, "(total_M,)")
+    check_score_options(call.bandwidth, call.marginal)
 
 
-def check_prune_varlen(
-    visual: Tensor,
-    text: Tensor,
-    cu_seqlens_visual: Tensor,
-    cu_seqlens_text: Tensor,
-    cu_keep: Tensor,
-    max_seqlen_visual: int,
-    max_seqlen_text: int,
-    max_keep: int,
-    total_keep: int,
-    *,
-    visual_prior: Tensor | None = None,
-    text_prior: Tensor | None = None,
-    bandwidth: float | None = None,
-    marginal: str = "joint",
-    visual_bandwidth: float = 0.63,
-    redundancy: str = "mean",
-    redundancy_weight: float = 1.0,
-    min_gain: float | None = None,
-    ratio: float | None = None,
-) -> None:
-    check_mi_scores_varlen(
-        visual,
-        text,
-        cu_seqlens_visual,
-        cu_seqlens_text,
-        max_seqlen_visual,
-        max_seqlen_text,
-        visual_prior=visual_prior,
-        text_prior=text_prior,
-        bandwidth=bandwidth,
-        marginal=marginal,
-    )
-    _check_packed_keep(cu_keep, visual, cu_seqlens_visual, max_keep, total_keep)
-    check_select_options(visual_bandwidth, redundancy, redundancy_weight, min_gain)
-    _check_ratio(ratio)
+def check_greedy_select_varlen(call: Arguments) -> None:
+    _check_features("visual", call.visual, "(total_N, D)")
+    _check_scores(call.scores, call.visual, "(total_N,)")
+    _check_cu("cu_seqlens_visual", call.cu_seqlens_visual, call.visual)
+    _check_packed_keep(call)
+    _check_size("max_seqlen_visual", call.max_seqlen_visual)
+    _check_prior("visual_prior", call.visual_prior, call.visual, "(total_N,)")
+    _check_how(call)
+
+
+def check_prune_varlen(call: Arguments) -> None:
+    check_mi_scores_varlen(call)
+    _check_packed_keep(call)
+    _check_how(call)

@@ -7,7 +7,6 @@ arguments into one form, and calls the chosen backend outside autograd.
 from __future__ import annotations
 
 import contextlib
-import functools
 import importlib
 import importlib.util
 import os
@@ -192,33 +191,27 @@ def _canonical(name: str, value: object, dtype: torch.dtype) -> object:
 
 
 def _implementation(name: str) -> Callable:
-    check = getattr(_checks, f"check_{name}")
-    # The dispatcher leaves out arguments at their default and passes the rest by position up to the first "*".
-    positional = [argument.name for argument in _positional_arguments(name)]
+    signature, check = _schema.Signature(name), getattr(_checks, f"check_{name}")
 
-    @functools.wraps(getattr(reference, name))
     def run(*arguments, **options):
-        check(*arguments, **options)
-        visual = arguments[positional.index("visual")]
-        dtype = _checks.accumulation_dtype(visual.dtype)
-        operator = getattr(choose(visual.device.type, visual.device.index, name).operators, name)
+        call = signature.bind(*arguments, **options)
+        check(call)
+        device, dtype = call.visual.device, _checks.accumulation_dtype(call.visual.dtype)
+        operators = choose(device.type, device.index, name).operators
+        if not isinstance(operators, torch._ops._OpNamespace):  # theirs have the same defaults, and hurry
+            options = {key: getattr(call, key) for key in signature.defaults}
         with torch.no_grad():
-            return operator(
-                *(_canonical(key, value, dtype) for key, value in zip(positional, arguments, strict=True)),
+            return getattr(operators, name)(
+                *(_canonical(key, value, dtype) for key, value in zip(signature.positional, arguments, strict=True)),
                 **{key: _canonical(key, value, dtype) for key, value in options.items()},
             )
 
     return run
 
 
-def _positional_arguments(name: str) -> list:
-    schema = getattr(torch.ops.mi_pruner, name).default._schema
-    return [argument for argument in schema.arguments if not argument.kwarg_only]
-
-
 def register() -> None:
     """Registers fake and real implementations of the public operators; none of them records autograd."""
-    for name, fake in _schema.FAKES.items():
+    for name in _schema.SCHEMAS:
         _LIBRARY.impl(name, _implementation(name), "CompositeExplicitAutograd")
         _LIBRARY.impl(name, torch.library.fallthrough_kernel, "Autograd")
-        torch.library.register_fake(f"mi_pruner::{name}", fake, lib=_LIBRARY)
+        torch.library.register_fake(f"mi_pruner::{name}", _schema.fake(name), lib=_LIBRARY)

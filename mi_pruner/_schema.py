@@ -8,6 +8,7 @@ backend implements (`torch.ops.mi_pruner_cpu.*`), so a schema stands once in the
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace as Arguments
 
 import torch
 from torch import Tensor
@@ -86,47 +87,38 @@ def _tokens_like(visual: Tensor, *shape: int) -> tuple[Tensor, Tensor, Tensor]:
     return visual.new_empty((*shape, visual.shape[-1])), *_picks_like(visual, *shape)
 
 
-def _fake_mi_scores(visual, text, **options):
-    _checks.check_mi_scores(visual, text, **options)
-    return _scores_like(visual)
-
-
-def _fake_greedy_select(scores, visual, keep, **options):
-    _checks.check_greedy_select(scores, visual, keep, **options)
-    return _picks_like(visual, visual.shape[0], keep)
-
-
-def _fake_prune(visual, text, keep, **options):
-    _checks.check_prune(visual, text, keep, **options)
-    return _tokens_like(visual, visual.shape[0], keep)
-
-
-def _fake_mi_scores_varlen(visual, *arguments, **options):
-    _checks.check_mi_scores_varlen(visual, *arguments, **options)
-    return _scores_like(visual)
-
-
-def _fake_greedy_select_varlen(scores, visual, cu_v, cu_keep, max_v, max_keep, total_keep, **options):
-    _checks.check_greedy_select_varlen(scores, visual, cu_v, cu_keep, max_v, max_keep, total_keep, **options)
-    return _picks_like(visual, total_keep)
-
-
-def _fake_prune_varlen(visual, text, cu_v, cu_t, cu_keep, max_v, max_t, max_keep, total_keep, **options):
-    _checks.check_prune_varlen(visual, text, cu_v, cu_t, cu_keep, max_v, max_t, max_keep, total_keep, **options)
-    return _tokens_like(visual, total_keep)
-
-
-def _fake_histogram_mi_scores(visual, text, **options):
-    _checks.check_histogram_mi_scores(visual, text, **options)
-    return _scores_like(visual)
-
-
-FAKES: dict[str, Callable] = {
-    "mi_scores": _fake_mi_scores,
-    "greedy_select": _fake_greedy_select,
-    "prune": _fake_prune,
-    "mi_scores_varlen": _fake_mi_scores_varlen,
-    "greedy_select_varlen": _fake_greedy_select_varlen,
-    "prune_varlen": _fake_prune_varlen,
-    "histogram_mi_scores": _fake_histogram_mi_scores,
+# Empty outputs of a call, from all of its arguments by name.
+_OUTPUTS: dict[str, Callable] = {
+    "mi_scores": lambda call: _scores_like(call.visual),
+    "greedy_select": lambda call: _picks_like(call.visual, call.visual.shape[0], call.keep),
+    "prune": lambda call: _tokens_like(call.visual, call.visual.shape[0], call.keep),
+    "mi_scores_varlen": lambda call: _scores_like(call.visual),
+    "greedy_select_varlen": lambda call: _picks_like(call.visual, call.total_keep),
+    "prune_varlen": lambda call: _tokens_like(call.visual, call.total_keep),
+    "histogram_mi_scores": lambda call: _scores_like(call.visual),
 }
+
+
+class Signature:
+    """An operator's arguments: the names of those that it takes by position, and the defaults of the others."""
+
+    def __init__(self, operator: str) -> None:
+        arguments = torch._C.parse_schema(operator + SCHEMAS[operator]).arguments
+        self.positional = [argument.name for argument in arguments if not argument.kwarg_only]
+        self.defaults = {argument.name: argument.default_value for argument in arguments if argument.kwarg_only}
+
+    def bind(self, *arguments: object, **options: object) -> Arguments:
+        """All arguments of a call by their names: the dispatcher leaves out those at their default."""
+        return Arguments(**dict(zip(self.positional, arguments, strict=True)), **{**self.defaults, **options})
+
+
+def fake(operator: str) -> Callable:
+    """The operator on tensors without data: the checks, and empty outputs."""
+    bind, check, outputs = Signature(operator).bind, getattr(_checks, f"check_{operator}"), _OUTPUTS[operator]
+
+    def run(*arguments, **options):
+        call = bind(*arguments, **options)
+        check(call)
+        return outputs(call)
+
+    return run

@@ -1,8 +1,8 @@
 """The reference: every operator in plain PyTorch, one sample at a time, readable against docs/maths.md.
 
 All other backends are tested against it. It runs on any device; float64 features are computed in float64, all others
-in float32. It takes the operators' arguments after `_checks` has seen them. The packed twins read the `cu_*` tensors
-on the host (a synchronisation, on a GPU).
+in float32. It takes all arguments of an operator, after `_checks` has seen them. The packed twins read the `cu_*`
+tensors on the host (a synchronisation, on a GPU).
 
 Letters: n visual tokens, m text tokens, d coordinates, k picks; all of one sample.
 """
@@ -117,10 +117,11 @@ def _sample_select(
     visual: Tensor,
     keep: int,
     visual_prior: Tensor | None,
+    budget: Tensor | None,
+    *,
     visual_bandwidth: float,
     redundancy: str,
     redundancy_weight: float,
-    budget: Tensor | int | None,
     min_gain: float | None,
     ratio: float | None,
 ) -> tuple[Tensor, Tensor]:
@@ -169,39 +170,16 @@ def _at(values: Tensor | None, sample: int | slice) -> Tensor | None:
     return None if values is None else values[sample]
 
 
-def mi_scores(visual, text, *, visual_prior=None, text_prior=None, bandwidth=None, marginal="joint") -> Tensor:
+def mi_scores(visual, text, *, visual_prior, text_prior, bandwidth, marginal) -> Tensor:
     scores = visual.new_zeros(visual.shape[:-1], dtype=accumulation_dtype(visual.dtype))
     for b in range(visual.shape[0]):
         scores[b] = _sample_scores(visual[b], text[b], _at(visual_prior, b), _at(text_prior, b), bandwidth, marginal)
     return scores
 
 
-def greedy_select(
-    scores,
-    visual,
-    keep,
-    *,
-    visual_prior=None,
-    visual_bandwidth=0.63,
-    redundancy="mean",
-    redundancy_weight=1.0,
-    budget=None,
-    min_gain=None,
-    ratio=None,
-) -> tuple[Tensor, Tensor]:
+def greedy_select(scores, visual, keep, *, visual_prior, budget, **how) -> tuple[Tensor, Tensor]:
     picks = [
-        _sample_select(
-            scores[b],
-            visual[b],
-            keep,
-            _at(visual_prior, b),
-            visual_bandwidth,
-            redundancy,
-            redundancy_weight,
-            _at(budget, b),
-            min_gain,
-            ratio,
-        )
+        _sample_select(scores[b], visual[b], keep, _at(visual_prior, b), _at(budget, b), **how)
         for b in range(visual.shape[0])
     ]
     if not picks:
@@ -211,20 +189,12 @@ def greedy_select(
 
 
 def prune(
-    visual,
-    text,
-    keep,
-    *,
-    visual_prior=None,
-    text_prior=None,
-    bandwidth=None,
-    marginal="joint",
-    **select_options,
+    visual, text, keep, *, visual_prior, text_prior, bandwidth, marginal, budget, **how
 ) -> tuple[Tensor, Tensor, Tensor]:
     scores = mi_scores(
         visual, text, visual_prior=visual_prior, text_prior=text_prior, bandwidth=bandwidth, marginal=marginal
     )
-    indices, gains = greedy_select(scores, visual, keep, visual_prior=visual_prior, **select_options)
+    indices, gains = greedy_select(scores, visual, keep, visual_prior=visual_prior, budget=budget, **how)
     tokens = visual.new_empty((*indices.shape, visual.shape[-1]))
     for b in range(visual.shape[0]):
         tokens[b], indices[b], gains[b] = _sample_tokens(visual[b], indices[b], gains[b])
@@ -265,7 +235,7 @@ def _sample_histogram_scores(
     return torch.where(valid, scores, 0)
 
 
-def histogram_mi_scores(visual, text, *, visual_prior=None, text_prior=None, bins=16) -> Tensor:
+def histogram_mi_scores(visual, text, *, visual_prior, text_prior, bins) -> Tensor:
     scores = visual.new_zeros(visual.shape[:-1], dtype=accumulation_dtype(visual.dtype))
     for b in range(visual.shape[0]):
         scores[b] = _sample_histogram_scores(visual[b], text[b], _at(visual_prior, b), _at(text_prior, b), bins)
@@ -282,21 +252,10 @@ def _spans(cu: Tensor, total: int, longest: int) -> list[slice]:
 
 
 def mi_scores_varlen(
-    visual,
-    text,
-    cu_seqlens_visual,
-    cu_seqlens_text,
-    max_seqlen_visual,
-    max_seqlen_text,
-    *,
-    visual_prior=None,
-    text_prior=None,
-    bandwidth=None,
-    marginal="joint",
+    visual, text, cu_visual, cu_text, max_visual, max_text, *, visual_prior, text_prior, bandwidth, marginal
 ) -> Tensor:
     scores = visual.new_zeros(visual.shape[0], dtype=accumulation_dtype(visual.dtype))
-    v_spans = _spans(cu_seqlens_visual, visual.shape[0], max_seqlen_visual)
-    t_spans = _spans(cu_seqlens_text, text.shape[0], max_seqlen_text)
+    v_spans, t_spans = _spans(cu_visual, visual.shape[0], max_visual), _spans(cu_text, text.shape[0], max_text)
     for v, t in zip(v_spans, t_spans, strict=True):
         if v.start < v.stop and t.start < t.stop:
             scores[v] = _sample_scores(
@@ -306,83 +265,42 @@ def mi_scores_varlen(
 
 
 def greedy_select_varlen(
-    scores,
-    visual,
-    cu_seqlens_visual,
-    cu_keep,
-    max_seqlen_visual,
-    max_keep,
-    total_keep,
-    *,
-    visual_prior=None,
-    visual_bandwidth=0.63,
-    redundancy="mean",
-    redundancy_weight=1.0,
-    min_gain=None,
-    ratio=None,
+    scores, visual, cu_visual, cu_keep, max_visual, max_keep, total_keep, *, visual_prior, **how
 ) -> tuple[Tensor, Tensor]:
     indices = torch.full((total_keep,), -1, dtype=torch.int64, device=visual.device)
     gains = torch.full((total_keep,), -math.inf, dtype=accumulation_dtype(visual.dtype), device=visual.device)
-    v_spans = _spans(cu_seqlens_visual, visual.shape[0], max_seqlen_visual)
+    v_spans = _spans(cu_visual, visual.shape[0], max_visual)
     for v, k in zip(v_spans, _spans(cu_keep, total_keep, max_keep), strict=True):
         if v.start < v.stop:
-            indices[k], gains[k] = _sample_select(
-                scores[v],
-                visual[v],
-                k.stop - k.start,
-                _at(visual_prior, v),
-                visual_bandwidth,
-                redundancy,
-                redundancy_weight,
-                None,
-                min_gain,
-                ratio,
-            )
+            prior = _at(visual_prior, v)
+            indices[k], gains[k] = _sample_select(scores[v], visual[v], k.stop - k.start, prior, None, **how)
     return indices, gains
 
 
 def prune_varlen(
     visual,
     text,
-    cu_seqlens_visual,
-    cu_seqlens_text,
+    cu_visual,
+    cu_text,
     cu_keep,
-    max_seqlen_visual,
-    max_seqlen_text,
+    max_visual,
+    max_text,
     max_keep,
     total_keep,
     *,
-    visual_prior=None,
-    text_prior=None,
-    bandwidth=None,
-    marginal="joint",
-    **select_options,
+    visual_prior,
+    text_prior,
+    bandwidth,
+    marginal,
+    **how,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    scores = mi_scores_varlen(
-        visual,
-        text,
-        cu_seqlens_visual,
-        cu_seqlens_text,
-        max_seqlen_visual,
-        max_seqlen_text,
-        visual_prior=visual_prior,
-        text_prior=text_prior,
-        bandwidth=bandwidth,
-        marginal=marginal,
-    )
-    indices, gains = greedy_select_varlen(
-        scores,
-        visual,
-        cu_seqlens_visual,
-        cu_keep,
-        max_seqlen_visual,
-        max_keep,
-        total_keep,
-        visual_prior=visual_prior,
-        **select_options,
-    )
+    priors = {"visual_prior": visual_prior, "text_prior": text_prior}
+    both = (visual, text, cu_visual, cu_text, max_visual, max_text)
+    scores = mi_scores_varlen(*both, **priors, bandwidth=bandwidth, marginal=marginal)
+    slots = (cu_visual, cu_keep, max_visual, max_keep, total_keep)
+    indices, gains = greedy_select_varlen(scores, visual, *slots, visual_prior=visual_prior, **how)
     tokens = visual.new_zeros((total_keep, visual.shape[1]))
-    v_spans = _spans(cu_seqlens_visual, visual.shape[0], max_seqlen_visual)
+    v_spans = _spans(cu_visual, visual.shape[0], max_visual)
     for v, k in zip(v_spans, _spans(cu_keep, total_keep, max_keep), strict=True):
         tokens[k], indices[k], gains[k] = _sample_tokens(visual[v], indices[k], gains[k])
     return tokens, indices, gains

@@ -90,24 +90,24 @@ class Slots:
 
 @dataclass(frozen=True)
 class Selection:
-    """How to select."""
+    """How to select: the operators' options."""
 
-    bandwidth: float
+    visual_bandwidth: float
     redundancy: str
-    weight: float
-    budget: Tensor | None
+    redundancy_weight: float
     min_gain: float | None
     ratio: float | None
+    budget: Tensor | None = None  # packed samples have none beside their slots
 
     def path(self, tokens: int) -> str:
         """ "top-k", "gram" or "rows", for samples of at most `tokens`; a pure function of the call."""
-        if self.redundancy == "none" or self.weight == 0:
+        if self.redundancy == "none" or self.redundancy_weight == 0:
             return "top-k"
         return "gram" if tokens <= tiles.GRAM_TOKENS else "rows"
 
     @property
     def kappa(self) -> float:
-        return self.bandwidth**-2
+        return self.visual_bandwidth**-2
 
     @property
     def threshold(self) -> float:
@@ -342,7 +342,7 @@ def gram_picks(
         left.visual_log_z,
         left.log_total,
         how.kappa,
-        how.weight,
+        how.redundancy_weight,
         *slots.place,
         how.budget,
         how.ratio_bits,

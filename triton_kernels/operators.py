@@ -20,6 +20,10 @@ def _dense(features: Tensor, prior: Tensor | None) -> Tokens:
     return Tokens(features, prior, None, features.shape[1])
 
 
+def _dense_slots(visual: Tensor, keep: int) -> Slots:
+    return Slots(None, keep, visual.shape[0] * keep)
+
+
 def _no_work(visual: Tokens, slots: Slots | None = None) -> bool:
     return visual.samples == 0 or visual.longest == 0 or visual.total == 0 or (slots is not None and slots.total == 0)
 
@@ -70,123 +74,57 @@ def _run_prune(visual: Tokens, text: Tokens, slots: Slots, bandwidth: float | No
         return launches.gathered(visual, indices, gains, slots)
 
 
-def mi_scores(visual, text, *, visual_prior=None, text_prior=None, bandwidth=None, marginal="joint") -> Tensor:
+def mi_scores(visual, text, *, visual_prior, text_prior, bandwidth, marginal) -> Tensor:
     return _run_scores(_dense(visual, visual_prior), _dense(text, text_prior), bandwidth, marginal)
 
 
-def greedy_select(
-    scores,
-    visual,
-    keep,
-    *,
-    visual_prior=None,
-    visual_bandwidth=0.63,
-    redundancy="mean",
-    redundancy_weight=1.0,
-    budget=None,
-    min_gain=None,
-    ratio=None,
-) -> tuple[Tensor, Tensor]:
-    how = Selection(visual_bandwidth, redundancy, redundancy_weight, budget, min_gain, ratio)
-    return _run_select(scores, _dense(visual, visual_prior), Slots(None, keep, visual.shape[0] * keep), how)
+def greedy_select(scores, visual, keep, *, visual_prior, **how) -> tuple[Tensor, Tensor]:
+    return _run_select(scores, _dense(visual, visual_prior), _dense_slots(visual, keep), Selection(**how))
 
 
 def prune(
-    visual,
-    text,
-    keep,
-    *,
-    visual_prior=None,
-    text_prior=None,
-    bandwidth=None,
-    marginal="joint",
-    visual_bandwidth=0.63,
-    redundancy="mean",
-    redundancy_weight=1.0,
-    budget=None,
-    min_gain=None,
-    ratio=None,
+    visual, text, keep, *, visual_prior, text_prior, bandwidth, marginal, **how
 ) -> tuple[Tensor, Tensor, Tensor]:
-    how = Selection(visual_bandwidth, redundancy, redundancy_weight, budget, min_gain, ratio)
-    slots = Slots(None, keep, visual.shape[0] * keep)
-    return _run_prune(_dense(visual, visual_prior), _dense(text, text_prior), slots, bandwidth, marginal, how)
+    tokens, words = _dense(visual, visual_prior), _dense(text, text_prior)
+    return _run_prune(tokens, words, _dense_slots(visual, keep), bandwidth, marginal, Selection(**how))
 
 
 def mi_scores_varlen(
-    visual,
-    text,
-    cu_seqlens_visual,
-    cu_seqlens_text,
-    max_seqlen_visual,
-    max_seqlen_text,
-    *,
-    visual_prior=None,
-    text_prior=None,
-    bandwidth=None,
-    marginal="joint",
+    visual, text, cu_visual, cu_text, max_visual, max_text, *, visual_prior, text_prior, bandwidth, marginal
 ) -> Tensor:
-    return _run_scores(
-        Tokens(visual, visual_prior, cu_seqlens_visual, max_seqlen_visual),
-        Tokens(text, text_prior, cu_seqlens_text, max_seqlen_text),
-        bandwidth,
-        marginal,
-    )
+    tokens, words = Tokens(visual, visual_prior, cu_visual, max_visual), Tokens(text, text_prior, cu_text, max_text)
+    return _run_scores(tokens, words, bandwidth, marginal)
 
 
 def greedy_select_varlen(
-    scores,
-    visual,
-    cu_seqlens_visual,
-    cu_keep,
-    max_seqlen_visual,
-    max_keep,
-    total_keep,
-    *,
-    visual_prior=None,
-    visual_bandwidth=0.63,
-    redundancy="mean",
-    redundancy_weight=1.0,
-    min_gain=None,
-    ratio=None,
+    scores, visual, cu_visual, cu_keep, max_visual, max_keep, total_keep, *, visual_prior, **how
 ) -> tuple[Tensor, Tensor]:
-    how = Selection(visual_bandwidth, redundancy, redundancy_weight, None, min_gain, ratio)
-    tokens = Tokens(visual, visual_prior, cu_seqlens_visual, max_seqlen_visual)
-    return _run_select(scores, tokens, Slots(cu_keep, max_keep, total_keep), how)
+    tokens = Tokens(visual, visual_prior, cu_visual, max_visual)
+    return _run_select(scores, tokens, Slots(cu_keep, max_keep, total_keep), Selection(**how))
 
 
 def prune_varlen(
     visual,
     text,
-    cu_seqlens_visual,
-    cu_seqlens_text,
+    cu_visual,
+    cu_text,
     cu_keep,
-    max_seqlen_visual,
-    max_seqlen_text,
+    max_visual,
+    max_text,
     max_keep,
     total_keep,
     *,
-    visual_prior=None,
-    text_prior=None,
-    bandwidth=None,
-    marginal="joint",
-    visual_bandwidth=0.63,
-    redundancy="mean",
-    redundancy_weight=1.0,
-    min_gain=None,
-    ratio=None,
+    visual_prior,
+    text_prior,
+    bandwidth,
+    marginal,
+    **how,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    how = Selection(visual_bandwidth, redundancy, redundancy_weight, None, min_gain, ratio)
-    return _run_prune(
-        Tokens(visual, visual_prior, cu_seqlens_visual, max_seqlen_visual),
-        Tokens(text, text_prior, cu_seqlens_text, max_seqlen_text),
-        Slots(cu_keep, max_keep, total_keep),
-        bandwidth,
-        marginal,
-        how,
-    )
+    tokens, words = Tokens(visual, visual_prior, cu_visual, max_visual), Tokens(text, text_prior, cu_text, max_text)
+    return _run_prune(tokens, words, Slots(cu_keep, max_keep, total_keep), bandwidth, marginal, Selection(**how))
 
 
-def histogram_mi_scores(visual, text, *, visual_prior=None, text_prior=None, bins=16) -> Tensor:
+def histogram_mi_scores(visual, text, *, visual_prior, text_prior, bins) -> Tensor:
     tokens, words = _dense(visual, visual_prior), _dense(text, text_prior)
     if _no_work(tokens) or visual.shape[-1] == 0:
         return visual.new_zeros(visual.shape[:-1], dtype=torch.float32)

@@ -57,7 +57,7 @@ def row_picks(
         *parts,
         found.row_tiles,
         how.kappa,
-        how.weight,
+        how.redundancy_weight,
         how.threshold,
         indices,
         gains,
