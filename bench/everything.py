@@ -3,7 +3,8 @@
 import argparse
 import sys
 
-from . import histogram, instructions, plot, record, robustness, run
+from . import histogram, instructions, record, robustness, run
+from .pages import plot
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

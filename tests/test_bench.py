@@ -9,10 +9,12 @@ import torch
 
 import mi_pruner
 from bench import __main__ as command
-from bench import competitors, everything, floor, histogram, memory, plot, prefill, record, run, shapes, timing
+from bench import competitors, everything, floor, histogram, memory, prefill, record, run, shapes, timing
 from bench.competitors import COMPETITORS
 from bench.models import MODELS, LanguageModel
-from bench.pictures import _spread
+from bench.pages import documents, plot, tables
+from bench.pages.kept import Kept
+from bench.pages.pictures import _spread
 from bench.rows import Entry, Row, newest, rows
 
 SMALL = shapes.Case("small/8", 64, 8, 96)
@@ -409,12 +411,12 @@ def test_pictures_and_tables_from_a_run(tiny_run, tmp_path, capsys):
 
 
 def test_the_blocks_of_the_documents_are_those_that_are_filled():
-    blocks = dict.fromkeys(plot.tables.blocks(plot.Kept({}, [], [], [], [], []), []), "")
+    blocks = dict.fromkeys(tables.blocks(Kept({}, [], [], [], [], []), []), "")
     for name in plot.DOCUMENTS:
         text = (record.ROOT / name).read_text(encoding="utf-8")
-        assert plot.fill(text, blocks) != text
+        assert documents.fill(text, blocks, "bench") != text
     with pytest.raises(ValueError, match="block nothing: expected one of picture-cpu-tokens"):
-        plot.fill("<!-- bench:nothing --><!-- /bench:nothing -->", blocks)
+        documents.fill("<!-- bench:nothing --><!-- /bench:nothing -->", blocks, "bench")
 
 
 def test_labels_are_spread():

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from bench import plot, record
+from bench import record
+from bench.pages import documents
+from bench.pages.markdown import NONE
 from bench.quality import in_decoder, models, pictures, statistics, tables
 from bench.quality.asked import Asked, questions
 from bench.quality.methods import DEFAULT, DENSE, METHODS, SCORES, VARIANTS
@@ -159,8 +161,8 @@ class TestStudy:
         read = record.read(tmp_path / "a.csv", Accuracy)
         blocks = tables.blocks(read, rows[1], [], [], [])
         assert "**mi_pruner**" in blocks["accuracy-aligned"]
-        assert blocks["accuracy-large"] == tables.NONE
-        filled = plot.fill("<!-- quality:verdict -->old<!-- /quality:verdict -->", blocks, "quality")
+        assert blocks["accuracy-large"] == NONE
+        filled = documents.fill("<!-- quality:verdict -->old<!-- /quality:verdict -->", blocks, "quality")
         assert "old" not in filled
         assert blocks["verdict"] in filled
 
@@ -174,7 +176,7 @@ class TestStudy:
         blocks = tables.blocks(main_rows, specificity, *others)
         for name in ("docs/quality.md", "README.md"):
             text = (record.ROOT / name).read_text(encoding="utf-8")
-            assert plot.fill(text, blocks, "quality") == text
+            assert documents.fill(text, blocks, "quality") == text
 
     def test_pictures(self, rows: tuple[list[Accuracy], list[Specificity]], tmp_path: Path):
         pytest.importorskip("matplotlib")

@@ -4,14 +4,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.pictures import MARKERS, start_drawing
+from bench.pages import drawing
 from bench.quality.methods import BOUND, DEFAULT, DYNAMIC, METHODS, OURS, RANKING, SELECTOR
 from bench.quality.models import GROUPS, SCALES
 from bench.quality.study import KEEPS, Accuracy
 from bench.quality.tables import ASKS
 from mi_pruner.demo.model import TOKENS
 
-COLOURS = {OURS: "#0072B2", SELECTOR: "#009E73", RANKING: "#CC79A7", DYNAMIC: "#D55E00", BOUND: "#777777"}
+COLOURS = {
+    OURS: drawing.BLUE,
+    SELECTOR: drawing.GREEN,
+    RANKING: drawing.PURPLE,
+    DYNAMIC: drawing.ORANGE,
+    BOUND: drawing.GREY,
+}
 SWEPT = ("bandwidth", "visual bandwidth", "redundancy weight", "histogram bins")
 DEFAULTS = {"visual bandwidth": 0.63, "redundancy weight": 1.0}
 
@@ -22,20 +28,15 @@ def draw(main: Sequence[Accuracy], varied: Sequence[Accuracy], folder: Path) -> 
     Raises:
         ImportError: without matplotlib.
     """
-    start_drawing()
-    drawings: dict[str, Any] = {}
+    drawing.start()
+    figures: dict[str, Any] = {}
     if main:
-        drawings["accuracy"] = _accuracy(main, "keep")
-        drawings["cost"] = _accuracy(main, "tokens_per_layer")
-        drawings["kinds"] = _kinds(main)
+        figures["quality-accuracy"] = _accuracy(main, "keep")
+        figures["quality-cost"] = _accuracy(main, "tokens_per_layer")
+        figures["quality-kinds"] = _kinds(main)
     if varied:
-        drawings["sensitivity"] = _sensitivity(varied)
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for name, figure in drawings.items():
-        paths.append(folder / f"quality-{name}.svg")
-        figure.savefig(paths[-1], metadata={"Date": None}, bbox_inches="tight")
-    return paths
+        figures["quality-sensitivity"] = _sensitivity(varied)
+    return drawing.save(figures, folder)
 
 
 def _panels(count: int, height: float = 4.2) -> tuple[Any, list[Any]]:
@@ -51,7 +52,7 @@ def _look(name: str, number: int) -> dict[str, Any]:
     return {
         "label": METHODS[name].label,
         "color": COLOURS[family],
-        "marker": MARKERS[number % len(MARKERS)],
+        "marker": drawing.marker(number),
         "markersize": 4.5,
         "linewidth": 3.0 if ours else 1.1,
         "linestyle": "--" if family == BOUND else "-",
@@ -67,13 +68,13 @@ def _accuracy(rows: Sequence[Accuracy], across: str) -> Any:
         of_group = [row for row in rows if row.group == group]
         _curves(axes, of_group, across, "accuracy")
         dense = next(row for row in of_group if row.method == "dense")
-        axes.axhline(100 * dense.accuracy, color="#777777", linewidth=0.8, linestyle=":")
+        axes.axhline(100 * dense.accuracy, color=drawing.GREY, linewidth=0.8, linestyle=":")
         axes.set_title(GROUPS[group], loc="left", fontsize=11)
         if across == "keep":
             _budgets(axes, SCALES[group])
         else:
             axes.set(xscale="log", xlabel="visual tokens a decoder layer, mean")
-        axes.grid(True, color="#e5e5e5", linewidth=0.8)
+        axes.grid(True, **drawing.GRID)
     panels[0].set_ylabel("right answers, %  (dotted: all tokens)")
     _legend(figure, panels[0], 5)
     return figure
@@ -108,7 +109,7 @@ def _kinds(rows: Sequence[Accuracy]) -> Any:
         _curves(axes, of_group, "keep", kind)
         axes.set_title(asks, loc="left", fontsize=11)
         _budgets(axes, SCALES[group])
-        axes.grid(True, color="#e5e5e5", linewidth=0.8)
+        axes.grid(True, **drawing.GRID)
     panels[0].set_ylabel(f"right answers, %  ({GROUPS[group]})")
     _legend(figure, panels[0], 7)
     return figure
@@ -120,7 +121,7 @@ def _sensitivity(rows: Sequence[Accuracy]) -> Any:
     keeps = sorted({row.keep for row in rows if row.method == DEFAULT}, reverse=True)
     figure, panels = _panels(len(SWEPT))
     for axes, vary in zip(panels, SWEPT, strict=True):
-        for colour, group in zip(("#0072B2", "#D55E00", "#009E73"), groups, strict=False):
+        for colour, group in zip((drawing.BLUE, drawing.ORANGE, drawing.GREEN), groups, strict=False):
             for style, keep in zip(("-", "--"), keeps, strict=True):
                 chosen = [row for row in rows if (row.group, row.keep) == (group, keep)]
                 default = next(row for row in chosen if row.method == DEFAULT)
@@ -133,7 +134,7 @@ def _sensitivity(rows: Sequence[Accuracy]) -> Any:
         ticks = sorted({float(row.value) for row in rows if row.vary == vary} | {DEFAULTS.get(vary, 0.0)} - {0.0})
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.minorticks_off()
-        axes.grid(True, color="#e5e5e5", linewidth=0.8)
+        axes.grid(True, **drawing.GRID)
     panels[0].set_ylabel("right answers, %  (thin: the defaults)")
     _legend(figure, panels[0], 3)
     return figure

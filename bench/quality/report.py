@@ -7,7 +7,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from bench import plot, record
+from bench import record
+from bench.pages import documents, drawing
 from bench.quality import pictures, tables
 from bench.quality.study import Accuracy, Specificity
 
@@ -23,15 +24,12 @@ def main() -> None:
     main_rows = _read(options.results / "quality-test-accuracy.csv", Accuracy)
     varied = _read(options.results / "quality-dev-accuracy.csv", Accuracy)
     specificity = _read(options.results / "quality-test-specificity.csv", Specificity)
-    for path in pictures.draw(main_rows, varied, options.root / plot.PICTURES):
+    for path in pictures.draw(main_rows, varied, options.root / drawing.FOLDER):
         print(f"drew {path}")
     ideas = _read(options.results / "quality-ideas-accuracy.csv", Accuracy)
     null_word = _read(options.results / "quality-null-word-accuracy.csv", Accuracy)
     blocks = tables.blocks(main_rows, specificity, varied, ideas, null_word)
-    for name in DOCUMENTS:
-        path = options.root / name
-        path.write_text(plot.fill(path.read_text(encoding="utf-8"), blocks, "quality"), encoding="utf-8")
-        print(f"filled {path}")
+    documents.fill_files(options.root, DOCUMENTS, blocks, "quality")
 
 
 def _read(path: Path, of: type) -> list[Any]:

@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
+from bench.pages.markdown import NONE, table
 from bench.quality.methods import DEFAULT, DYNAMIC, METHODS, SCORES, VARIANTS
 from bench.quality.models import GROUPS, SCALES
 from bench.quality.study import KEEPS, Accuracy, Specificity
-from bench.tables import NONE, table
 from mi_pruner.demo.model import TOKENS
 from mi_pruner.demo.questions import KINDS
 

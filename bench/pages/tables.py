@@ -1,20 +1,16 @@
 """The Markdown tables of the documents, from what is kept."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from . import goals, record, robustness, shapes
-from .competitors import BASELINE, COMPETITORS, OURS, RANKING
-from .models import EFFICIENCY, MODELS, PROMPT
-from .rows import Row, newest
+from bench import goals, record, robustness, shapes
+from bench.competitors import BASELINE, COMPETITORS, OURS, RANKING
+from bench.models import EFFICIENCY, MODELS, PROMPT
+from bench.rows import Row, newest
 
-if TYPE_CHECKING:
-    from .plot import Kept
+from .kept import Kept, Newest, fastest_mode, ours
+from .markdown import NONE, ms, percent, short, table
 
-NONE = "*Not measured yet.*"
 PROJECTED = (
     "All methods get the projected features. In their published form SCOPE, and MMTok for its visual–visual matrix, "
     "use the encoder's features before the projector: on LLaVA of width 1024 instead of 4096, a quarter of that "
@@ -30,7 +26,6 @@ PICTURES = {  # name -> what a reader who does not see it is told
     "floor": "Share of the floor: how near each method comes to what the machine can do at best",
     "prefill": "Time of the selection beside the prefill time that it saves, for each language model",
 }
-Newest = dict[tuple[str, str], Row]
 
 
 def blocks(kept: Kept, drawn: Iterable[Path]) -> dict[str, str]:
@@ -59,34 +54,6 @@ def blocks(kept: Kept, drawn: Iterable[Path]) -> dict[str, str]:
 
 def _picture(path: Path) -> str:
     return f"![{PICTURES[path.stem.split('-')[-1]]}](images/{path.name})"
-
-
-def fastest_mode(rows: Iterable[Row]) -> Newest:
-    """(case, competitor) -> the newest row, of the faster mode (eager or a CUDA graph)."""
-    best: Newest = {}
-    for (case, competitor, _), row in newest(rows).items():
-        if (case, competitor) not in best or row.p50_ms < best[case, competitor].p50_ms:
-            best[case, competitor] = row
-    return best
-
-
-def ours(rows: Newest, case: str) -> Row | None:
-    """The fastest of our backends in a case."""
-    found = [row for (name, who), row in rows.items() if name == case and COMPETITORS[who].family == OURS]
-    return min(found, key=lambda row: row.p50_ms, default=None)
-
-
-def table(header: Iterable[str], lines: Iterable[Iterable[str]]) -> str:
-    """A Markdown table."""
-    head = list(header)
-    text = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
-    return "\n".join([*text, *(f"| {' | '.join(line)} |" for line in lines)])
-
-
-def ms(value: float) -> str:
-    """Milliseconds to three digits."""
-    digits = 2 if value < 1 else 1 if value < 100 else 0
-    return f"{value:,.{digits}f}"
 
 
 def run(rows: list[Row]) -> str:
@@ -207,11 +174,6 @@ def _share(row: Row | None, saved: float) -> str:
     return "–" if row is None else percent(row.p50_ms / 1e3 / saved)
 
 
-def percent(share: float) -> str:
-    """A share to two digits."""
-    return f"{100 * share:.2g} %"
-
-
 def measured_prefill(kept: Kept) -> str:
     """What bench/prefill.py measured."""
     newest_of = {record.model: record for record in kept.prefills}
@@ -302,11 +264,6 @@ def kernel_table(times: list[goals.KernelTime], competitor: str) -> str:
         for (call, batch, tokens, keep), cells in calls.items()
     ]
     return table(("call", "B × N → K", "kernels, us"), lines) + f"\n\n{made(last[-1])}"
-
-
-def short(value: float) -> str:
-    """Three digits, or all before the point."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def made(run: record.Run) -> str:

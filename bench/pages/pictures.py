@@ -1,7 +1,7 @@
 """The pictures of docs/benchmarks.md, one message each, as SVG. Needs matplotlib.
 
-Colours are those of Okabe and Ito, which stay apart for the colour-blind; curves also differ by marker and carry their
-names. Blue is ours, orange the same algorithm in plain PyTorch, green the other methods, grey what only ranks.
+Blue is ours, orange the same algorithm in plain PyTorch, green the other methods, grey what only ranks; curves carry
+their names.
 """
 
 from __future__ import annotations
@@ -9,18 +9,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import shapes
-from .competitors import COMPETITORS, OTHER, OURS, RANKING, SAME
-from .models import MODELS, PROMPT
-from .prefill import Prefill
-from .rows import Row
-from .tables import Newest, fastest_mode, ms, ours, percent
+from bench import shapes
+from bench.competitors import COMPETITORS, OTHER, OURS, RANKING, SAME
+from bench.models import MODELS, PROMPT
+from bench.prefill import Prefill
+from bench.rows import Row
+
+from . import drawing
+from .kept import Newest, fastest_mode, ours
+from .markdown import ms, percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-COLOURS = {OURS: "#0072B2", SAME: "#D55E00", OTHER: "#009E73", RANKING: "#777777"}
-MARKERS = "osD^vP*Xh<>p"
+COLOURS = {OURS: drawing.BLUE, SAME: drawing.ORANGE, OTHER: drawing.GREEN, RANKING: drawing.GREY}
 DEVICES = {"cpu": "CPU", "cuda": "GPU"}
 SWEEPS = {  # file -> set of cases, the attribute that varies, axis label, what stays the same
     "tokens": ("sweep-tokens", "tokens", "visual tokens N", "K = N / 9, D = 2048, batch 1"),
@@ -36,37 +38,14 @@ def draw(rows: dict[str, list[Row]], prefills: list[Prefill], folder: Path) -> l
     Raises:
         ImportError: without matplotlib.
     """
-    start_drawing()
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = []
+    drawing.start()
+    figures = {}
     for device, kept in rows.items():
         best = fastest_mode(kept)
-        drawings = {name: _sweep(best, name, device) for name in SWEEPS}
-        drawings["floor"] = _floor(best, device)
-        drawings["prefill"] = _prefill(best, prefills, device)
-        for name, figure in drawings.items():
-            if figure is not None:
-                paths.append(folder / f"bench-{device}-{name}.svg")
-                figure.savefig(paths[-1], metadata={"Date": None}, bbox_inches="tight")
-    return paths
-
-
-def start_drawing() -> None:
-    """One look for all pictures.
-
-    Raises:
-        ImportError: without matplotlib.
-    """
-    import matplotlib
-
-    matplotlib.use("svg")
-    style: dict[Any, Any] = {
-        "svg.hashsalt": "mi_pruner",
-        "font.size": 10,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-    }
-    matplotlib.rcParams.update(style)  # the salt: the same figures give the same file
+        figures |= {f"bench-{device}-{name}": _sweep(best, name, device) for name in SWEEPS}
+        figures[f"bench-{device}-floor"] = _floor(best, device)
+        figures[f"bench-{device}-prefill"] = _prefill(best, prefills, device)
+    return drawing.save({name: figure for name, figure in figures.items() if figure is not None}, folder)
 
 
 def _figure(width: float, height: float) -> tuple[Any, Axes]:
@@ -90,13 +69,13 @@ def _sweep(rows: Newest, name: str, device: str) -> Any:
     figure, axes = _figure(8.5, 5.5)
     for number, (competitor, points) in enumerate(curves.items()):
         family = COMPETITORS[competitor].family
-        look: dict[str, Any] = {"color": COLOURS[family], "marker": MARKERS[number % len(MARKERS)], "markersize": 4.5}
+        look: dict[str, Any] = {"color": COLOURS[family], "marker": drawing.marker(number), "markersize": 4.5}
         width = 3.0 if family == OURS else 1.2
         axes.plot(*zip(*points, strict=True), linewidth=width, zorder=3 if family == OURS else 2, **look)
     axes.set(xscale="log", yscale="log", xlabel=label, ylabel="median latency of a call, ms")
     axes.set_title(f"Selection time against {label} on a {DEVICES[device]}   ({constant})", loc="left", fontsize=11)
     _ticks(axes, sorted({x for points in curves.values() for x, _ in points}))
-    axes.grid(True, which="major", color="#e5e5e5", linewidth=0.8)
+    axes.grid(True, which="major", **drawing.GRID)
     _end_labels(axes, curves)
     return figure
 
@@ -177,7 +156,7 @@ def _floor(rows: Newest, device: str) -> Any:
     axes.set(xlabel="floor ÷ median latency, %", xlim=(0, 100))
     what = f"How near to what the {DEVICES[device]} can do at best   (from dark to light: {sizes})"
     axes.set_title(what, loc="left", fontsize=11)
-    axes.grid(True, axis="x", color="#e5e5e5", linewidth=0.8)
+    axes.grid(True, axis="x", **drawing.GRID)
     axes.set_axisbelow(True)
     return figure
 
@@ -206,7 +185,7 @@ def _prefill(rows: Newest, prefills: list[Prefill], device: str) -> Any:
     how = "measured" if measured else "by the cost model"
     axes.set(xscale="log", xlabel="ms")
     axes.xaxis.set_major_formatter(FuncFormatter(_plain))
-    axes.grid(True, axis="x", color="#e5e5e5", linewidth=0.8)
+    axes.grid(True, axis="x", **drawing.GRID)
     axes.set_axisbelow(True)
     what = f"What selection costs beside the prefill time that it saves ({how}), on a {DEVICES[device]}"
     axes.set_title(what, loc="left", fontsize=11)

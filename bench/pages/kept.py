@@ -1,0 +1,62 @@
+"""What is read back from bench/results for the documents, and which of its rows they show."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench import goals, instructions, prefill, record, robustness
+from bench.competitors import COMPETITORS, OURS
+from bench.rows import Row, newest
+
+Newest = dict[tuple[str, str], Row]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Everything in a folder of results; of latencies, those of the machine of each device that was measured last."""
+
+    rows: dict[str, list[Row]]  # device -> rows
+    verdicts: list[robustness.Verdict]
+    counts: list[instructions.Count]
+    prefills: list[prefill.Prefill]
+    figures: list[goals.Figure]
+    kernels: list[goals.KernelTime]
+
+
+def read(folder: Path) -> Kept:
+    """All results of a folder; files with other columns are passed over."""
+    rows: dict[str, list[Row]] = {}
+    for path in sorted(folder.glob("*.csv")):
+        found = record.read(path, Row) if record.holds(path, Row) else []
+        if found:
+            device = found[0].device
+            if device not in rows or rows[device][-1].date < found[-1].date:
+                rows[device] = found
+    return Kept(
+        rows,
+        _records(folder / robustness.FILE, robustness.Verdict),
+        _records(folder / instructions.FILE, instructions.Count),
+        _records(folder / prefill.FILE, prefill.Prefill),
+        _records(folder / goals.FILE, goals.Figure),
+        _records(folder / goals.KERNELS_FILE, goals.KernelTime),
+    )
+
+
+def _records(path: Path, of: type) -> list[Any]:
+    return record.read(path, of) if path.exists() else []
+
+
+def fastest_mode(rows: Iterable[Row]) -> Newest:
+    """(case, competitor) -> the newest row, of the faster mode (eager or a CUDA graph)."""
+    best: Newest = {}
+    for (case, competitor, _), row in newest(rows).items():
+        if (case, competitor) not in best or row.p50_ms < best[case, competitor].p50_ms:
+            best[case, competitor] = row
+    return best
+
+
+def ours(rows: Newest, case: str) -> Row | None:
+    """The fastest of our backends in a case."""
+    found = [row for (name, who), row in rows.items() if name == case and COMPETITORS[who].family == OURS]
+    return min(found, key=lambda row: row.p50_ms, default=None)
