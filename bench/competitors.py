@@ -12,8 +12,8 @@ from mi_pruner._dispatch import BACKENDS
 
 from . import cuda, memory, timing
 from .baselines import cdpruner, cosines, dart, divprune, mmr, mmtok, plain, ranking, scope, trimtokenator
+from .cases import Case, Inputs, inputs
 from .floor import Work
-from .shapes import Case, Inputs, inputs
 
 Pruner = Callable[[Inputs, int], tuple[Tensor, Tensor]]  # inputs, K -> tokens (B, K, D), indices (B, K) ascending
 Selector = Callable[[Tensor, Tensor, Tensor, int], Tensor]

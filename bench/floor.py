@@ -12,7 +12,7 @@ import torch
 
 from . import timing
 from .baselines import dart
-from .shapes import Case
+from .cases import Case
 
 COPY_BYTES = {"cpu": 1 << 28, "cuda": 1 << 31}  # beyond every cache
 MATMUL_SIZE = {"cpu": 2048, "cuda": 8192}

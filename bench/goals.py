@@ -21,7 +21,7 @@ from mi_pruner._dispatch import BACKENDS
 
 from . import cuda, floor, record, timing
 from .baselines import plain
-from .shapes import Case
+from .cases import Case
 
 FILE = "goals.csv"
 KERNELS_FILE = "goals-kernels.csv"
@@ -164,7 +164,7 @@ class Table:
 
 
 def features(case: Case) -> tuple[Tensor, Tensor]:
-    """visual (B, N, D), text (B, M, D), clustered as those of `shapes`, but made on the GPU: large cases take seconds
+    """visual (B, N, D), text (B, M, D), clustered as those of `cases`, but made on the GPU: large cases take seconds
     on a CPU."""
     g = torch.Generator("cuda").manual_seed(0)
     normal = partial(torch.randn, device="cuda", generator=g)

@@ -12,14 +12,14 @@ from torch import Tensor
 import mi_pruner
 from mi_pruner._dispatch import BACKENDS
 
-from . import record, shapes, timing
+from . import cases, record, timing
 from .record import rounded
 
 FILE = "histogram.csv"
 BUDGET = 5.0  # seconds a case
 BINS = 16
 BASELINE = "plain"
-CASES = ("llava-1.5/64", "qwen3-vl-2b/256", "llava-next/320")  # of `shapes`; what they keep plays no part
+CASES = ("llava-1.5/64", "qwen3-vl-2b/256", "llava-next/320")  # of `cases`; what they keep plays no part
 BACKENDS_MEASURED = ("cpu", "triton")
 
 
@@ -55,7 +55,7 @@ def main(options: argparse.Namespace) -> int:
     print(f"{run.machine}, {run.threads} threads, torch {run.torch}, commit {run.commit}, load {load} per core")
     print(f"{'':20}{'':12}{'p20':>10}{'p50':>10}{'p80 ms':>10}{'n':>6}{'speedup':>10}")
     for name in CASES:
-        kept = measure(run, load, shapes.CASES[name], BUDGET)
+        kept = measure(run, load, cases.CASES[name], BUDGET)
         record.append(options.out / FILE, Scored, kept)
         for row in kept:
             times = f"{row.p20_ms:10.2f}{row.p50_ms:10.2f}{row.p80_ms:10.2f}"
@@ -65,10 +65,10 @@ def main(options: argparse.Namespace) -> int:
     return 0
 
 
-def measure(run: record.Run, load: float, case: shapes.Case, budget: float) -> list[Scored]:
+def measure(run: record.Run, load: float, case: cases.Case, budget: float) -> list[Scored]:
     """One row for each backend that can run here, and one for plain PyTorch."""
     dtype = torch.bfloat16 if run.device == "cuda" else case.dtype
-    given = shapes.inputs(case, device=run.device)[0]
+    given = cases.inputs(case, device=run.device)[0]
     visual, text = given.visual.to(dtype), given.text.to(dtype)
     calls: dict[str, timing.Call] = {
         f"ours-{name}": partial(_ours, name, visual, text)

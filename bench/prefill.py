@@ -17,7 +17,7 @@ from torch.nn import functional
 
 import mi_pruner
 
-from . import record, shapes, timing
+from . import cases, record, timing
 from .models import MODELS, PROMPT, LanguageModel
 
 FILE = "prefill.csv"
@@ -52,7 +52,7 @@ def main(options: argparse.Namespace) -> int:
     run = record.this_run("cuda")
     print(f"{'':16}{'tokens':>14}{'dense ms':>12}{'pruned ms':>12}{'selection ms':>14}")
     for name, model in MODELS.items():
-        case = shapes.CASES[name]
+        case = cases.CASES[name]
         figures = measure(model, case, "cuda", torch.bfloat16, BUDGET)
         kept = Prefill(**asdict(run), model=model.name, case=name, tokens=case.tokens, keep=case.keep, **figures)
         record.append(options.out / FILE, Prefill, [kept])
@@ -61,10 +61,10 @@ def main(options: argparse.Namespace) -> int:
     return 0
 
 
-def measure(model: LanguageModel, case: shapes.Case, device: str, dtype: torch.dtype, budget: float) -> dict:
+def measure(model: LanguageModel, case: cases.Case, device: str, dtype: torch.dtype, budget: float) -> dict:
     """The fields of a `Prefill` from `prompt` on."""
     stack = Decoder(model, device, dtype)
-    given = shapes.inputs(case, device=device)[0]
+    given = cases.inputs(case, device=device)[0]
     visual, text = given.visual.to(dtype), given.text.to(dtype)
     calls: dict[str, Callable[[], object]] = {
         "dense": lambda: stack(stack.embeddings(case.tokens + PROMPT)),

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from . import competitors, record, shapes
+from . import cases, competitors, record
+from .cases import Case, Inputs
 from .competitors import COMPETITORS, Competitor
-from .shapes import Case, Inputs
 
 FILE = "robustness.csv"
 TOKENS, WIDTH, TEXT = 576, 256, 16
@@ -103,12 +103,12 @@ def judge(competitor: Competitor, device: str = "cpu") -> dict[str, Any]:
 def _random(batch: int, device: str) -> Inputs:
     """Features without near ties: float64, where the device's backends take it."""
     dtype = torch.float64 if device == "cpu" else torch.float32
-    return shapes.inputs(Case("robustness", TOKENS, KEEP, WIDTH, TEXT, batch, dtype), device=device)[0]
+    return cases.inputs(Case("robustness", TOKENS, KEEP, WIDTH, TEXT, batch, dtype), device=device)[0]
 
 
 def _duplicates(row: Callable[[Tensor], Tensor], device: str) -> Inputs:
     """One sample in float32; token i is a copy of row(i) of random tokens."""
-    given = shapes.inputs(Case("robustness", TOKENS, KEEP, WIDTH, TEXT), device=device)[0]
+    given = cases.inputs(Case("robustness", TOKENS, KEEP, WIDTH, TEXT), device=device)[0]
     return given._replace(visual=given.visual[:, row(torch.arange(TOKENS, device=device))].contiguous())
 
 

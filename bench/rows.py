@@ -5,10 +5,10 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 from . import record
+from .cases import Case
 from .competitors import BASELINE, COMPETITORS
 from .floor import Rates, bytes_moved, floor_ms, flops
 from .record import rounded
-from .shapes import Case
 from .timing import Timing
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from . import competitors, cuda, floor, record, shapes, timing
+from . import cases, competitors, cuda, floor, record, timing
 from .competitors import COMPETITORS
 from .record import rounded
 from .rows import Entry, Row, rows
@@ -25,9 +25,9 @@ BUDGET = 3.0  # seconds of measuring for a case
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of `python -m bench`."""
-    parser.add_argument("--quick", action="store_true", help=f"two cases only: {' and '.join(shapes.QUICK)}")
-    parser.add_argument("--sets", nargs="+", metavar="SET", help=f"some of: {' '.join(shapes.SETS)}")
-    parser.add_argument("--cases", nargs="+", metavar="CASE", help=f"any of: {' '.join(shapes.CASES)}")
+    parser.add_argument("--quick", action="store_true", help=f"two cases only: {' and '.join(cases.QUICK)}")
+    parser.add_argument("--sets", nargs="+", metavar="SET", help=f"some of: {' '.join(cases.SETS)}")
+    parser.add_argument("--cases", nargs="+", metavar="CASE", help=f"any of: {' '.join(cases.CASES)}")
     parser.add_argument("--competitors", nargs="+", metavar="NAME", help=f"any of: {' '.join(COMPETITORS)}")
     parser.add_argument("--budget", type=float, default=BUDGET, metavar="S", help="seconds of measuring for a case")
     parser.add_argument("--out", type=Path, default=record.RESULTS, metavar="FOLDER", help="default: bench/results")
@@ -61,7 +61,7 @@ def main(options: argparse.Namespace) -> int:
         print(f"no case is left; expected some that are not too long on a {device}, or --cases", file=sys.stderr)
         return 2
     for number, name in enumerate(names, start=1):
-        case = _on(device, shapes.CASES[name])
+        case = _on(device, cases.CASES[name])
         left_out = {} if options.competitors else _too_long(named, case, device)
         taking_part = [n for n in named if n not in left_out]
         measurement = Measurement(run, case, left_out, load, f"{number}/{len(names)} {name}")
@@ -73,7 +73,7 @@ def main(options: argparse.Namespace) -> int:
 
 
 def _check_names(options: argparse.Namespace, device: str) -> None:
-    for option, known in (("sets", shapes.SETS), ("cases", shapes.CASES), ("competitors", COMPETITORS)):
+    for option, known in (("sets", cases.SETS), ("cases", cases.CASES), ("competitors", COMPETITORS)):
         for name in getattr(options, option) or ():
             if name not in known:
                 raise ValueError(f"--{option}: expected any of {', '.join(known)}, got {name}")
@@ -88,17 +88,17 @@ def _check_names(options: argparse.Namespace, device: str) -> None:
 def _cases(options: argparse.Namespace, device: str) -> tuple[list[str], list[str]]:
     """Which to measure, and which are left out."""
     if options.cases or options.quick:
-        return options.cases or list(shapes.QUICK), []
-    return shapes.usual(device, options.sets or shapes.SETS)
+        return options.cases or list(cases.QUICK), []
+    return cases.usual(device, options.sets or cases.SETS)
 
 
-def _too_long(names: list[str], case: shapes.Case, device: str) -> dict[str, str]:
+def _too_long(names: list[str], case: cases.Case, device: str) -> dict[str, str]:
     """Who sits the case out, and why."""
-    reasons = {name: competitors.too_long(name, case, case.name in shapes.CORE, device) for name in names}
+    reasons = {name: competitors.too_long(name, case, case.name in cases.CORE, device) for name in names}
     return {name: reason for name, reason in reasons.items() if reason is not None}
 
 
-def _on(device: str, case: shapes.Case) -> shapes.Case:
+def _on(device: str, case: cases.Case) -> cases.Case:
     """Models run in bfloat16 on a GPU."""
     return dataclasses.replace(case, dtype=torch.bfloat16) if device == "cuda" else case
 
@@ -113,7 +113,7 @@ class Measurement:
     """One case. Who fails is left out, with the reason; the others are measured."""
 
     run: record.Run
-    case: shapes.Case
+    case: cases.Case
     left_out: dict[str, str]
     load: float
     label: str
@@ -125,7 +125,7 @@ class Measurement:
         rates = _rates(device, case.dtype)
         calls = competitors.calls(case, names, device)
         peaks: dict[str, float] = {}
-        if case.name in shapes.CORE:
+        if case.name in cases.CORE:
             with _progress(f"{self.label}: memory", len(calls)) as advance:
                 for name in list(calls):
                     with self._leaving_out(name, calls):
@@ -184,7 +184,7 @@ def _progress(label: str, total: int) -> Iterator[Callable[[int], object]]:
         yield lambda done: bar.update(done - bar.n)
 
 
-def _print_table(case: shapes.Case, measured: list[Row], left_out: dict[str, str]) -> None:
+def _print_table(case: cases.Case, measured: list[Row], left_out: dict[str, str]) -> None:
     shape = f"({case.batch}, {case.tokens}, {case.width})"
     if case.sizes:
         shape = f"{case.batch} samples of {sorted(case.sizes)}"

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bench import shapes
+from bench import cases
 from bench.baselines import cdpruner, dart, divprune, mmr, mmtok, ranking, scope, trimtokenator
 
 KEEP = 9
@@ -12,8 +12,8 @@ KEEP = 9
 @pytest.fixture(params=[0, 1], ids=["seed0", "seed1"])
 def given(request):
     """Clustered float64 features, two samples: no near ties, whatever the machine's matrix product."""
-    case = shapes.Case("test", 40, KEEP, 24, text=5, batch=2, dtype=torch.float64)
-    return shapes.inputs(case, seed=request.param)[0]
+    case = cases.Case("test", 40, KEEP, 24, text=5, batch=2, dtype=torch.float64)
+    return cases.inputs(case, seed=request.param)[0]
 
 
 def cosine(a, b):
@@ -139,7 +139,7 @@ def test_dart_keeps_pivots_and_what_is_least_like_them(given):
 
 
 def test_dart_with_few_tokens():
-    given = shapes.inputs(shapes.Case("test", 6, 6, 8, text=2))[0]
+    given = cases.inputs(cases.Case("test", 6, 6, 8, text=2))[0]
     assert sorted(dart.select(*given, 6)[0].tolist()) == list(range(6))
 
 
@@ -171,7 +171,7 @@ def test_ranking_by_cosine_and_by_attention(given):
 
 
 def test_random_tokens_are_distinct_and_differ():
-    given = shapes.inputs(shapes.Case("test", 64, 32, 8))[0]
+    given = cases.inputs(cases.Case("test", 64, 32, 8))[0]
     draws = [frozenset(ranking.by_chance(*given, 32)[0].tolist()) for _ in range(8)]
     assert all(len(draw) == 32 for draw in draws)
     assert len(set(draws)) > 1
@@ -183,6 +183,6 @@ def test_random_tokens_are_distinct_and_differ():
 )
 def test_half_types_are_summed_in_float32(select, dtype):
     """The picks are those of the same features in float32: nothing is lost after the features were rounded."""
-    given = shapes.inputs(shapes.Case("test", 32, 4, 16, text=3, dtype=dtype))[0]
+    given = cases.inputs(cases.Case("test", 32, 4, 16, text=3, dtype=dtype))[0]
     wide = given._replace(visual=given.visual.float(), text=given.text.float())
     assert torch.equal(select(*given, 4), select(*wide, 4))

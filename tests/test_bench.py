@@ -9,7 +9,7 @@ import torch
 
 import mi_pruner
 from bench import __main__ as command
-from bench import competitors, everything, floor, histogram, memory, prefill, record, run, shapes, timing
+from bench import cases, competitors, everything, floor, histogram, memory, prefill, record, run, timing
 from bench.competitors import COMPETITORS
 from bench.models import MODELS, LanguageModel
 from bench.pages import documents, plot, tables
@@ -17,30 +17,30 @@ from bench.pages.kept import Kept
 from bench.pages.pictures import _spread
 from bench.rows import Entry, Row, newest, rows
 
-SMALL = shapes.Case("small/8", 64, 8, 96)
+SMALL = cases.Case("small/8", 64, 8, 96)
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 RATES = floor.Rates(copy_gb_per_s=10.0, matmul_gflop_per_s=100.0)
 
 
 def test_the_registered_cases_are_possible():
-    for name, case in shapes.CASES.items():
+    for name, case in cases.CASES.items():
         assert case.name == name
         assert sum(tokens for tokens, _ in case.samples) == case.tokens * (1 if case.sizes else case.batch)
         assert sum(keep for _, keep in case.samples) == case.keep * (1 if case.sizes else case.batch)
         assert all(1 <= keep <= tokens for tokens, keep in case.samples)
-    named = {*shapes.QUICK, *shapes.CORE, *shapes.TOO_LONG_FOR_A_CPU, *MODELS}
-    assert named <= set(shapes.CASES)
-    assert set(shapes.CORE) <= set(shapes.usual("cpu")[0])
-    assert shapes.usual("cuda") == (list(shapes.CASES), [])
-    assert set(shapes.usual("cpu")[1]) == shapes.TOO_LONG_FOR_A_CPU
+    named = {*cases.QUICK, *cases.CORE, *cases.TOO_LONG_FOR_A_CPU, *MODELS}
+    assert named <= set(cases.CASES)
+    assert set(cases.CORE) <= set(cases.usual("cpu")[0])
+    assert cases.usual("cuda") == (list(cases.CASES), [])
+    assert set(cases.usual("cpu")[1]) == cases.TOO_LONG_FOR_A_CPU
 
 
 def test_features_are_seeded_and_clustered():
-    case = shapes.Case("test", 200, 10, 512, batch=2)
-    given = shapes.inputs(case)[0]
+    case = cases.Case("test", 200, 10, 512, batch=2)
+    given = cases.inputs(case)[0]
     assert [tuple(x.shape) for x in given] == [(2, 200, 512), (2, 32, 512), (2, 200)]
-    assert torch.equal(given.visual, shapes.inputs(case)[0].visual)
-    assert not torch.equal(given.visual, shapes.inputs(case, seed=1)[0].visual)
+    assert torch.equal(given.visual, cases.inputs(case)[0].visual)
+    assert not torch.equal(given.visual, cases.inputs(case, seed=1)[0].visual)
     unit = torch.nn.functional.normalize(given.visual[0], dim=1)
     cosines = (unit @ unit.T).fill_diagonal_(0)
     assert cosines.amax(1).median() > 0.75
@@ -48,8 +48,8 @@ def test_features_are_seeded_and_clustered():
 
 
 def test_packed_features_are_one_sample_each():
-    case = shapes.Case("test", 27, 3, 16, batch=2, sizes=(9, 18))
-    assert [tuple(x.visual.shape) for x in shapes.inputs(case)] == [(1, 9, 16), (1, 18, 16)]
+    case = cases.Case("test", 27, 3, 16, batch=2, sizes=(9, 18))
+    assert [tuple(x.visual.shape) for x in cases.inputs(case)] == [(1, 9, 16), (1, 18, 16)]
     assert case.samples == [(9, 1), (18, 2)]
 
 
@@ -58,26 +58,26 @@ def test_every_competitor_prunes_dense_and_packed(name):
     competitor = COMPETITORS[name]
     if competitor.compiles:
         pytest.skip("compiled in tests/test_bench_plain.py")
-    case = shapes.Case("test", 32, 8, 16, batch=2)
-    given = shapes.inputs(case)[0]
+    case = cases.Case("test", 32, 8, 16, batch=2)
+    given = cases.inputs(case)[0]
     tokens, indices = competitor.prune(given, case.keep)
     assert tokens.shape == (2, indices.shape[1], 16)
     assert torch.equal(tokens, given.visual.gather(1, indices[:, :, None].expand(-1, -1, 16)))
     assert (indices.diff() > 0).all(), "in the original order"
-    packed = shapes.Case("test", 48, 12, 16, batch=2, sizes=(16, 32))
+    packed = cases.Case("test", 48, 12, 16, batch=2, sizes=(16, 32))
     competitors.calls(packed, [name])[name]()
 
 
 def test_our_packed_call_gives_what_one_call_each_gives():
-    case = shapes.Case("test", 48, 12, 16, batch=2, sizes=(16, 32))
+    case = cases.Case("test", 48, 12, 16, batch=2, sizes=(16, 32))
     _, indices, _ = competitors.calls(case, ["ours-cpu"])["ours-cpu"]()
-    samples = zip(shapes.inputs(case), case.samples, strict=True)
+    samples = zip(cases.inputs(case), case.samples, strict=True)
     alone = [COMPETITORS["ours-cpu"].prune(given, keep)[1][0] for given, (_, keep) in samples]
     assert torch.equal(indices, torch.cat(alone))
 
 
 def test_who_sits_a_case_out():
-    large = shapes.Case("large", 5000, 500, 64)
+    large = cases.Case("large", 5000, 500, 64)
     assert "1024" in competitors.too_long("ours-reference", large, True, "cpu")
     assert "passes" in competitors.too_long("mmtok", large, True, "cpu")
     assert competitors.too_long("mmtok", large, True, "cuda") is None
@@ -86,7 +86,7 @@ def test_who_sits_a_case_out():
 
 
 def test_floor():
-    case = shapes.Case("test", 100, 10, 1000, text=20)
+    case = cases.Case("test", 100, 10, 1000, text=20)
     assert floor.flops(case, floor.Work(text=True, rows="keep")) == 2 * 100 * 1000 * 30
     assert floor.flops(case, floor.Work(text=False, rows="all")) == 2 * 100 * 1000 * 50
     assert floor.bytes_moved(case, floor.Work(text=True, rows="keep")) == 4 * 1000 * 130
@@ -160,7 +160,7 @@ def test_peak_memory_of_a_known_allocation():
 
 def test_peak_memory_in_a_process_of_its_own():
     """The (N, N) array of plain PyTorch is seen, the inputs are not."""
-    case = shapes.Case("test", 2000, 4, 1000)
+    case = cases.Case("test", 2000, 4, 1000)
     assert 16 <= competitors.peak_extra_mb(case, "plain", "cpu") <= 16 + 8
 
 
@@ -179,12 +179,12 @@ def tiny_run(monkeypatch, tmp_path):
     monkeypatch.setattr(run, "_rates", lambda device, dtype: RATES)
     monkeypatch.setattr(competitors, "peak_extra_mb", lambda case, name, device: 12.34)
     size = {"tokens": 36, "keep": 4, "width": 32, "text": 4}
-    small = {name: dataclasses.replace(case, **size) for name, case in shapes.CASES.items() if not case.sizes}
-    for number, case in enumerate(shapes.SETS["sweep-tokens"]):
+    small = {name: dataclasses.replace(case, **size) for name, case in cases.CASES.items() if not case.sizes}
+    for number, case in enumerate(cases.SETS["sweep-tokens"]):
         small[case.name] = dataclasses.replace(small[case.name], tokens=18 * (number + 1))
-    small["packed-8"] = shapes.Case("packed-8", 54, 6, 32, batch=2, sizes=(18, 36))
+    small["packed-8"] = cases.Case("packed-8", 54, 6, 32, batch=2, sizes=(18, 36))
     for name, case in small.items():
-        monkeypatch.setitem(shapes.CASES, name, case)
+        monkeypatch.setitem(cases.CASES, name, case)
 
     def measure(*arguments):
         arguments = ("--budget", "1e-9", "--out", str(tmp_path), *arguments)
@@ -216,7 +216,7 @@ def test_a_run_keeps_every_column(tiny_run, capsys):
 
 
 def test_a_run_without_names_says_who_is_left_out(tiny_run, monkeypatch, capsys):
-    monkeypatch.setattr(shapes, "CORE", ())
+    monkeypatch.setattr(cases, "CORE", ())
     assert tiny_run("--cases", "keep-64") == 0
     printed = capsys.readouterr().out
     assert "plain-compiled" in printed
@@ -282,12 +282,12 @@ def test_all_writes_no_document_for_another_folder(tmp_path, monkeypatch, capsys
 
 
 def test_histograms_are_measured_beside_plain_pytorch_that_gives_the_same(tmp_path, monkeypatch, capsys):
-    given = shapes.inputs(SMALL, device=DEVICE)[0]
+    given = cases.inputs(SMALL, device=DEVICE)[0]
     plain = histogram.plain_scores(given.visual, given.text, histogram.BINS)
     torch.testing.assert_close(plain, mi_pruner.histogram_mi_scores(given.visual, given.text), rtol=0, atol=1e-5)
     monkeypatch.setattr(histogram, "CASES", (SMALL.name,))
     monkeypatch.setattr(histogram, "BUDGET", 0.01)
-    monkeypatch.setitem(shapes.CASES, SMALL.name, SMALL)
+    monkeypatch.setitem(cases.CASES, SMALL.name, SMALL)
     assert command.main(["histogram", "--out", str(tmp_path)]) == 0
     kept = record.read(tmp_path / histogram.FILE, histogram.Scored)
     assert [row.competitor for row in kept] == ["ours-cpu" if DEVICE == "cpu" else "ours-triton", "plain"]
@@ -382,7 +382,7 @@ def test_compare_needs_something_in_common(tmp_path, capsys):
 def test_pictures_and_tables_from_a_run(tiny_run, tmp_path, capsys):
     sets = ["--sets", "sweep-tokens", "sweep-keep", "sweep-batch"]
     assert tiny_run(*sets, "--competitors", "ours-cpu", "plain", "cdpruner") == 0
-    assert tiny_run("--quick", "--cases", *shapes.CORE, "--competitors", "ours-cpu", "plain", "cosine") == 0
+    assert tiny_run("--quick", "--cases", *cases.CORE, "--competitors", "ours-cpu", "plain", "cosine") == 0
     (tmp_path / "docs").mkdir()
     names = [f"{block}-cpu" for block in ("run", "models", "others", "ahead", "core", "prefill")]
     names += ["run-cuda", "robustness", "instructions", "prefill-measured"]

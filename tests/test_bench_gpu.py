@@ -8,9 +8,9 @@ import torch
 
 import mi_pruner
 from bench import __main__ as command
-from bench import competitors, cuda, goals, record, shapes, smoke, timing
+from bench import cases, competitors, cuda, goals, record, smoke, timing
 
-SMALL = shapes.Case("small/8", 64, 8, 96)
+SMALL = cases.Case("small/8", 64, 8, 96)
 HAS_GPU = torch.cuda.is_available()
 needs_no_gpu = pytest.mark.skipif(HAS_GPU, reason="there is a GPU")
 
@@ -104,7 +104,7 @@ def on_the_cpu(monkeypatch):
     monkeypatch.setattr(goals, "_check", lambda names: None)
     monkeypatch.setattr(record, "machine", lambda device: "a GPU")
     monkeypatch.setattr(goals.floor, "measure", lambda device, dtype: goals.floor.Rates(1000.0, 1.0))
-    monkeypatch.setattr(goals, "features", lambda case: shapes.inputs(shapes.Case("", 64, 5, 32), device="cpu")[0][:2])
+    monkeypatch.setattr(goals, "features", lambda case: cases.inputs(cases.Case("", 64, 5, 32), device="cpu")[0][:2])
     monkeypatch.setattr(goals, "PRUNE", goals._case(1, 64, 5))
     for name, stand_in in {
         "captured": lambda call: call,

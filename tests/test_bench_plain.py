@@ -5,7 +5,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import mi_pruner
-from bench import shapes
+from bench import cases
 from bench.baselines import plain
 
 MODES = [
@@ -26,7 +26,7 @@ def reference(visual, text, keep, **options):
 
 def features(tokens=75, keep=17, width=48, text=5, batch=2, dtype=torch.float64):
     """Random rows: in float64 no two gains are near enough to change places by rounding."""
-    given = shapes.inputs(shapes.Case("test", tokens, keep, width, text, batch, dtype), seed=1)[0]
+    given = cases.inputs(cases.Case("test", tokens, keep, width, text, batch, dtype), seed=1)[0]
     return given.visual, given.text, keep
 
 

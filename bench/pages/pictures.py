@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench import shapes
+from bench.cases import CASES, CORE, SETS
 from bench.competitors import COMPETITORS, OTHER, OURS, RANKING, SAME
 from bench.models import MODELS, PROMPT
 from bench.prefill import Prefill
@@ -59,7 +59,7 @@ def _sweep(rows: Newest, name: str, device: str) -> Any:
     """Latency against one size, log-log, all competitors; None if fewer than two sizes were measured."""
     cases, attribute, label, constant = SWEEPS[name]
     curves: dict[str, list[tuple[float, float]]] = {}
-    for case in shapes.SETS[cases]:
+    for case in SETS[cases]:
         for competitor in COMPETITORS:
             row = rows.get((case.name, competitor))
             if row is not None and competitor != "ours-reference":  # it is written to be read
@@ -135,7 +135,7 @@ def _spread(values: list[float], gap: float, low: float, high: float) -> list[fl
 
 def _floor(rows: Newest, device: str) -> Any:
     """Share of the floor in the main cases: ours and the methods that compare tokens with tokens."""
-    cases = [case for case in shapes.CORE if ours(rows, case) is not None]
+    cases = [case for case in CORE if ours(rows, case) is not None]
     names = [n for n, c in COMPETITORS.items() if c.family != RANKING and any((case, n) in rows for case in cases)]
     names = [name for name in names if name not in ("ours-reference", "dart")]  # to read; hardly compares any
     if not cases:
@@ -152,7 +152,7 @@ def _floor(rows: Newest, device: str) -> Any:
                 }
                 axes.barh(place + 0.27 * (1 - number), 100 * row.share_of_floor, **look)
     axes.set_yticks(range(len(names)), [COMPETITORS[name].label for name in reversed(names)])
-    sizes = ", ".join(f"{shapes.CASES[case].tokens:,} → {shapes.CASES[case].keep:,}" for case in cases)
+    sizes = ", ".join(f"{CASES[case].tokens:,} → {CASES[case].keep:,}" for case in cases)
     axes.set(xlabel="floor ÷ median latency, %", xlim=(0, 100))
     what = f"How near to what the {DEVICES[device]} can do at best   (from dark to light: {sizes})"
     axes.set_title(what, loc="left", fontsize=11)

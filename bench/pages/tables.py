@@ -3,7 +3,8 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from bench import goals, record, robustness, shapes
+from bench import goals, record, robustness
+from bench.cases import CASES, CORE
 from bench.competitors import BASELINE, COMPETITORS, OURS, RANKING
 from bench.models import EFFICIENCY, MODELS, PROMPT
 from bench.rows import Row, newest
@@ -75,7 +76,7 @@ def run(rows: list[Row]) -> str:
 
 def shape(case: str) -> str:
     """A column's header."""
-    c = shapes.CASES[case]
+    c = CASES[case]
     if c.sizes:
         return f"{case}: {len(c.sizes)} images of {min(c.sizes)} to {max(c.sizes)} tokens, kept 1 of 9"
     batch = "" if c.batch == 1 else f", batch {c.batch}"
@@ -137,7 +138,7 @@ def _where(found: list[str], cases: list[str]) -> str:
 def core(rows: Newest) -> str:
     """Spread, share of the floor and memory."""
     lines = []
-    for case in shapes.CORE:
+    for case in CORE:
         for name, competitor in COMPETITORS.items():
             row = rows.get((case, name))
             if row is not None and competitor.family != RANKING:
@@ -273,7 +274,7 @@ def made(run: record.Run) -> str:
 
 def headline(rows: Newest) -> str:
     """README's table: ours against the same algorithm and the nearest rivals."""
-    shown = [case for case in shapes.CORE if ours(rows, case) is not None]
+    shown = [case for case in CORE if ours(rows, case) is not None]
     if not shown:
         return NONE
     rivals = [name for name in HEADLINE_RIVALS if any((case, name) in rows for case in shown)]

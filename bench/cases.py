@@ -1,4 +1,4 @@
-"""Shapes of real models, and features that resemble theirs.
+"""The cases: shapes of real models, and features that resemble theirs.
 
 A model's case is named `model/keep`. Widths are those of the language model, after the multimodal projector; token
 counts are those of one image at its usual size (LLaVA-NeXT: four tiles and the overview; Qwen: 1008 x 1008 and about
