@@ -5,15 +5,15 @@ import importlib
 import sys
 
 COMMANDS = {  # name -> (module, what it does); imported when called: a run needs no matplotlib
-    "run": ("run", "measure the competitors on each case (the default)"),
+    "run": ("speed.run", "measure the competitors on each case (the default)"),
     "robustness": ("robustness", "what each competitor does with duplicates, batches and padding"),
-    "histogram": ("histogram", "the histogram estimator against plain PyTorch"),
-    "instructions": ("instructions", "instructions that the CPU kernels execute, by valgrind"),
-    "goals": ("goals", "on a GPU: the performance goals, a line each, and the time of every kernel"),
+    "histogram": ("speed.histogram", "the histogram estimator against plain PyTorch"),
+    "instructions": ("speed.instructions", "instructions that the CPU kernels execute, by valgrind"),
+    "goals": ("speed.goals", "on a GPU: the performance goals, a line each, and the time of every kernel"),
     "smoke": ("smoke", "on a GPU: one way through the kernels against the reference"),
-    "prefill": ("prefill", "on a GPU: a decoder stack of each model's size, all tokens against the kept ones"),
+    "prefill": ("speed.prefill", "on a GPU: a decoder stack of each model's size, all tokens against the kept ones"),
     "plot": ("pages.plot", "draw the pictures, and fill the tables of docs/ and README.md"),
-    "compare": ("compare", "two result files: what got worse beyond the spread"),
+    "compare": ("speed.compare", "two result files: what got worse beyond the spread"),
     "all": ("everything", "run, histogram, robustness, instructions, plot"),
 }
 

@@ -10,10 +10,10 @@ from torch import Tensor
 import mi_pruner
 from mi_pruner._dispatch import BACKENDS
 
-from . import cuda, memory, timing
 from .baselines import cdpruner, cosines, dart, divprune, mmr, mmtok, plain, ranking, scope, trimtokenator
 from .cases import Case, Inputs, inputs
-from .floor import Work
+from .measure import Call, cuda, memory
+from .measure.floor import Work
 
 Pruner = Callable[[Inputs, int], tuple[Tensor, Tensor]]  # inputs, K -> tokens (B, K, D), indices (B, K) ascending
 Selector = Callable[[Tensor, Tensor, Tensor, int], Tensor]
@@ -148,13 +148,13 @@ def too_long(name: str, case: Case, core: bool, device: str) -> str | None:
     return None
 
 
-def calls(case: Case, names: list[str], device: str = "cpu") -> dict[str, timing.Call]:
+def calls(case: Case, names: list[str], device: str = "cpu") -> dict[str, Call]:
     """Name -> a call on the case's features, the same tensors for all."""
     given = inputs(case, device=device)
     return {name: _call(COMPETITORS[name], given, case) for name in names}
 
 
-def _call(competitor: Competitor, given: list[Inputs], case: Case) -> timing.Call:
+def _call(competitor: Competitor, given: list[Inputs], case: Case) -> Call:
     if not case.sizes:
         return lambda: competitor.prune(given[0], case.keep)
     keeps = [keep for _, keep in case.samples]

@@ -3,8 +3,9 @@
 import argparse
 import sys
 
-from . import histogram, instructions, record, robustness, run
+from . import record, robustness
 from .pages import plot
+from .speed import histogram, instructions, run
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

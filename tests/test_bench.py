@@ -9,13 +9,15 @@ import torch
 
 import mi_pruner
 from bench import __main__ as command
-from bench import cases, competitors, everything, floor, histogram, memory, prefill, record, run, timing
+from bench import cases, competitors, everything, record
 from bench.competitors import COMPETITORS
-from bench.models import MODELS, LanguageModel
+from bench.measure import Call, floor, memory, timing
 from bench.pages import documents, plot, tables
 from bench.pages.kept import Kept
 from bench.pages.pictures import _spread
-from bench.rows import Entry, Row, newest, rows
+from bench.speed import histogram, prefill, run
+from bench.speed.language_models import MODELS, LanguageModel
+from bench.speed.rows import Entry, Row, newest, rows
 
 SMALL = cases.Case("small/8", 64, 8, 96)
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -111,7 +113,7 @@ def test_percentiles_interpolate():
 def test_measure_takes_turns():
     turns: list[str] = []
     shares: list[float] = []
-    calls: dict[str, timing.Call] = {name: partial(turns.append, name) for name in "abc"}
+    calls: dict[str, Call] = {name: partial(turns.append, name) for name in "abc"}
     timings = timing.measure(calls, budget=1e-9, on_turn=shares.append)
     warm = 3 * timing.WARM_UP
     measured = turns[warm:]

@@ -8,7 +8,9 @@ import torch
 
 import mi_pruner
 from bench import __main__ as command
-from bench import cases, competitors, cuda, goals, record, smoke, timing
+from bench import cases, competitors, record, smoke
+from bench.measure import cuda, timing
+from bench.speed import goals
 
 SMALL = cases.Case("small/8", 64, 8, 96)
 HAS_GPU = torch.cuda.is_available()

@@ -6,8 +6,9 @@ import shutil
 import pytest
 
 from bench import __main__ as command
-from bench import instructions, record
-from bench.instructions import Count
+from bench import record
+from bench.speed import instructions
+from bench.speed.instructions import Count
 
 TINY = "48 6 32 4 float32 joint mean"
 

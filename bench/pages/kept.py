@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench import goals, instructions, prefill, record, robustness
+from bench import record, robustness
 from bench.competitors import COMPETITORS, OURS
-from bench.rows import Row, newest
+from bench.speed import goals, instructions, prefill
+from bench.speed.rows import Row, newest
 
 Newest = dict[tuple[str, str], Row]
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from bench.cases import CASES, CORE, SETS
 from bench.competitors import COMPETITORS, OTHER, OURS, RANKING, SAME
-from bench.models import MODELS, PROMPT
-from bench.prefill import Prefill
-from bench.rows import Row
+from bench.speed.language_models import MODELS, PROMPT
+from bench.speed.prefill import Prefill
+from bench.speed.rows import Row
 
 from . import drawing
 from .kept import Newest, fastest_mode, ours

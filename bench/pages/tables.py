@@ -3,11 +3,12 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from bench import goals, record, robustness
+from bench import record, robustness
 from bench.cases import CASES, CORE
 from bench.competitors import BASELINE, COMPETITORS, OURS, RANKING
-from bench.models import EFFICIENCY, MODELS, PROMPT
-from bench.rows import Row, newest
+from bench.speed import goals
+from bench.speed.language_models import EFFICIENCY, MODELS, PROMPT
+from bench.speed.rows import Row, newest
 
 from .kept import Kept, Newest, fastest_mode, ours
 from .markdown import NONE, ms, percent, short, table
@@ -176,7 +177,7 @@ def _share(row: Row | None, saved: float) -> str:
 
 
 def measured_prefill(kept: Kept) -> str:
-    """What bench/prefill.py measured."""
+    """What bench/speed/prefill.py measured."""
     newest_of = {record.model: record for record in kept.prefills}
     lines = [
         [p.model, f"{p.tokens:,} → {p.keep:,}", ms(p.dense_ms), ms(p.pruned_ms), ms(p.selection_ms)]

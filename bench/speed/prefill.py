@@ -7,7 +7,6 @@ sampling are left out.
 
 import argparse
 import sys
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -16,9 +15,10 @@ from torch import Tensor
 from torch.nn import functional
 
 import mi_pruner
+from bench import cases, record
+from bench.measure import Call, timing
 
-from . import cases, record, timing
-from .models import MODELS, PROMPT, LanguageModel
+from .language_models import MODELS, PROMPT, LanguageModel
 
 FILE = "prefill.csv"
 BUDGET = 5.0  # seconds a model
@@ -47,7 +47,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace) -> int:
     """Measures every model; the exit status."""
     if not torch.cuda.is_available():
-        print("prefill: expected a GPU, found none (plot uses the cost model of bench/models.py)", file=sys.stderr)
+        instead = "plot uses the cost model of bench/speed/language_models.py"
+        print(f"prefill: expected a GPU, found none ({instead})", file=sys.stderr)
         return 2
     run = record.this_run("cuda")
     print(f"{'':16}{'tokens':>14}{'dense ms':>12}{'pruned ms':>12}{'selection ms':>14}")
@@ -66,7 +67,7 @@ def measure(model: LanguageModel, case: cases.Case, device: str, dtype: torch.dt
     stack = Decoder(model, device, dtype)
     given = cases.inputs(case, device=device)[0]
     visual, text = given.visual.to(dtype), given.text.to(dtype)
-    calls: dict[str, Callable[[], object]] = {
+    calls: dict[str, Call] = {
         "dense": lambda: stack(stack.embeddings(case.tokens + PROMPT)),
         "pruned": lambda: stack(stack.embeddings(case.keep + PROMPT)),
         "selection": lambda: mi_pruner.prune(visual, text, case.keep),

@@ -9,8 +9,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from . import record
-from .competitors import BASELINE, COMPETITORS, OURS
+from bench import record
+from bench.competitors import BASELINE, COMPETITORS, OURS
+
 from .instructions import Count
 from .rows import Row, newest
 

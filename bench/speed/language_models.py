@@ -5,7 +5,7 @@
     time(L) = flops(L) / (EFFICIENCY * matmul rate)
 
 Multiply-adds count 2. The attention term is that of a causal mask (two products of L^2 / 2 pairs each); only the last
-token goes through the head. The matmul rate is measured (bench/floor.py).
+token goes through the head. The matmul rate is measured (bench/measure/floor.py).
 """
 
 from dataclasses import dataclass

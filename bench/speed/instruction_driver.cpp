@@ -1,4 +1,4 @@
-// Scores and selects once, on one thread, without Torch: what bench/instructions.py counts the instructions of.
+// Scores and selects once, on one thread, without Torch: what bench/speed/instructions.py counts the instructions of.
 //
 //     instruction_driver TOKENS KEEP WIDTH TEXT float32|bfloat16 joint|prior mean|chain|max|none
 #include <cstdint>

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import torch
 
-from . import cases, competitors, cuda, floor, record, timing
-from .competitors import COMPETITORS
-from .record import rounded
+from bench import cases, competitors, record
+from bench.competitors import COMPETITORS
+from bench.measure import Call, cuda, floor, timing
+from bench.record import rounded
+
 from .rows import Entry, Row, rows
 
 # B N^2 up to which calls are also captured: beyond, kernels are long, and each graph keeps its memory (a few times
@@ -136,7 +138,7 @@ class Measurement:
             for name, call in list(calls.items()):
                 with self._leaving_out(name, calls):
                     launches[name] = cuda.launches(call)
-        entries: dict[Entry, timing.Call] = {Entry(name): call for name, call in calls.items()}
+        entries: dict[Entry, Call] = {Entry(name): call for name, call in calls.items()}
         if device == "cuda" and sum(tokens**2 for tokens, _ in case.samples) <= GRAPH_ELEMENTS:
             entries |= _graphs(calls)
         with _progress(f"{self.label}: time", 100) as advance:
@@ -144,7 +146,7 @@ class Measurement:
         return rows(self.run, case, rates, timings, peaks, launches, self.load)
 
     @contextlib.contextmanager
-    def _leaving_out(self, name: str, calls: dict[str, timing.Call]) -> Iterator[None]:
+    def _leaving_out(self, name: str, calls: dict[str, Call]) -> Iterator[None]:
         try:
             yield
         except RuntimeError as error:
@@ -159,9 +161,9 @@ class Measurement:
             torch.cuda.empty_cache()
 
 
-def _graphs(calls: dict[str, timing.Call]) -> dict[Entry, timing.Call]:
+def _graphs(calls: dict[str, Call]) -> dict[Entry, Call]:
     """The calls that a CUDA graph can capture, captured."""
-    graphs: dict[Entry, timing.Call] = {}
+    graphs: dict[Entry, Call] = {}
     for name, call in calls.items():
         if COMPETITORS[name].capturable:
             try:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import torch
 
-Call = Callable[[], object]
+from . import Call
 
 
 class Event(Protocol):

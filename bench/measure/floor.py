@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 import torch
 
+from bench.baselines import dart
+from bench.cases import Case
+
 from . import timing
-from .baselines import dart
-from .cases import Case
 
 COPY_BYTES = {"cpu": 1 << 28, "cuda": 1 << 31}  # beyond every cache
 MATMUL_SIZE = {"cpu": 2048, "cuda": 8192}

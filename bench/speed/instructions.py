@@ -15,7 +15,7 @@ import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from . import record
+from bench import record
 
 FILE = "instructions.csv"
 ISA = "avx2"

@@ -14,9 +14,8 @@ from typing import TypeVar
 
 import torch
 
-from . import cuda
+from . import Call, cuda
 
-Call = Callable[[], object]
 Key = TypeVar("Key", bound=Hashable)
 Result = TypeVar("Result")
 

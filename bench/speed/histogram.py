@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 import mi_pruner
+from bench import cases, record
+from bench.measure import Call, timing
+from bench.record import rounded
 from mi_pruner._dispatch import BACKENDS
-
-from . import cases, record, timing
-from .record import rounded
 
 FILE = "histogram.csv"
 BUDGET = 5.0  # seconds a case
@@ -70,7 +70,7 @@ def measure(run: record.Run, load: float, case: cases.Case, budget: float) -> li
     dtype = torch.bfloat16 if run.device == "cuda" else case.dtype
     given = cases.inputs(case, device=run.device)[0]
     visual, text = given.visual.to(dtype), given.text.to(dtype)
-    calls: dict[str, timing.Call] = {
+    calls: dict[str, Call] = {
         f"ours-{name}": partial(_ours, name, visual, text)
         for name in BACKENDS_MEASURED
         if BACKENDS[name].why_not(run.device) is None

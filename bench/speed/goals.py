@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 import mi_pruner
+from bench import record
+from bench.baselines import plain
+from bench.cases import Case
+from bench.measure import Call, cuda, floor, timing
 from mi_pruner._dispatch import BACKENDS
-
-from . import cuda, floor, record, timing
-from .baselines import plain
-from .cases import Case
 
 FILE = "goals.csv"
 KERNELS_FILE = "goals-kernels.csv"
@@ -152,7 +152,7 @@ class Table:
         shape = f"{case.batch} x {case.tokens} -> {case.keep}"
         print(f"{who:8}{quantity:34}{shape:22}{figure.value:10.4g} {unit:6}{goal:9}{verdict}", flush=True)
 
-    def note_kernels(self, who: str, quantity: str, case: Case, call: timing.Call) -> None:
+    def note_kernels(self, who: str, quantity: str, case: Case, call: Call) -> None:
         """Where a call's time goes."""
         common = {"competitor": who, "call": quantity, "batch": case.batch, "tokens": case.tokens, "keep": case.keep}
         found = [

@@ -4,12 +4,12 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
-from . import record
-from .cases import Case
-from .competitors import BASELINE, COMPETITORS
-from .floor import Rates, bytes_moved, floor_ms, flops
-from .record import rounded
-from .timing import Timing
+from bench import record
+from bench.cases import Case
+from bench.competitors import BASELINE, COMPETITORS
+from bench.measure.floor import Rates, bytes_moved, floor_ms, flops
+from bench.measure.timing import Timing
+from bench.record import rounded
 
 
 class Entry(NamedTuple):

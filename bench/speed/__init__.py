@@ -1,0 +1,1 @@
+"""How fast: every competitor in every case, and single questions of ours."""
