@@ -1,5 +1,6 @@
 """The kept figures: CSV files of records that carry the machine, the commit and the command that made them."""
 
+import argparse
 import csv
 import datetime
 import importlib.metadata
@@ -64,6 +65,11 @@ def machine(device: str) -> str:
 RESULTS = ROOT / "bench" / "results"
 
 
+def add_out(parser: argparse.ArgumentParser) -> None:
+    """The option `--out`: another folder."""
+    parser.add_argument("--out", type=Path, default=RESULTS, metavar="FOLDER", help="default: bench/results")
+
+
 def path_in(folder: Path, device: str) -> Path:
     """<folder>/<machine>.csv, CPUs with their count of threads."""
     name = machine(device) + (f" {torch.get_num_threads()} threads" if device == "cpu" else "")
@@ -125,6 +131,11 @@ def read(path: Path, of: type[Record]) -> list[Record]:
     _check_header(path, of)
     with path.open(newline="") as file:
         return [_typed(record, of) for record in csv.DictReader(file)]
+
+
+def read_if_there(path: Path, of: type[Record]) -> list[Record]:
+    """All records of a file; none where there is none."""
+    return read(path, of) if path.exists() else []
 
 
 def _check_header(path: Path, of: type) -> None:

@@ -8,7 +8,6 @@ other counts.
 import argparse
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -60,7 +59,7 @@ class NaNWatch(TorchDispatchMode):
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of `python -m bench robustness`."""
-    parser.add_argument("--out", type=Path, default=record.RESULTS, metavar="FOLDER", help="default: bench/results")
+    record.add_out(parser)
 
 
 def main(options: argparse.Namespace) -> int:

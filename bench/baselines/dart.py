@@ -9,7 +9,7 @@ division). One sample at a time, as published.
 import torch
 from torch import Tensor
 
-from .cosines import accumulable, inverse_norms, product
+from .cosines import accumulable, accumulator, inverse_norms, product
 
 VISUAL_PIVOTS = 4
 TEXT_PIVOTS = 4
@@ -39,4 +39,4 @@ def _select_one(visual: Tensor, text: Tensor, keep: int) -> Tensor:
 
 
 def _norms(x: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(x, ord=1, dim=1, dtype=torch.promote_types(x.dtype, torch.float32))
+    return torch.linalg.vector_norm(x, ord=1, dim=1, dtype=accumulator(x))

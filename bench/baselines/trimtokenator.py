@@ -8,7 +8,7 @@ smallest mean cosine with what is picked.
 import torch
 from torch import Tensor
 
-from .cosines import accumulable, product, row, rows, similarity
+from .cosines import accumulable, accumulator, product, row, rows, similarity
 
 ALIGNED = 0.8  # share of the tokens that passes the first stage; at least `keep` do
 
@@ -21,7 +21,7 @@ def alignment(visual: Tensor, text: Tensor) -> Tensor:
 
 
 def _squares(x: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(x, dim=2, dtype=torch.promote_types(x.dtype, torch.float32)).square()
+    return torch.linalg.vector_norm(x, dim=2, dtype=accumulator(x)).square()
 
 
 def select(visual: Tensor, text: Tensor, saliency: Tensor | None, keep: int) -> Tensor:

@@ -3,3 +3,8 @@
 from collections.abc import Callable
 
 Call = Callable[[], object]  # what is measured
+
+
+def first_line(error: RuntimeError) -> str:
+    """Of what a call that failed says: compilers add pages."""
+    return (str(error).splitlines() or [""])[0]

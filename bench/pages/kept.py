@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from bench import record, robustness
 from bench.competitors import COMPETITORS, OURS
@@ -36,16 +35,12 @@ def read(folder: Path) -> Kept:
                 rows[device] = found
     return Kept(
         rows,
-        _records(folder / robustness.FILE, robustness.Verdict),
-        _records(folder / instructions.FILE, instructions.Count),
-        _records(folder / prefill.FILE, prefill.Prefill),
-        _records(folder / goals.FILE, goals.Figure),
-        _records(folder / goals.KERNELS_FILE, goals.KernelTime),
+        record.read_if_there(folder / robustness.FILE, robustness.Verdict),
+        record.read_if_there(folder / instructions.FILE, instructions.Count),
+        record.read_if_there(folder / prefill.FILE, prefill.Prefill),
+        record.read_if_there(folder / goals.FILE, goals.Figure),
+        record.read_if_there(folder / goals.KERNELS_FILE, goals.KernelTime),
     )
-
-
-def _records(path: Path, of: type) -> list[Any]:
-    return record.read(path, of) if path.exists() else []
 
 
 def fastest_mode(rows: Iterable[Row]) -> Newest:

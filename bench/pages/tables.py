@@ -21,6 +21,7 @@ PROJECTED = (
 MODELS_SHOWN = ("llava-1.5/64", "qwen3-vl-8b/256", "qwen2.5-vl-7b/324", "llava-next/320", "qwen2.5-vl-7b-large/500")
 OTHERS_SHOWN = ("text-16", "text-64", "text-256", "llava-1.5/64x8", "packed-8")
 HEADLINE_RIVALS = ("plain", "plain-symmetric", "plain-compiled", "cdpruner", "mmtok", "divprune")
+PREFILL_RIVALS = ("plain", "cdpruner", "mmtok", "divprune")
 PICTURES = {  # name -> what a reader who does not see it is told
     "tokens": "Selection time against the number of visual tokens, all competitors",
     "keep": "Selection time against the number of kept tokens, all competitors",
@@ -162,12 +163,12 @@ def selection_in_prefill(rows: Newest) -> str:
         dense = model.seconds(best.tokens + PROMPT, best.matmul_gflop_per_s)
         pruned = model.seconds(best.keep + PROMPT, best.matmul_gflop_per_s)
         saved = dense - pruned
-        others = [f"{_share(rows.get((case, name)), saved)}" for name in ("plain", "cdpruner", "mmtok", "divprune")]
+        others = [f"{_share(rows.get((case, name)), saved)}" for name in PREFILL_RIVALS]
         seconds = (f"{dense:,.3g}", f"{pruned:,.3g}")
         lines.append([model.name, f"{best.tokens:,} → {best.keep:,}", *seconds, _share(best, saved), *others])
     if not lines:
         return NONE
-    names = [COMPETITORS[name].label for name in ("plain", "cdpruner", "mmtok", "divprune")]
+    names = [COMPETITORS[name].label for name in PREFILL_RIVALS]
     head = ("model", "tokens", "prefill of all, s", "of the kept, s", "selection, share of what is saved", *names)
     return table(head, lines) + f"\n\nEFFICIENCY = {EFFICIENCY}, {PROMPT} tokens of text around the image."
 

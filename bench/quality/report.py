@@ -5,7 +5,6 @@ python -m bench.quality.report
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from bench import record
 from bench.pages import documents, drawing
@@ -21,19 +20,15 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=record.RESULTS, help="folder of the CSV files")
     parser.add_argument("--root", type=Path, default=record.ROOT, help="of the checkout whose documents are filled")
     options = parser.parse_args()
-    main_rows = _read(options.results / "quality-test-accuracy.csv", Accuracy)
-    varied = _read(options.results / "quality-dev-accuracy.csv", Accuracy)
-    specificity = _read(options.results / "quality-test-specificity.csv", Specificity)
+    main_rows = record.read_if_there(options.results / "quality-test-accuracy.csv", Accuracy)
+    varied = record.read_if_there(options.results / "quality-dev-accuracy.csv", Accuracy)
+    specificity = record.read_if_there(options.results / "quality-test-specificity.csv", Specificity)
     for path in pictures.draw(main_rows, varied, options.root / drawing.FOLDER):
         print(f"drew {path}")
-    ideas = _read(options.results / "quality-ideas-accuracy.csv", Accuracy)
-    null_word = _read(options.results / "quality-null-word-accuracy.csv", Accuracy)
+    ideas = record.read_if_there(options.results / "quality-ideas-accuracy.csv", Accuracy)
+    null_word = record.read_if_there(options.results / "quality-null-word-accuracy.csv", Accuracy)
     blocks = tables.blocks(main_rows, specificity, varied, ideas, null_word)
     documents.fill_files(options.root, DOCUMENTS, blocks, "quality")
-
-
-def _read(path: Path, of: type) -> list[Any]:
-    return record.read(path, of) if path.exists() else []
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from bench import record
 from bench.competitors import BASELINE, COMPETITORS, OURS
 
 from .instructions import Count
-from .rows import Row, newest
+from .rows import Row, full_name, newest
 
 RISE = 1.01  # a library's copy or logarithm may differ by this much from one processor to the next
 
@@ -65,8 +65,7 @@ def compare_latency(old: list[Row], new: list[Row]) -> list[tuple[str, bool]]:
             continue
         was, now = past.p50_ms / past_base.p50_ms, row.p50_ms / base.p50_ms
         worse = row.p20_ms / base.p80_ms > past.p80_ms / past_base.p20_ms
-        mode = "" if row.mode == "eager" else f" ({row.mode})"
-        lines.append((f"{row.case:24}{row.competitor + mode:24} x plain: {was:.3f} -> {now:.3f}", worse))
+        lines.append((f"{row.case:24}{full_name(row):24} x plain: {was:.3f} -> {now:.3f}", worse))
     return lines
 
 

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 import mi_pruner
-from bench import record
+from bench import cases, record
 from bench.baselines import plain
 from bench.cases import Case
-from bench.measure import Call, cuda, floor, timing
+from bench.measure import Call, cuda, first_line, floor, timing
 from mi_pruner._dispatch import BACKENDS
 
 FILE = "goals.csv"
@@ -93,7 +93,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of `python -m bench goals`."""
     parser.add_argument("--backends", nargs="+", metavar="NAME", help=f"some of: {' '.join(MEASURED)}")
     parser.add_argument("--compiled", action="store_true", help="plain PyTorch's compiled twin, too: a minute")
-    parser.add_argument("--out", type=Path, default=record.RESULTS, metavar="FOLDER", help="default: bench/results")
+    record.add_out(parser)
 
 
 def main(options: argparse.Namespace) -> int:
@@ -121,7 +121,7 @@ def _measured(name: str, table: "Table", copy_gb_per_s: float) -> bool:
         with mi_pruner.backend(name):
             measure(name, table, copy_gb_per_s)
     except RuntimeError as error:
-        print(f"{name}: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}", file=sys.stderr)
+        print(f"{name}: {type(error).__name__}: {first_line(error)}", file=sys.stderr)
         return False
     return True
 
@@ -171,9 +171,9 @@ def features(case: Case) -> tuple[Tensor, Tensor]:
     visual = torch.empty(case.batch, case.tokens, case.width, device="cuda", dtype=case.dtype)
     clusters = case.tokens // 10
     for sample in visual:
-        centres = 0.7 * normal(clusters, case.width) + 0.6 * normal(1, case.width)
+        centres = cases.CENTRE * normal(clusters, case.width) + cases.COMMON * normal(1, case.width)
         member = torch.randint(clusters, (case.tokens,), device="cuda", generator=g)
-        sample.copy_(centres[member] + 0.4 * normal(case.tokens, case.width))
+        sample.copy_(centres[member] + cases.NOISE * normal(case.tokens, case.width))
     return visual, normal(case.batch, case.text, case.width).to(case.dtype)
 
 

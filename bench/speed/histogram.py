@@ -4,7 +4,6 @@ import argparse
 import sys
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -45,7 +44,7 @@ class Scored(record.Run):
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of `python -m bench histogram`."""
-    parser.add_argument("--out", type=Path, default=record.RESULTS, metavar="FOLDER", help="default: bench/results")
+    record.add_out(parser)
 
 
 def main(options: argparse.Namespace) -> int:

@@ -51,7 +51,7 @@ class Count:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of `python -m bench instructions`."""
-    parser.add_argument("--out", type=Path, default=record.RESULTS, metavar="FOLDER", help="default: bench/results")
+    record.add_out(parser)
 
 
 def main(options: argparse.Namespace) -> int:

@@ -8,7 +8,6 @@ sampling are left out.
 import argparse
 import sys
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -41,7 +40,7 @@ class Prefill(record.Run):
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of `python -m bench prefill`."""
-    parser.add_argument("--out", type=Path, default=record.RESULTS, metavar="FOLDER", help="default: bench/results")
+    record.add_out(parser)
 
 
 def main(options: argparse.Namespace) -> int:

@@ -50,6 +50,11 @@ class Row(record.Run):
     launches: int | None
 
 
+def full_name(of: Entry | Row) -> str:
+    """`ours-cuda`, or `ours-cuda (graph)`."""
+    return of.competitor + ("" if of.mode == "eager" else f" ({of.mode})")
+
+
 def rows(
     run: record.Run,
     case: Case,

@@ -7,16 +7,15 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 import torch
 
 from bench import cases, competitors, record
 from bench.competitors import COMPETITORS
-from bench.measure import Call, cuda, floor, timing
+from bench.measure import Call, cuda, first_line, floor, timing
 from bench.record import rounded
 
-from .rows import Entry, Row, rows
+from .rows import Entry, Row, full_name, rows
 
 # B N^2 up to which calls are also captured: beyond, kernels are long, and each graph keeps its memory (a few times
 # 512 MB here) until the case is done.
@@ -32,7 +31,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cases", nargs="+", metavar="CASE", help=f"any of: {' '.join(cases.CASES)}")
     parser.add_argument("--competitors", nargs="+", metavar="NAME", help=f"any of: {' '.join(COMPETITORS)}")
     parser.add_argument("--budget", type=float, default=BUDGET, metavar="S", help="seconds of measuring for a case")
-    parser.add_argument("--out", type=Path, default=record.RESULTS, metavar="FOLDER", help="default: bench/results")
+    record.add_out(parser)
 
 
 def main(options: argparse.Namespace) -> int:
@@ -155,8 +154,7 @@ class Measurement:
 
     def _failed(self, entry: Entry, error: RuntimeError) -> None:
         """Notes why. A compiler's errors and those of memory are RuntimeErrors, too."""
-        mode = "" if entry.mode == "eager" else f" ({entry.mode})"
-        self.left_out[entry.competitor + mode] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        self.left_out[full_name(entry)] = f"{type(error).__name__}: {first_line(error)}"
         if self.run.device == "cuda":
             torch.cuda.empty_cache()
 
@@ -169,7 +167,7 @@ def _graphs(calls: dict[str, Call]) -> dict[Entry, Call]:
             try:
                 graphs[Entry(name, "graph")] = cuda.captured(call)
             except RuntimeError as error:
-                print(f"{name}: no CUDA graph: {(str(error).splitlines() or [''])[0]}", file=sys.stderr)
+                print(f"{name}: no CUDA graph: {first_line(error)}", file=sys.stderr)
     return graphs
 
 
@@ -196,12 +194,11 @@ def _print_table(case: cases.Case, measured: list[Row], left_out: dict[str, str]
     head = f"{'':24}{'p20':>10}{'p50':>10}{'p80 ms':>10}{'n':>6}"
     print(f"{head}{'speedup':>10}{'of floor':>10}{'extra MB':>10}{'launches':>10}")
     for row in measured:
-        name = row.competitor + (f" ({row.mode})" if row.mode != "eager" else "")
         speedup = "" if row.speedup is None else f"{row.speedup:.2f}x"
         memory = "" if row.peak_extra_mb is None else f"{row.peak_extra_mb:.1f}"
         launches = "" if row.launches is None else row.launches
         print(
-            f"{name:24}{row.p20_ms:10.3f}{row.p50_ms:10.3f}{row.p80_ms:10.3f}{row.samples:6}{speedup:>10}"
+            f"{full_name(row):24}{row.p20_ms:10.3f}{row.p50_ms:10.3f}{row.p80_ms:10.3f}{row.samples:6}{speedup:>10}"
             f"{row.share_of_floor:10.0%}{memory:>10}{launches:>10}"
         )
     for name, why in left_out.items():
