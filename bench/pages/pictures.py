@@ -39,7 +39,7 @@ def draw(rows: dict[str, list[Row]], prefills: list[Prefill], folder: Path) -> l
         ImportError: without matplotlib.
     """
     drawing.start()
-    figures = {}
+    figures: dict[str, Any] = {}
     for device, kept in rows.items():
         best = fastest_mode(kept)
         figures |= {f"bench-{device}-{name}": _sweep(best, name, device) for name in SWEEPS}
