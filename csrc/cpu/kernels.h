@@ -2,7 +2,7 @@
 //
 // Every sum has an order of its own that depends on nothing but the length of what is summed: not on the tile, the
 // position of a row, the number of threads or the batch. So equal rows get equal bits, and a sample's result is the
-// same alone and in any batch. (A library's matrix product promises neither: see docs/backends.md.)
+// same alone and in any batch. (A library's matrix product promises neither: see docs/findings.md.)
 #pragma once
 
 #include <cstdint>
