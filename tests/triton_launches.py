@@ -10,14 +10,17 @@ import contextlib
 import re
 import subprocess
 import tempfile
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 import triton
-from mi_pruner.triton_kernels import launches
 from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
+
+from mi_pruner._schema import Signature
+from mi_pruner.triton_kernels import launches, operators
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 
@@ -62,15 +65,25 @@ class _Driver:
         return 0
 
 
+def call(operator: str, *arguments, **options):
+    """One of the backend's operators, as the dispatcher calls it: with every option."""
+    return getattr(operators, operator)(*arguments, **{**Signature(operator).defaults, **options})
+
+
 @contextlib.contextmanager
-def recorded(architecture: int, compiles: bool):
-    """The list of launches made inside, on a GPU of `architecture` (90: compute capability 9.0); none of them runs."""
+def recorded(architecture: int, compiles: bool | Collection[str]):
+    """The list of launches made inside, on a GPU of `architecture` (90: compute capability 9.0); none of them runs.
+
+    compiles: all kernels, none, or those of these names: the others are not in the list.
+    """
     made: list[Launch] = []
     run, active, asked = JITFunction.run, driver._active, launches._architecture
 
     def record(kernel, *arguments, grid, warmup, **options):
-        compiled = run(kernel, *arguments, grid=grid, warmup=True, **options) if compiles else None
-        made.append(Launch(kernel.__name__.rsplit(".", 1)[-1], grid, options, compiled))
+        name = kernel.__name__.rsplit(".", 1)[-1]
+        if isinstance(compiles, bool) or name in compiles:
+            compiled = run(kernel, *arguments, grid=grid, warmup=True, **options) if compiles else None
+            made.append(Launch(name, grid, options, compiled))
 
     JITFunction.run, driver._active, launches._architecture = record, _Driver(architecture), lambda device: architecture
     try:

@@ -1,7 +1,7 @@
-"""The last kernel of the row path: the steps that the planned rounds of `rows.py` left, and all unused slots.
+"""The last kernel of the row path: the steps that the planned rounds of `greedy_on_rows.py` left, and all unused slots.
 
 Mapping: program = sample; it computes rows by itself, tile after tile, into the last block of slots, again and again.
-Cost: that of `rows.py`, on one multiprocessor a sample; nothing where no step is left.
+Cost: that of `greedy_on_rows.py`, on one multiprocessor a sample; nothing where no step is left.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .greedy import finish_slots
-from .rows import BLOCKS, LIMIT, STATE, STEP, advance, candidate_tile, choose, store_log_z
+from .greedy_on_rows import advance, choose
+from .rows import BLOCKS, LIMIT, STATE, STEP, candidate_tile, store_log_z
+from .step import finish_slots
 from .tokens import COUNTS, first_row, span
 
 

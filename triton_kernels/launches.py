@@ -15,7 +15,7 @@ import torch
 import triton
 from torch import Tensor
 
-from . import densities, gather, greedy, similarity, tiles, top_k
+from . import gather, greedy_on_gram, normaliser, score, similarity, tiles, top_k
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 EXACT = {"enable_fp_fusion": False}
@@ -224,9 +224,9 @@ def normalisers(
     visual: Tokens, text: Tokens | None, found: Similarities, gram: bool, bandwidth: float | None
 ) -> Normalisers:
     """Of the text, and with `gram` of the visual tokens."""
-    text_programs = 0 if text is None else max(1, triton.cdiv(text.longest, densities.NORMALISER_COLUMNS))
-    chunks = triton.cdiv(visual.longest, densities.NORMALISER_CHUNK)
-    visual_programs = triton.cdiv(visual.longest, densities.NORMALISER_ROWS) if gram else 0
+    text_programs = 0 if text is None else max(1, triton.cdiv(text.longest, normaliser.NORMALISER_COLUMNS))
+    chunks = triton.cdiv(visual.longest, normaliser.NORMALISER_CHUNK)
+    visual_programs = triton.cdiv(visual.longest, normaliser.NORMALISER_ROWS) if gram else 0
     text = text or Tokens(visual.rows, None, visual.cu, 0)
     left = Normalisers(
         visual.floats(chunks, text.total),
@@ -235,7 +235,7 @@ def normalisers(
         visual.floats(visual.samples),
         visual.floats(visual.total if gram else 0),
     )
-    densities.normaliser_kernel[(visual.samples * (text_programs * chunks + visual_programs),)](
+    normaliser.normaliser_kernel[(visual.samples * (text_programs * chunks + visual_programs),)](
         *visual.place,
         visual.prior,
         *text.place,
@@ -259,9 +259,9 @@ def normalisers(
         RULE=bandwidth is None,
         TILE_ROWS=found.tile.rows,
         TILE_COLUMNS=found.tile.columns,
-        ROWS=densities.NORMALISER_ROWS,
-        COLUMNS=densities.NORMALISER_COLUMNS,
-        CHUNK=densities.NORMALISER_CHUNK,
+        ROWS=normaliser.NORMALISER_ROWS,
+        COLUMNS=normaliser.NORMALISER_COLUMNS,
+        CHUNK=normaliser.NORMALISER_CHUNK,
         **EXACT,
     )
     return left
@@ -270,8 +270,8 @@ def normalisers(
 def scores(visual: Tokens, text: Tokens, found: Similarities, left: Normalisers, marginal: str) -> Tensor:
     """a (B, N), or packed (total N,)."""
     out = visual.floats(*visual.features.shape[:-1])
-    programs = triton.cdiv(visual.longest, densities.SCORE_ROWS)
-    densities.score_kernel[(visual.samples * programs,)](
+    programs = triton.cdiv(visual.longest, score.SCORE_ROWS)
+    score.score_kernel[(visual.samples * programs,)](
         *visual.place,
         visual.prior,
         *text.place,
@@ -288,9 +288,9 @@ def scores(visual: Tokens, text: Tokens, found: Similarities, left: Normalisers,
         visual.samples,
         programs,
         JOINT=marginal == "joint",
-        ROWS=densities.SCORE_ROWS,
-        COLUMNS=densities.SCORE_COLUMNS,
-        CHUNK=densities.NORMALISER_CHUNK,
+        ROWS=score.SCORE_ROWS,
+        COLUMNS=score.SCORE_COLUMNS,
+        CHUNK=normaliser.NORMALISER_CHUNK,
         **EXACT,
     )
     return out
@@ -332,7 +332,7 @@ def gram_picks(
     """Indices and gains in the order of the picks, from all cosines."""
     indices, gains = empty_slots(visual, slots)
     tokens = max(32, triton.next_power_of_2(visual.longest))
-    greedy.greedy_kernel[(visual.samples,)](
+    greedy_on_gram.greedy_kernel[(visual.samples,)](
         ranks,
         *visual.place,
         visual.prior,

@@ -82,9 +82,7 @@ def greedy_select(scores, visual, keep, *, visual_prior, **how) -> tuple[Tensor,
     return _run_select(scores, _dense(visual, visual_prior), _dense_slots(visual, keep), Selection(**how))
 
 
-def prune(
-    visual, text, keep, *, visual_prior, text_prior, bandwidth, marginal, **how
-) -> tuple[Tensor, Tensor, Tensor]:
+def prune(visual, text, keep, *, visual_prior, text_prior, bandwidth, marginal, **how) -> tuple[Tensor, Tensor, Tensor]:
     tokens, words = _dense(visual, visual_prior), _dense(text, text_prior)
     return _run_prune(tokens, words, _dense_slots(visual, keep), bandwidth, marginal, Selection(**how))
 

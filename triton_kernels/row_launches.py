@@ -6,7 +6,7 @@ import torch
 import triton
 from torch import Tensor
 
-from . import finish, rows
+from . import finish, greedy_on_rows, rows
 from .launches import EXACT, Selection, Similarities, Slots, Tokens, empty_slots, round_up, tile_options
 
 
@@ -23,7 +23,8 @@ def row_picks(
     samples, longest = visual.samples, visual.longest
     rounds = row_rounds(longest, slots.longest)
     row_slots = (rounds + 1) * rows.BLOCK  # the last block is `finish_kernel`'s
-    groups = max(rows.STEP_CHUNK // rows.GROUP.value, triton.next_power_of_2(triton.cdiv(longest, rows.GROUP.value)))
+    group = greedy_on_rows.GROUP.value
+    groups = max(greedy_on_rows.STEP_CHUNK // group, triton.next_power_of_2(triton.cdiv(longest, group)))
     stride = round_up(longest, 16)
     rank, rho, log_prior = visual.floats(3, samples, stride)
     row_slot, log_total = visual.ints(samples, stride), visual.floats(samples)
@@ -32,7 +33,7 @@ def row_picks(
     parts = visual.floats(2, samples, found.row_tiles, rows.BLOCK)
     tile = tile_options(found.tile, visual.features.dtype)
     memory = (rank, rho, log_prior, row_slot, log_total, state)
-    rows.start_kernel[(samples,)](
+    greedy_on_rows.start_kernel[(samples,)](
         ranks,
         *visual.place,
         visual.prior,
@@ -42,7 +43,7 @@ def row_picks(
         how.ratio_bits,
         *memory,
         stride,
-        CHUNK=rows.STEP_CHUNK // 2,  # 16 tokens a lane of 4 warps
+        CHUNK=greedy_on_rows.STEP_CHUNK // 2,  # 16 tokens a lane of 4 warps
         **EXACT,
     )
     table = (cosines, stride)
@@ -67,11 +68,11 @@ def row_picks(
         "STOPS": how.min_gain is not None,
         "BLOCK": rows.BLOCK,
         "GROUPS": groups,
-        "CHUNK": rows.STEP_CHUNK,
+        "CHUNK": greedy_on_rows.STEP_CHUNK,
     }
     features = (visual.rows, *visual.strides(visual.rows), *visual.place, visual.prior, visual.rows.shape[-1])
     for _ in range(rounds):
-        rows.advance_kernel[(samples,)](
+        greedy_on_rows.advance_kernel[(samples,)](
             *visual.place, *slots.place, *steps, **options, TILE_ROWS=found.tile.rows, num_warps=16, **EXACT
         )
         rows.rows_kernel[(samples * found.row_tiles * (rows.BLOCK // found.tile.columns),)](

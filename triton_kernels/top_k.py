@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .greedy import ABSENT, finish_slots, gain_key, key_gain, pick_limit, ranked_score
+from .step import ABSENT, finish_slots, gain_key, key_gain, pick_limit, ranked_score
 from .tokens import COUNTS, log_weight, span
 
 TOP_K_ROWS, TOP_K_CHUNK = 32, 256  # 64 comparisons a lane and step of 4 warps

@@ -1,0 +1,77 @@
+"""Greedy selection of a sample by one program: the gains stay in registers, a step reads one row of cosines.
+
+Algorithm: a step takes the largest gain (the lowest index among equals: both in one 64-bit key, one reduction), stores
+it, and adds the redundancy of the pick with every token, R[i, s] = π_i exp(ℓ) ℓ with ℓ = (cos - 1)/h² - log Z_s.
+Mapping: program = sample; token = lane.
+Cost a step: N exponentials, one reduction, N floats read. Bound by latency: K × (reduction + row read).
+Determinism: no sum crosses lanes; the sum over picks runs in their order.
+For more tokens than a program's registers hold see `greedy_on_rows.py`.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .step import added_redundancy, finish_slots, gain_key, gain_of, key_gain, key_index, pick_limit, ranked_score
+from .tokens import COUNTS, log_weight, span
+
+
+@triton.jit(do_not_specialize=COUNTS)
+def greedy_kernel(
+    score_ptr,
+    cu_visual_ptr,
+    visual_total,
+    longest_visual,
+    visual_prior_ptr,
+    inverse_ptr,
+    gram_ptr,
+    gram_stride,
+    log_z_ptr,
+    log_total_ptr,
+    kappa,
+    weight,
+    cu_keep_ptr,
+    keep_total,
+    longest_keep,
+    budget_ptr,
+    ratio_bits,
+    min_gain,
+    index_ptr,
+    gain_ptr,
+    samples,
+    REDUNDANCY: tl.constexpr,
+    STOPS: tl.constexpr,
+    TOKENS: tl.constexpr,
+):
+    sample = tl.program_id(0)
+    start, count = span(cu_visual_ptr, sample, visual_total, longest_visual)
+    slot, slots = span(cu_keep_ptr, sample, keep_total, longest_keep)
+    at = tl.arange(0, TOKENS)
+    mask = at < count
+    inverse = tl.load(inverse_ptr + start + at, mask=mask, other=float("nan"))
+    weights = log_weight(visual_prior_ptr, start + at, inverse, mask)
+    available = weights > float("-inf")
+    limit = pick_limit(slots, tl.sum(available.to(tl.int32), axis=0), budget_ptr, ratio_bits, sample)
+    log_prior = tl.where(available, weights - tl.load(log_total_ptr + sample), float("-inf"))
+    score = ranked_score(tl.load(score_ptr + start + at, mask=mask, other=0.0))
+    rho = tl.zeros((TOKENS,), tl.float32)
+    step = 0
+    while step < limit:
+        key = tl.max(gain_key(gain_of(score, rho, weight, step, REDUNDANCY), at, available), axis=0)
+        pick = key_index(key)
+        best = key_gain(key)
+        if STOPS and best < min_gain:
+            limit = step
+        else:
+            tl.store(index_ptr + slot + step, pick.to(tl.int64))
+            tl.store(gain_ptr + slot + step, best)
+            available = available & (at != pick)
+            step += 1
+            row = tl.load(gram_ptr + (start + pick) * gram_stride + at, mask=mask, other=0.0)
+            log_z = tl.load(log_z_ptr + start + pick)
+            pick_log_prior = 0.0
+            if REDUNDANCY == "chain":
+                pick_log_prior = tl.max(tl.where(at == pick, log_prior, float("-inf")), axis=0)
+            rho = added_redundancy(rho, row, log_z, log_prior, pick_log_prior, kappa, step, REDUNDANCY)
+    finish_slots(index_ptr, gain_ptr, slot, step, slots, cu_keep_ptr, sample, samples, keep_total, longest_keep)
