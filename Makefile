@@ -8,8 +8,11 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 CXX_FILES := $(shell find csrc bench tests/cuda_host -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
 BUILD_FILES := pyproject.toml setup.py CMakeLists.txt $(CXX_FILES)
 
+# All cores, where a thread that spins while it waits would take one from another.
+PYTEST := OMP_WAIT_POLICY=passive $(BIN)/pytest --numprocesses auto --dist loadscope --no-loadscope-reorder
+
 # The CUDA kernels as C++ on the CPU: what is theirs, and the guarantees of every backend.
-CUDA_HOST_TESTS := tests/test_cuda_host.py tests/test_backends.py tests/test_packed.py tests/test_properties.py
+CUDA_HOST_TESTS := tests/test_cuda_host.py tests/test_cuda_host_harness.py tests/test_backends.py tests/test_packed.py tests/test_properties.py
 
 # What `make gpu-library` compiles for: an H100 or H200 alone, in a quarter of the time of all.
 CUDAARCHS ?= 90a-real
@@ -17,12 +20,13 @@ CUDAARCHS ?= 90a-real
 # As setup.py looks for it.
 NVCC := $(shell PATH="$$CUDA_HOME/bin:$$CUDA_PATH/bin:$$PATH:/usr/local/cuda/bin" command -v $${CUDACXX:-nvcc})
 
-.PHONY: help demo test lint format build gpu-library bench quality quality-quick clean
+.PHONY: help demo test test-fast lint format build gpu-library bench quality quality-quick clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo     answer a question about a picture with pruned tokens (ARGS='--text \"...\" --keep 0.25')"
 	@echo "make test     lint, type check, build, all tests (ARGS goes to pytest)"
+	@echo "make test-fast  the quick ones of the tests, for the edit loop (ARGS goes to pytest)"
 	@echo "make lint     ruff, clang-format, mypy;   make format: rewrite to the style"
 	@echo "make build    compile the library and install the package in place"
 	@echo "make gpu-library  compile for one GPU (CUDAARCHS=90a-real), to be copied to a machine that has it"
@@ -34,9 +38,12 @@ demo: $(VENV)/.installed-demo
 	$(BIN)/python -m mi_pruner demo $(ARGS)
 
 test: lint
-	$(BIN)/pytest $(ARGS)
-	TRITON_INTERPRET=1 $(BIN)/pytest tests/test_triton.py tests/test_histogram.py
-	MI_PRUNER_CUDA_HOST=1 $(BIN)/pytest $(CUDA_HOST_TESTS)
+	$(PYTEST) $(ARGS)
+	TRITON_INTERPRET=1 $(PYTEST) tests/test_triton.py tests/test_histogram.py
+	MI_PRUNER_CUDA_HOST=1 $(PYTEST) $(CUDA_HOST_TESTS)
+
+test-fast: build
+	$(PYTEST) -m 'not slow' $(ARGS)
 
 lint: build
 	$(BIN)/ruff check .

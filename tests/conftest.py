@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 
 import pytest
+import torch
 from hypothesis import HealthCheck, settings
 
-import mi_pruner
 from mi_pruner._dispatch import BACKENDS
 
 from .cuda_host import build as cuda_host
-from .inputs import CUDA_ON_HOST, INTERPRETED, UNDER_TEST
+from .inputs import CUDA_ON_HOST, INTERPRETED, UNDER_TEST, running
 
 _COMMON = {
     "deadline": None,  # the first call of a size pays for caches
@@ -28,6 +28,26 @@ if CUDA_ON_HOST:
     BACKENDS["cuda"] = cuda_host.backend(cuda_host.build(cuda_host.LIBRARY.parent, "-O2"))
 
 
+APART = {f"tests/test_{name}.py" for name in ("cuda_host", "histogram", "instruction_sets", "triton", "triton_compile")}
+
+
+def pytest_xdist_make_scheduler(config, log):
+    """A file goes to one worker, which builds once what its tests share; the long tests of some files one by one."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduler(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            file = nodeid.split("::")[0]
+            return nodeid if file in APART else file
+
+    return Scheduler(config, log)
+
+
+def pytest_collection_modifyitems(items):
+    """What takes long begins first, so that no worker is left with it at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 def pytest_report_header():
     return f"mi_pruner backends under test: {', '.join(UNDER_TEST)} (MI_PRUNER_TEST_BACKENDS names others)"
 
@@ -35,6 +55,17 @@ def pytest_report_header():
 if INTERPRETED:
     import numpy as np
     from triton.runtime import interpreter
+
+    # Every call of a function in a kernel patches triton.language: a third of the time. Once for a module is enough.
+    _patched = set()
+
+    def _call(self, *arguments, **options):
+        if self.fn.__module__ not in _patched:
+            interpreter._patch_lang(self.fn)
+            _patched.add(self.fn.__module__)
+        return self.rewrite()(*arguments, **options)
+
+    interpreter.InterpretedFunction.__call__ = _call
 
     # A GPU's minimum and maximum drop a NaN; numpy's, which the interpreter takes, keep it.
     for name, function in (("create_minnumf", np.fmin), ("create_maxnumf", np.fmax)):
@@ -48,10 +79,7 @@ if INTERPRETED:
 @pytest.fixture(params=UNDER_TEST)
 def backend(request):
     """The name of a backend, which runs every operator called in the test."""
-    missing = BACKENDS[request.param].unavailable()
-    if missing is not None:
-        pytest.skip(f"backend {request.param!r}: {missing}")
-    with mi_pruner.backend(request.param):
+    with running(request.param):
         yield request.param
 
 
@@ -59,3 +87,12 @@ def backend(request):
 def device(backend):
     """Where the tensors of the backend under test live."""
     return "cuda" if BACKENDS[backend].device == "cuda" else "cpu"
+
+
+@pytest.fixture
+def _poisoned():
+    """Fresh memory holds NaN (the largest number, for integers) until it is written."""
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.use_deterministic_algorithms(False)

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+import pytest
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
+
+import mi_pruner
+from mi_pruner._dispatch import BACKENDS
 
 # The backends that the suite runs on: with TRITON_INTERPRET=1 Triton's kernels, with MI_PRUNER_CUDA_HOST=1 the CUDA
 # kernels, compiled as C++ (tests/cuda_host), both on CPU tensors.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 CUDA_ON_HOST = os.environ.get("MI_PRUNER_CUDA_HOST") == "1"
+SLOW = INTERPRETED or CUDA_ON_HOST  # a call takes a hundred times as long: what backends share is tried less often
 _DEFAULT = "triton" if INTERPRETED else "cuda" if CUDA_ON_HOST else "reference,cpu"
 UNDER_TEST = os.environ.get("MI_PRUNER_TEST_BACKENDS", _DEFAULT).split(",")
 FULL = (torch.float32, torch.float64) if {"triton", "cuda"}.isdisjoint(UNDER_TEST) else (torch.float32,)
@@ -21,6 +28,16 @@ DTYPES = (torch.float16, torch.bfloat16, *FULL)
 REDUNDANCIES = ("mean", "chain", "max", "none")
 MARGINALS = ("joint", "prior")
 KINDS = ("separated", "clustered", "duplicates", "identical")
+
+
+@contextlib.contextmanager
+def running(name: str) -> Iterator[None]:
+    """Every operator called inside runs on this backend; a skip where it can't be used."""
+    missing = BACKENDS[name].unavailable()
+    if missing is not None:
+        pytest.skip(f"backend {name!r}: {missing}")
+    with mi_pruner.backend(name):
+        yield
 
 
 def visual_tokens(kind: str, n: int, d: int, seed: int) -> Tensor:

@@ -154,18 +154,21 @@ def test_samples_of_slow_calls_are_few(monkeypatch):
     assert timing.measure({"slow": call}, budget=1e-9)["slow"].samples == timing.SLOW_SAMPLES
 
 
+@pytest.mark.slow
 def test_peak_memory_of_a_known_allocation():
     megabytes = memory.peak_extra_mb(lambda: torch.ones(32_000_000))
     assert 125 <= megabytes <= 150
     assert memory.peak_extra_mb(lambda: None) < 20, "the peak starts anew"
 
 
+@pytest.mark.slow
 def test_peak_memory_in_a_process_of_its_own():
     """The (N, N) array of plain PyTorch is seen, the inputs are not."""
     case = cases.Case("test", 2000, 4, 1000)
     assert 16 <= competitors.peak_extra_mb(case, "plain", "cpu") <= 16 + 8
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_is_an_error():
     with pytest.raises(RuntimeError, match=r"_exit.*without a result"):
         memory.in_a_process(_exit, 3)
@@ -381,6 +384,7 @@ def test_compare_needs_something_in_common(tmp_path, capsys):
     assert "none.csv" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_pictures_and_tables_from_a_run(tiny_run, tmp_path, capsys):
     sets = ["--sets", "sweep-tokens", "sweep-keep", "sweep-batch"]
     assert tiny_run(*sets, "--competitors", "ours-cpu", "plain", "cdpruner") == 0

@@ -13,6 +13,7 @@ from bench.speed.instructions import Count
 TINY = "48 6 32 4 float32 joint mean"
 
 
+@pytest.mark.slow
 def test_counts_are_reproducible(monkeypatch, tmp_path):
     if shutil.which("valgrind") is None:
         pytest.skip("needs valgrind")

@@ -43,6 +43,7 @@ def folder(tmp_path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_writes_the_table(checkpoint, folder, capsys):
     out = folder / "out" / "table.csv"
     arguments = ["--model", str(checkpoint), "--data", str(folder), "--out", str(out), "--new-tokens", "3"]

@@ -1,18 +1,14 @@
 """What is particular to the CUDA kernels, on their host twin (MI_PRUNER_CUDA_HOST=1).
 
-Both ways of selecting, any number of blocks, any order of the threads, the sanitizers (races, too), and faults planted
-to test the harness. The rest of the suite runs on the twin, too; how it works: tests/cuda_host.
+Both ways of selecting, any number of blocks, any order of the threads. The rest of the suite runs on the twin, too; how
+it works: tests/cuda_host.
 """
 
 from __future__ import annotations
 
 import ctypes
 import itertools
-import os
 import re
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -22,7 +18,6 @@ import mi_pruner
 from . import inputs
 from .cuda_host import build as cuda_host
 from .test_backends import batch_of, check_scores, check_selection
-from .test_sanitizers import runtime
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 GRAM_TOKENS = int(re.search(r"kGramTokens = (\d+)", (cuda_host.CUDA / "base/paths.h").read_text()).group(1))
@@ -34,10 +29,14 @@ MODES = (
 )
 
 
+on_the_host = pytest.mark.skipif(
+    not inputs.CUDA_ON_HOST, reason="MI_PRUNER_CUDA_HOST=1 runs the CUDA kernels on the CPU"
+)
+pytestmark = on_the_host
+
+
 @pytest.fixture(autouse=True)
 def _on_the_host():
-    if not inputs.CUDA_ON_HOST:
-        pytest.skip("MI_PRUNER_CUDA_HOST=1 runs the CUDA kernels on the CPU")
     with mi_pruner.backend("cuda"):
         yield
 
@@ -66,8 +65,9 @@ def assert_same(samples, keep, **options):
 
 
 # ---- the row path ----------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("options", MODES, ids=str)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "options"), [*zip(itertools.cycle(DTYPES), MODES), *((dtype, MODES[1]) for dtype in DTYPES)], ids=str
+)
 def test_rows_as_needed_give_the_bits_of_the_whole_matrix(dtype, options):
     kinds = {
         1: ("separated", "float"),
@@ -86,10 +86,10 @@ def low_rank(n):
     return inputs.Sample(visual, visual[:5].clone(), torch.rand(n, generator=g) + 0.1)
 
 
-@pytest.mark.parametrize(("redundancy", "clusters"), [("mean", 0), ("chain", 0), ("max", 0), ("chain", 2)])
+@pytest.mark.parametrize(("redundancy", "clusters"), [("max", 0), ("chain", 2)])
 def test_rows_are_computed_again_when_the_ring_has_gone_round(redundancy, clusters, monkeypatch):
     in_clusters(monkeypatch, clusters)  # of two, one takes the steps, and both the products
-    assert_same([low_rank(700)], [700], redundancy=redundancy, redundancy_weight=50.0, visual_bandwidth=0.2)
+    assert_same([low_rank(560)], [560], redundancy=redundancy, redundancy_weight=50.0, visual_bandwidth=0.2)
 
 
 def test_rows_stop_at_min_gain():
@@ -103,9 +103,7 @@ def in_clusters(monkeypatch, clusters):
     monkeypatch.setenv("MI_PRUNER_HOST_BLOCKS", str(8 * clusters if clusters else 5))
 
 
-@pytest.mark.parametrize(
-    ("options", "dtype"), [*zip((m for m in MODES if m["redundancy"] != "none"), itertools.cycle(DTYPES))], ids=str
-)
+@pytest.mark.parametrize(("options", "dtype"), list(zip((MODES[0], MODES[1], MODES[4]), DTYPES, strict=True)), ids=str)
 def test_a_cluster_gives_the_bits_of_the_whole_matrix(options, dtype, monkeypatch):
     """Two teams of a cluster for three samples."""
     samples = [inputs.make_sample("clustered", n, 3, 33, dtype, n, "odd") for n in (300, 37, 150)]
@@ -137,14 +135,14 @@ def test_the_number_of_blocks_changes_no_bit(blocks, monkeypatch):
     assert all(inputs.same_bits(a, b) for a, b in zip(outputs, expected, strict=True))
 
 
-@pytest.mark.parametrize("redundancy", ["mean", "max"])
-def test_picks_from_many_tokens_are_greedy(redundancy):
-    check_selection(batch_of((1, GRAM_TOKENS + 5, 2, 12), torch.float32, "odd"), "cpu", 70, redundancy=redundancy)
+def test_picks_from_many_tokens_are_greedy():
+    check_selection(batch_of((1, GRAM_TOKENS + 5, 2, 12), torch.float32, "odd"), "cpu", 70)
 
 
 # ---- tiles and chunks ------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("width", [150, 456, 2200])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "width"), [*itertools.product(DTYPES[:2], (150, 456, 1100)), (torch.float16, 150)], ids=str
+)
 def test_the_shape_of_a_tile_changes_no_bit(dtype, width, monkeypatch):
     """One multiprocessor takes the tiles of 128 rows, many take those of 64; the halves of a long sum each by a block
     of a cluster, or both by one. Stages that are filled again need a width of more than four; whole ones, rows at
@@ -197,7 +195,8 @@ def test_a_prune_is_five_launches(rows, redundancy):
 @pytest.mark.parametrize("way", ["gram", "rows", "cluster"])
 def test_the_order_of_the_threads_changes_no_bit(way, seed, monkeypatch):
     rows = way != "gram"
-    modes = MODES[:1] if way == "cluster" else MODES[:4]  # 4,096 threads take their time
+    first = int(seed) - 1
+    modes = MODES[:1] if way == "cluster" else MODES[first : first + 2]  # all four between the seeds
     in_clusters(monkeypatch, 2 if way == "cluster" else 0)
     for dtype, options in zip(itertools.cycle((torch.float32, torch.float16)), modes, strict=False):
         samples = [inputs.make_sample("clustered", n, m, 70, dtype, n, "float") for n, m in ((150, 70), (20, 3))]
@@ -207,141 +206,6 @@ def test_the_order_of_the_threads_changes_no_bit(way, seed, monkeypatch):
         monkeypatch.setenv("MI_PRUNER_HOST_SEED", seed)
         outputs = mi_pruner.prune_varlen(*arguments, **priors, **options)
         assert all(inputs.same_bits(a, b) for a, b in zip(outputs, expected, strict=True))
-
-
-# ---- the harness itself, and the kernels under the sanitizers --------------------------------------------------------
-@pytest.fixture(scope="module")
-def faults(tmp_path_factory):
-    runtime("libasan.so")
-    program = tmp_path_factory.mktemp("faults") / "faults"
-    sources = [cuda_host.HERE / "faults.cpp", cuda_host.HERE / "cuda_host.cpp"]
-    cuda_host.run(cuda_host.compiler(), *cuda_host.FLAGS, *cuda_host.SANITIZE, *sources, "-o", program)
-    return program
-
-
-def run_fault(program, name, seed):
-    environment = {**os.environ, "MI_PRUNER_HOST_SEED": str(seed)}
-    done = subprocess.run([program, name], env=environment, capture_output=True, text=True, check=False)
-    return done.returncode, done.stdout + done.stderr
-
-
-@pytest.mark.parametrize("name", ["neighbours", "waits-for-a-block", "cluster"])
-def test_a_kernel_without_fault_is_right_in_any_order(name, faults):
-    for seed in range(8):
-        assert run_fault(faults, name, seed) == (0, "right\n")
-
-
-@pytest.mark.parametrize("name", ["missing-barrier", "missing-wait"])
-def test_a_missing_barrier_gives_a_wrong_result_in_some_order(name, faults):
-    assert (1, "wrong\n") in [run_fault(faults, name, seed) for seed in range(8)]
-
-
-@pytest.mark.parametrize(
-    ("name", "report"),
-    [
-        ("out-of-bounds", "heap-buffer-overflow"),
-        ("divergent", "divergent barrier: some threads wait at"),
-        ("divergent-instances", "divergent barrier: some threads wait at"),
-        ("divergent-warp", "divergent barrier: a thread"),
-        ("ends-early", "divergent barrier: a thread"),
-        ("spins", "all threads spin for ever"),
-        ("out-of-bounds-of-another", "heap-buffer-overflow"),
-        ("too-early", "shared memory of a block that may not have started"),
-        ("ended-block", "shared memory of a block that has ended"),
-        ("divergent-cluster", "divergent barrier: some threads wait at"),
-        ("ends-early-in-a-cluster", "divergent barrier: a thread"),
-        ("lost-parcel", "all threads spin for ever"),
-    ],
-)
-def test_a_planted_fault_is_reported(name, report, faults):
-    code, output = run_fault(faults, name, 1)
-    assert code != 0
-    assert report in output
-
-
-def test_no_kernel_touches_foreign_memory_or_undefined_behaviour():
-    asan = runtime("libasan.so")
-    library = cuda_host.build(cuda_host.ROOT / "build/cuda_host_sanitized", *cuda_host.SANITIZE)
-    done = subprocess.run(
-        [sys.executable, cuda_host.HERE / "workload.py", library],
-        env={
-            **os.environ,
-            "PYTHONPATH": str(cuda_host.ROOT),
-            "LD_PRELOAD": f"{asan} {runtime('libstdc++.so')}",  # exceptions pass through both
-            "ASAN_OPTIONS": "detect_leaks=0",  # the interpreter's own
-            "UBSAN_OPTIONS": "print_stacktrace=1",
-        },
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    report = done.stdout + done.stderr
-    assert "ERROR: AddressSanitizer" not in report, report[-6000:]
-    assert "runtime error" not in report, report[-6000:]
-    assert done.stdout.splitlines()[-1:] == ["all was run"], report[-6000:]
-
-
-# ---- races, by the thread sanitizer ----------------------------------------------------------------------------------
-def run_for_races(*command, **environment):
-    done = subprocess.run(
-        command,
-        # What the harness has its library do (copies, allocations) is no kernel's.
-        env={**os.environ, "TSAN_OPTIONS": "ignore_interceptors_accesses=1", **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if "unexpected memory mapping" in done.stderr:
-        pytest.skip("libtsan cannot use addresses as random as here: vm.mmap_rnd_bits")
-    return done.returncode, done.stdout + done.stderr
-
-
-@pytest.fixture(scope="module")
-def races(tmp_path_factory):
-    runtime("libtsan.so")
-    folder = tmp_path_factory.mktemp("races")
-    for name, flags in (("faults", cuda_host.SEEN), ("cuda_host", ())):
-        source, target = cuda_host.HERE / f"{name}.cpp", folder / f"{name}.o"
-        cuda_host.run(cuda_host.compiler(), *cuda_host.FLAGS, *cuda_host.RACES, *flags, "-c", source, "-o", target)
-    program = folder / "faults"
-    cuda_host.run(cuda_host.compiler(), *cuda_host.SEEN, folder / "faults.o", folder / "cuda_host.o", "-o", program)
-    return program
-
-
-@pytest.mark.parametrize("name", ["neighbours", "waits-for-a-block", "cluster"])
-def test_a_kernel_without_fault_has_no_race(name, races):
-    assert run_for_races(races, name) == (0, "right\n")
-
-
-@pytest.mark.parametrize(
-    ("name", "kernel"),
-    [
-        ("missing-barrier", "neighbours"),
-        ("missing-wait", "send_to_the_other"),
-        ("missing-release", "waits_for_a_block"),
-        ("two-writers", "two_writers"),
-        ("collective-for-a-barrier", "collective_for_a_barrier"),
-        ("copy-over-what-others-read", "copy_over_what_others_read"),
-        ("all-blocks-write", "all_blocks_write"),
-    ],
-)
-def test_a_planted_race_is_reported(name, kernel, races):
-    code, output = run_for_races(races, name)
-    assert code != 0
-    assert "WARNING: ThreadSanitizer: data race" in output
-    assert f" {kernel}" in output
-
-
-def test_no_kernel_has_a_race():
-    tsan = runtime("libtsan.so")
-    folder = cuda_host.ROOT / "build/cuda_host_races"
-    library = cuda_host.build(folder, *cuda_host.RACES, of_kernels=cuda_host.SEEN)
-    command = (sys.executable, cuda_host.HERE / "races_workload.py", library)
-    environment = {"PYTHONPATH": str(cuda_host.ROOT), "LD_PRELOAD": f"{tsan} {runtime('libstdc++.so')}"}
-    with ThreadPoolExecutor() as threads:
-        for _, report in threads.map(lambda part: run_for_races(*command, part, **environment), ("gram", "rows")):
-            assert "ThreadSanitizer" not in report, report[:6000]
-            assert "all was run" in report.splitlines(), report[-6000:]
 
 
 # ---- one home per fact -----------------------------------------------------------------------------------------------

@@ -131,6 +131,7 @@ class TestModel:
             model.answer(visual, everywhere, model.embed_text(padded), mask), plain, atol=1e-4, rtol=1e-4
         )
 
+    @pytest.mark.slow
     def test_dense_accuracy_on_held_out_scenes(self, model: DigitVLM):
         assert dense_accuracy(model, HELD_OUT, 200, torch.device("cpu"))["all"] >= 0.86
 
@@ -224,6 +225,7 @@ class TestCommand:
         assert main(["demo"]) == 2
         _assert_one_line(capsys.readouterr().err, r"pip install 'mi_pruner\[demo\]'")
 
+    @pytest.mark.slow
     def test_help_and_bare_import_need_no_extra(self):
         absent = (
             "import sys; sys.modules.update(dict.fromkeys(['PIL', 'matplotlib', 'safetensors', 'sklearn', 'skimage']))"

@@ -36,20 +36,8 @@ MODELS = {  # B, N, M, D, K
 @pytest.fixture(params=("triton", "cuda"))
 def gpu(request):
     """The name of a GPU backend, which runs every operator called in the test."""
-    missing = BACKENDS[request.param].unavailable()
-    if missing is not None:
-        pytest.skip(f"backend {request.param!r}: {missing}")
-    with mi_pruner.backend(request.param):
+    with inputs.running(request.param):
         yield request.param
-
-
-@pytest.fixture
-def _poisoned():
-    """Fresh memory holds NaN (the largest number, for integers) until it is written."""
-    torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 def clustered(shape, dtype, seed=0):

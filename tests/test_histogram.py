@@ -70,7 +70,10 @@ def check(s, device, bins=16):
 @pytest.mark.parametrize("dtype", inputs.DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_scores_are_those_of_the_oracle(shape, dtype, device):
-    for bins, prior in zip(BINS, (None, "float", "odd", "bool", None), strict=True):
+    cases = list(zip(BINS, (None, "float", "odd", "bool", None), strict=True))
+    if inputs.SLOW and shape[0] * shape[1] > 1:  # each of them with one dtype or two
+        cases = cases[inputs.DTYPES.index(dtype) :: 3]
+    for bins, prior in cases:
         check(batch_of(shape, dtype, prior), device, bins)
 
 

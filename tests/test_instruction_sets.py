@@ -13,6 +13,8 @@ import pytest
 from mi_pruner import _native
 from mi_pruner._dispatch import BACKENDS
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 # What holds scores, picks and bits to account at odd sizes, in seconds.
 CHOSEN = "cpu and (not_finite or powers_of_two or oracle or packed and 577 or 123 or equal_rows_get_equal_scores)"
@@ -39,10 +41,9 @@ def need_cpu_backend():
 
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="one instruction set only")
-@pytest.mark.parametrize("samples", [1, 8])
-def test_an_unknown_instruction_set_is_named_also_from_a_thread_of_the_work(samples):
+def test_an_unknown_instruction_set_is_named_also_from_a_thread_of_the_work():
     need_cpu_backend()
-    done = pruned_with("sse9", samples)
+    done = pruned_with("sse9", 8)
     assert done.returncode == 1
     message = "RuntimeError: MI_PRUNER_ISA: expected baseline, avx2 or avx512, got 'sse9'"
     assert message in done.stderr.splitlines()

@@ -59,6 +59,7 @@ def outputs_of(operator, arguments, options):
 
 # ---- schema, fake ----------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.slow
 def test_opcheck(operator, device):
     for requires_grad in (False, True):
         arguments, options = arguments_of(operator, device=device, requires_grad=requires_grad)
@@ -152,6 +153,7 @@ def module_inputs(b, n, m, device="cpu"):
     return [x.to(device) for x in (s.visual, s.text, s.visual_prior)]
 
 
+@pytest.mark.slow
 def test_compile_is_one_graph_that_serves_every_size():
     torch.compiler.reset()
     pruner = MIPruner(keep=0.3)

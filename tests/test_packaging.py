@@ -15,6 +15,8 @@ import setuptools
 
 from mi_pruner import _native
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 STABLE_SYMBOLS = Path(__file__).with_name("torch_2_11_stable_symbols.txt")
 TOOLS_PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])

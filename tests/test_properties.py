@@ -157,9 +157,9 @@ def test_equal_rows_get_equal_scores_and_gains_and_go_lowest_index_first(device,
 
 
 @pytest.mark.parametrize("m", [1, 2, 3, 5, 33])
-@pytest.mark.parametrize("n", [2, 3, 7, 31, 33, 127, 258])
-def test_equal_rows_get_equal_bits_wherever_they_stand(n, m, device):
-    for d in (3, 16, 67):
+@pytest.mark.parametrize("n", [2, 3, 7, 31, 33, 258] if inputs.SLOW else [2, 3, 7, 31, 33, 127, 258])
+def test_equal_rows_get_equal_bits_wherever_they_stand(n, m, device, backend):
+    for d in (67,) if backend == "reference" and n > 100 else (3, 16, 67):  # its steps are Python's
         for dtype in inputs.DTYPES:
             s = inputs.make_sample("separated", n, m, d, dtype, seed=n + d).to(device)
             s.visual[n // 2] = s.visual[0]
@@ -235,7 +235,8 @@ def test_the_picks_for_a_smaller_keep_are_the_first_of_a_larger_one(device, s, o
 
 
 @pytest.mark.parametrize("redundancy", ["mean", "chain", "max"])
-@pytest.mark.parametrize(("rank", "weight"), [(3, 1.0), (3, 100.0), (6, 10.0)])
+@pytest.mark.parametrize(("rank", "weight"), [(3, 100.0)] if inputs.SLOW else [(3, 1.0), (3, 100.0), (6, 10.0)])
+@pytest.mark.slow
 def test_nested_where_the_candidates_are_hard_to_guess(rank, weight, redundancy, device):
     """Tokens in few dimensions: each pick reorders the rest. A kernel that computes rows ahead computes many in vain,
     and others for a smaller K: the picks must not tell."""

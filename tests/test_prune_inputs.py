@@ -452,6 +452,7 @@ def test_half_precision():
         assert half(**pruned).logits.isfinite().all()
 
 
+@pytest.mark.slow
 def test_nothing_is_imported_before_it_is_used():
     program = """
 import sys, mi_pruner.integrations.transformers, mi_pruner.integrations.next_turn, mi_pruner.integrations.serving

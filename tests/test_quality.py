@@ -37,6 +37,7 @@ class TestStatistics:
         right = np.ones((1, 3, 50, 5))
         assert statistics.differences(right, np.zeros_like(right)) == pytest.approx(1)
 
+    @pytest.mark.slow
     def test_bands_hold_what_scenes_scatter(self):
         """The truth, 0.1, lies in the bands of 95 % in most of 40 experiments, all methods together."""
         held = 0
@@ -129,6 +130,7 @@ def rows() -> tuple[list[Accuracy], list[Specificity]]:
     return study("quick", DEV, 8)
 
 
+@pytest.mark.slow
 class TestStudy:
     def test_a_row_for_every_method_and_budget(self, rows: tuple[list[Accuracy], list[Specificity]]):
         found = [(row.method, row.keep) for row in rows[0]]

@@ -19,7 +19,7 @@ pytest.importorskip("triton", reason="triton is not installed")
 if not (inputs.INTERPRETED or torch.cuda.is_available()):
     pytest.skip("no GPU; `make test` runs these on CPU tensors with TRITON_INTERPRET=1", allow_module_level=True)
 
-from mi_pruner.triton_kernels import row_launches, rows, tiles
+from mi_pruner.triton_kernels import greedy_on_rows, row_launches, rows, tiles
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SHAPES = ((1, 1, 1, 1), (2, 5, 3, 7), (2, 140, 70, 33))  # B, N, M, D: the last spans tiles of every kernel
@@ -36,7 +36,12 @@ def device():
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_scores_err_no_more_than_rounding(shape, dtype, marginal, device):
-    for prior, bandwidth in ((None, None), ("odd", None), ("float", 0.2)):
+    settings = ((None, None), ("odd", None), ("float", 0.2))
+    if (
+        shape == SHAPES[-1]
+    ):  # each of the settings with one of the dtypes: where tokens are read, neither knows the other
+        settings = (settings[DTYPES.index(dtype)],)
+    for prior, bandwidth in settings:
         check_scores(batch_of(shape, dtype, prior), device, marginal=marginal, bandwidth=bandwidth)
 
 
@@ -66,13 +71,13 @@ def path(request, monkeypatch, small_blocks):
 def small_blocks(monkeypatch):
     """Blocks of 64 candidates, steps of 1024 tokens: the interpreter runs every kernel with less work."""
     monkeypatch.setattr(rows, "BLOCK", 64)
-    monkeypatch.setattr(rows, "STEP_CHUNK", 1024)
+    monkeypatch.setattr(greedy_on_rows, "STEP_CHUNK", 1024)
 
 
 def exact_features(n, m, d, seed=0):
     """Small integers: their products are exact in any order, so that only what is done with them can differ."""
     g = torch.Generator().manual_seed(seed)
-    return [torch.randint(-8, 9, (2, count, d), generator=g).float() for count in (n, m)]
+    return [torch.randint(-8, 9, (1, count, d), generator=g).float() for count in (n, m)]
 
 
 def of_each_path(monkeypatch, call):
@@ -89,7 +94,7 @@ def check_same_bits(outputs):
         assert inputs.same_bits(a, b)
 
 
-@pytest.mark.parametrize("redundancy", ["mean", "chain", "max"])
+@pytest.mark.parametrize("redundancy", ["mean", "chain"])
 def test_a_sample_gives_the_same_bits_alone_in_a_batch_and_packed(redundancy, path, device):
     many = [inputs.make_sample("duplicates", 30, 5, 40, torch.float32, seed, "float") for seed in range(2)]
     check_batch_invariance([s.to(device) for s in many], 9, redundancy=redundancy, min_gain=-0.5)
@@ -99,7 +104,7 @@ def test_a_sample_gives_the_same_bits_alone_in_a_batch_and_packed(redundancy, pa
 def test_both_paths_give_the_same_bits(redundancy, device, monkeypatch, small_blocks):
     """160 tokens are two tiles of rows; most of them get a row, in three blocks."""
     visual, text = (x.to(device) for x in exact_features(160, 3, 16))
-    prior = torch.rand(2, 160, generator=torch.Generator().manual_seed(1)).round(decimals=1).to(device)
+    prior = torch.rand(1, 160, generator=torch.Generator().manual_seed(1)).round(decimals=1).to(device)
     options = {"visual_prior": prior, "redundancy": redundancy, "redundancy_weight": 3.0, "min_gain": -0.02}
     check_same_bits(of_each_path(monkeypatch, lambda: mi_pruner.prune(visual, text, 80, **options)))
 
@@ -108,7 +113,7 @@ def test_picks_that_the_planned_rounds_do_not_reach_are_exact_too(device, monkey
     """In three dimensions each pick reorders the rest; one round, then the last kernel computes rows by itself."""
     monkeypatch.setattr(row_launches, "row_rounds", lambda tokens, picks: 1)
     visual, _ = (x.to(device) for x in exact_features(160, 1, 3))
-    scores = torch.rand(2, 160, generator=torch.Generator().manual_seed(1)).to(device) * 1e-3
+    scores = torch.rand(1, 160, generator=torch.Generator().manual_seed(1)).to(device) * 1e-3
     check_same_bits(
         of_each_path(monkeypatch, lambda: mi_pruner.greedy_select(scores, visual, 140, redundancy_weight=50.0))
     )
@@ -145,10 +150,10 @@ def test_packed_samples_of_any_length_and_garbage_in_cu(path, device):
 
 @pytest.mark.parametrize("redundancy", inputs.REDUNDANCIES)
 def test_picks_are_nested_and_budgets_are_kept(redundancy, path, device):
-    s = inputs.batch([inputs.make_sample("duplicates", 70, 3, 20, torch.float32, seed) for seed in range(2)]).to(device)
+    s = inputs.batch([inputs.make_sample("duplicates", 50, 3, 20, torch.float32, seed) for seed in range(2)]).to(device)
     scores = mi_pruner.mi_scores(s.visual, s.text)
-    full = mi_pruner.greedy_select(scores, s.visual, 70, redundancy=redundancy)
-    assert all(sorted(row.tolist()) == list(range(70)) for row in full[0])
+    full = mi_pruner.greedy_select(scores, s.visual, 50, redundancy=redundancy)
+    assert all(sorted(row.tolist()) == list(range(50)) for row in full[0])
     budget = torch.tensor([25, -3], device=device)
     fewer = mi_pruner.greedy_select(scores, s.visual, 40, redundancy=redundancy, budget=budget)
     for short, whole, empty in zip(fewer, full, (-1, -math.inf), strict=True):

@@ -19,7 +19,7 @@ HERE = Path(__file__).parent
 CUDA = ROOT / "csrc" / "cuda"
 WARNINGS = ("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas")  # the pragmas are nvcc's
 # As nvcc is told: sums are fused where the source says so and nowhere else.
-FLAGS = ("-std=c++20", "-fPIC", "-fvisibility=hidden", "-g", "-ffp-contract=off", *WARNINGS, "-DMI_PRUNER_CUDA_HOST")
+FLAGS = ("-std=c++20", "-fPIC", "-fvisibility=hidden", "-g1", "-ffp-contract=off", *WARNINGS, "-DMI_PRUNER_CUDA_HOST")
 SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer", "-O1")
 # The thread sanitizer sees what the kernels do; the harness tells it what that means (races.h).
 RACES = ("-O1", "-DMI_PRUNER_HOST_RACES")
@@ -64,8 +64,9 @@ def build(folder: Path, *flags: str, of_kernels: tuple[str, ...] = ()) -> Path:
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
         list(threads.map(compile_one, sources, objects))
     library = folder / "cuda_host.so"
-    lib = torch_folder() / "lib"
-    run(compiler(), "-shared", *flags, "-o", library, *objects, f"-L{lib}", "-ltorch", "-ltorch_cpu")
+    if not library.exists() or library.stat().st_mtime < max(path.stat().st_mtime for path in objects):
+        lib = torch_folder() / "lib"
+        run(compiler(), "-shared", *flags, "-o", library, *objects, f"-L{lib}", "-ltorch", "-ltorch_cpu")
     return library
 
 

@@ -23,10 +23,10 @@ def features(g, dtype, *shape):
     return torch.randn(*shape, generator=g).to(dtype)
 
 
-def gram(g, dtype, blocks, clusters="0", widths=(70, 456), **options):
+def gram(g, dtype, blocks, clusters="0", width=456, **options):
     os.environ.update(MI_PRUNER_HOST_BLOCKS=blocks, MI_PRUNER_HOST_CLUSTERS=clusters)  # 1 block: the larger tiles
-    for width in widths:  # 456: stages of the ring are filled again
-        mi_pruner.prune(features(g, dtype, 1, 35, width), features(g, dtype, 1, 3, width), 4, **options)
+    # 456: stages of the ring are filled again, and the last is not a whole one
+    mi_pruner.prune(features(g, dtype, 1, 35, width), features(g, dtype, 1, 3, width), 4, **options)
 
 
 def packed(g, dtype):
@@ -52,8 +52,8 @@ def main():
         if part == "gram":
             gram(g, torch.bfloat16, "5")
             gram(g, torch.float32, "1", redundancy="chain")
-            gram(g, torch.bfloat16, "1", widths=(1100,))  # two halves of a sum
-            gram(g, torch.float32, "5", clusters="1", widths=(560,))  # by two blocks
+            gram(g, torch.bfloat16, "1", width=1100)  # two halves of a sum
+            gram(g, torch.float32, "5", clusters="1", width=560)  # by two blocks
             packed(g, torch.float32)
             top_k(g, torch.bfloat16)
         else:

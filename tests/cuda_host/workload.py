@@ -6,7 +6,6 @@ elsewhere; here a report of the sanitizers is what fails. The last line says tha
 
 from __future__ import annotations
 
-import itertools
 import math
 import os
 import sys
@@ -18,7 +17,7 @@ import mi_pruner
 from mi_pruner._dispatch import BACKENDS
 from tests.cuda_host import build
 
-DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+DTYPES = (torch.bfloat16, torch.float32)  # float16 differs from bfloat16 in one instruction
 SHAPES = ((1, 1, 1, 1), (2, 5, 3, 7), (1, 130, 66, 40), (2, 33, 2, 129))  # B, N, M, D
 OPTIONS = (
     {},
@@ -41,11 +40,11 @@ def dense(shape, dtype, options, g):
     mi_pruner.prune(visual.contiguous(), text, max(1, n // 3), **options)
 
 
-def packed(dtype, options, total, bound, g):
+def packed(dtype, options, total, bound, g, garbled=True):
     visual, text = torch.randn(total, 19, generator=g).to(dtype), torch.randn(13, 19, generator=g).to(dtype)
     ragged = [torch.tensor(x, dtype=torch.int32) for x in ([0, 7, 7, 40, 41], [0, 3, 5, 13, 13], [0, 3, 5, 20, 23])]
     garbage = [torch.tensor(LIMITS)[torch.randint(0, len(LIMITS), (5,), generator=g)].int() for _ in range(3)]
-    for cu in (ragged, garbage):
+    for cu in (ragged, garbage) if garbled else (ragged,):
         mi_pruner.prune_varlen(visual, text, *cu, bound, bound, bound, 23, **options)
 
 
@@ -55,14 +54,15 @@ def main():
     with mi_pruner.backend("cuda"):
         for seed, dtype in enumerate(DTYPES):
             os.environ["MI_PRUNER_HOST_SEED"] = str(seed)
-            for shape, options in itertools.product(SHAPES, OPTIONS):
-                dense(shape, dtype, options, g)
+            for k, shape in enumerate(SHAPES):
+                for options in OPTIONS[(k + seed) % 2 :: 2]:  # all four between the dtypes
+                    dense(shape, dtype, options, g)
             for options in OPTIONS:
                 packed(dtype, options, 41, 50, g)
             for clusters in ("0", "1"):
                 os.environ["MI_PRUNER_HOST_CLUSTERS"] = clusters
                 os.environ["MI_PRUNER_HOST_BLOCKS"] = "8"
-                packed(dtype, OPTIONS[seed], MANY, MANY, g)
+                packed(dtype, OPTIONS[seed], MANY, MANY, g, garbled=seed == 0)
                 dense((1, 70, 3, 1100), dtype, OPTIONS[seed], g)  # both halves of a long sum, by a block or by two
     print("all was run")
 

@@ -1,0 +1,138 @@
+"""The CUDA kernels' host twin under the sanitizers (races, too), and faults planted to test the harness itself.
+
+How it works: tests/cuda_host. With MI_PRUNER_CUDA_HOST=1, as all that is about the twin.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from .cuda_host import build as cuda_host
+from .test_cuda_host import on_the_host
+from .test_sanitizers import run_sanitized, runtime
+
+pytestmark = [on_the_host, pytest.mark.slow]
+
+
+# ---- memory and barriers, by the address sanitizer and the harness ---------------------------------------------------
+@pytest.fixture(scope="module")
+def faults(tmp_path_factory):
+    runtime("libasan.so")
+    program = tmp_path_factory.mktemp("faults") / "faults"
+    sources = [cuda_host.HERE / "faults.cpp", cuda_host.HERE / "cuda_host.cpp"]
+    cuda_host.run(cuda_host.compiler(), *cuda_host.FLAGS, *cuda_host.SANITIZE, *sources, "-o", program)
+    return program
+
+
+def run_fault(program, name, seed):
+    environment = {**os.environ, "MI_PRUNER_HOST_SEED": str(seed)}
+    done = subprocess.run([program, name], env=environment, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name", ["neighbours", "waits-for-a-block", "cluster"])
+def test_a_kernel_without_fault_is_right_in_any_order(name, faults):
+    for seed in range(8):
+        assert run_fault(faults, name, seed) == (0, "right\n")
+
+
+@pytest.mark.parametrize("name", ["missing-barrier", "missing-wait"])
+def test_a_missing_barrier_gives_a_wrong_result_in_some_order(name, faults):
+    assert (1, "wrong\n") in [run_fault(faults, name, seed) for seed in range(8)]
+
+
+@pytest.mark.parametrize(
+    ("name", "report"),
+    [
+        ("out-of-bounds", "heap-buffer-overflow"),
+        ("divergent", "divergent barrier: some threads wait at"),
+        ("divergent-instances", "divergent barrier: some threads wait at"),
+        ("divergent-warp", "divergent barrier: a thread"),
+        ("ends-early", "divergent barrier: a thread"),
+        ("spins", "all threads spin for ever"),
+        ("out-of-bounds-of-another", "heap-buffer-overflow"),
+        ("too-early", "shared memory of a block that may not have started"),
+        ("ended-block", "shared memory of a block that has ended"),
+        ("divergent-cluster", "divergent barrier: some threads wait at"),
+        ("ends-early-in-a-cluster", "divergent barrier: a thread"),
+        ("lost-parcel", "all threads spin for ever"),
+    ],
+)
+def test_a_planted_fault_is_reported(name, report, faults):
+    code, output = run_fault(faults, name, 1)
+    assert code != 0
+    assert report in output
+
+
+def test_no_kernel_touches_foreign_memory_or_undefined_behaviour():
+    runtime("libasan.so")
+    library = cuda_host.build(cuda_host.ROOT / "build/cuda_host_sanitized", *cuda_host.SANITIZE)
+    run_sanitized(cuda_host.HERE / "workload.py", library)
+
+
+# ---- races, by the thread sanitizer ----------------------------------------------------------------------------------
+def run_for_races(*command, **environment):
+    done = subprocess.run(
+        command,
+        # What the harness has its library do (copies, allocations) is no kernel's.
+        env={**os.environ, "TSAN_OPTIONS": "ignore_interceptors_accesses=1", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if "unexpected memory mapping" in done.stderr:
+        pytest.skip("libtsan cannot use addresses as random as here: vm.mmap_rnd_bits")
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def races(tmp_path_factory):
+    runtime("libtsan.so")
+    folder = tmp_path_factory.mktemp("races")
+    for name, flags in (("faults", cuda_host.SEEN), ("cuda_host", ())):
+        source, target = cuda_host.HERE / f"{name}.cpp", folder / f"{name}.o"
+        cuda_host.run(cuda_host.compiler(), *cuda_host.FLAGS, *cuda_host.RACES, *flags, "-c", source, "-o", target)
+    program = folder / "faults"
+    cuda_host.run(cuda_host.compiler(), *cuda_host.SEEN, folder / "faults.o", folder / "cuda_host.o", "-o", program)
+    return program
+
+
+@pytest.mark.parametrize("name", ["neighbours", "waits-for-a-block", "cluster"])
+def test_a_kernel_without_fault_has_no_race(name, races):
+    assert run_for_races(races, name) == (0, "right\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "kernel"),
+    [
+        ("missing-barrier", "neighbours"),
+        ("missing-wait", "send_to_the_other"),
+        ("missing-release", "waits_for_a_block"),
+        ("two-writers", "two_writers"),
+        ("collective-for-a-barrier", "collective_for_a_barrier"),
+        ("copy-over-what-others-read", "copy_over_what_others_read"),
+        ("all-blocks-write", "all_blocks_write"),
+    ],
+)
+def test_a_planted_race_is_reported(name, kernel, races):
+    code, output = run_for_races(races, name)
+    assert code != 0
+    assert "WARNING: ThreadSanitizer: data race" in output
+    assert f" {kernel}" in output
+
+
+def test_no_kernel_has_a_race():
+    tsan = runtime("libtsan.so")
+    folder = cuda_host.ROOT / "build/cuda_host_races"
+    library = cuda_host.build(folder, *cuda_host.RACES, of_kernels=cuda_host.SEEN)
+    command = (sys.executable, cuda_host.HERE / "races_workload.py", library)
+    environment = {"PYTHONPATH": str(cuda_host.ROOT), "LD_PRELOAD": f"{tsan} {runtime('libstdc++.so')}"}
+    with ThreadPoolExecutor() as threads:
+        for _, report in threads.map(lambda part: run_for_races(*command, part, **environment), ("gram", "rows")):
+            assert "ThreadSanitizer" not in report, report[:6000]
+            assert "all was run" in report.splitlines(), report[-6000:]
