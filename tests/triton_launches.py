@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import triton
+from mi_pruner.triton_kernels import launches, operators
 from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
 from mi_pruner._schema import Signature
-from mi_pruner.triton_kernels import launches, operators
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 
