@@ -31,6 +31,7 @@ if CUDA_ON_HOST:
 APART = {f"tests/test_{name}.py" for name in ("cuda_host", "histogram", "instruction_sets", "triton", "triton_compile")}
 
 
+@pytest.hookimpl(optionalhook=True)  # pytest-xdist need not be there
 def pytest_xdist_make_scheduler(config, log):
     """A file goes to one worker, which builds once what its tests share; the long tests of some files one by one."""
     from xdist.scheduler import LoadScopeScheduling
