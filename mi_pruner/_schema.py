@@ -109,7 +109,11 @@ class Signature:
 
     def bind(self, *arguments: object, **options: object) -> Arguments:
         """All arguments of a call by their names: the dispatcher leaves out those at their default."""
-        return Arguments(**dict(zip(self.positional, arguments, strict=True)), **{**self.defaults, **options})
+        call = Arguments()
+        vars(call).update(self.defaults)  # in place: attributes of a namespace made from keywords are slower to read
+        vars(call).update(zip(self.positional, arguments, strict=True))
+        vars(call).update(options)
+        return call
 
 
 def fake(operator: str) -> Callable:
