@@ -12,7 +12,8 @@ BUILD_FILES := pyproject.toml setup.py CMakeLists.txt $(CXX_FILES)
 PYTEST := OMP_WAIT_POLICY=passive $(BIN)/pytest --numprocesses auto --dist loadscope --no-loadscope-reorder
 
 # The CUDA kernels as C++ on the CPU: what is theirs, and the guarantees of every backend.
-CUDA_HOST_TESTS := tests/test_cuda_host.py tests/test_cuda_host_harness.py tests/test_backends.py tests/test_packed.py tests/test_properties.py
+CUDA_HOST_TESTS := $(addprefix tests/test_,cuda_host.py cuda_host_harness.py cuda_host_races.py backends.py packed.py \
+  properties.py)
 
 # What `make gpu-library` compiles for: an H100 or H200 alone, in a quarter of the time of all.
 CUDAARCHS ?= 90a-real

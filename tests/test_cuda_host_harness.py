@@ -1,4 +1,4 @@
-"""The CUDA kernels' host twin under the sanitizers (races, too), and faults planted to test the harness itself.
+"""The CUDA kernels' host twin under the address sanitizer, and faults planted to test the harness itself.
 
 How it works: tests/cuda_host. With MI_PRUNER_CUDA_HOST=1, as all that is about the twin.
 """
@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -19,7 +17,6 @@ from .test_sanitizers import run_sanitized, runtime
 pytestmark = [on_the_host, pytest.mark.slow]
 
 
-# ---- memory and barriers, by the address sanitizer and the harness ---------------------------------------------------
 @pytest.fixture(scope="module")
 def faults(tmp_path_factory):
     runtime("libasan.so")
@@ -73,66 +70,3 @@ def test_no_kernel_touches_foreign_memory_or_undefined_behaviour():
     runtime("libasan.so")
     library = cuda_host.build(cuda_host.ROOT / "build/cuda_host_sanitized", *cuda_host.SANITIZE)
     run_sanitized(cuda_host.HERE / "workload.py", library)
-
-
-# ---- races, by the thread sanitizer ----------------------------------------------------------------------------------
-def run_for_races(*command, **environment):
-    done = subprocess.run(
-        command,
-        # What the harness has its library do (copies, allocations) is no kernel's.
-        env={**os.environ, "TSAN_OPTIONS": "ignore_interceptors_accesses=1", **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if "unexpected memory mapping" in done.stderr:
-        pytest.skip("libtsan cannot use addresses as random as here: vm.mmap_rnd_bits")
-    return done.returncode, done.stdout + done.stderr
-
-
-@pytest.fixture(scope="module")
-def races(tmp_path_factory):
-    runtime("libtsan.so")
-    folder = tmp_path_factory.mktemp("races")
-    for name, flags in (("faults", cuda_host.SEEN), ("cuda_host", ())):
-        source, target = cuda_host.HERE / f"{name}.cpp", folder / f"{name}.o"
-        cuda_host.run(cuda_host.compiler(), *cuda_host.FLAGS, *cuda_host.RACES, *flags, "-c", source, "-o", target)
-    program = folder / "faults"
-    cuda_host.run(cuda_host.compiler(), *cuda_host.SEEN, folder / "faults.o", folder / "cuda_host.o", "-o", program)
-    return program
-
-
-@pytest.mark.parametrize("name", ["neighbours", "waits-for-a-block", "cluster"])
-def test_a_kernel_without_fault_has_no_race(name, races):
-    assert run_for_races(races, name) == (0, "right\n")
-
-
-@pytest.mark.parametrize(
-    ("name", "kernel"),
-    [
-        ("missing-barrier", "neighbours"),
-        ("missing-wait", "send_to_the_other"),
-        ("missing-release", "waits_for_a_block"),
-        ("two-writers", "two_writers"),
-        ("collective-for-a-barrier", "collective_for_a_barrier"),
-        ("copy-over-what-others-read", "copy_over_what_others_read"),
-        ("all-blocks-write", "all_blocks_write"),
-    ],
-)
-def test_a_planted_race_is_reported(name, kernel, races):
-    code, output = run_for_races(races, name)
-    assert code != 0
-    assert "WARNING: ThreadSanitizer: data race" in output
-    assert f" {kernel}" in output
-
-
-def test_no_kernel_has_a_race():
-    tsan = runtime("libtsan.so")
-    folder = cuda_host.ROOT / "build/cuda_host_races"
-    library = cuda_host.build(folder, *cuda_host.RACES, of_kernels=cuda_host.SEEN)
-    command = (sys.executable, cuda_host.HERE / "races_workload.py", library)
-    environment = {"PYTHONPATH": str(cuda_host.ROOT), "LD_PRELOAD": f"{tsan} {runtime('libstdc++.so')}"}
-    with ThreadPoolExecutor() as threads:
-        for _, report in threads.map(lambda part: run_for_races(*command, part, **environment), ("gram", "rows")):
-            assert "ThreadSanitizer" not in report, report[:6000]
-            assert "all was run" in report.splitlines(), report[-6000:]
