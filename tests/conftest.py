@@ -34,6 +34,8 @@ APART = {f"tests/test_{name}.py" for name in ("cuda_host", "histogram", "instruc
 @pytest.hookimpl(optionalhook=True)  # pytest-xdist need not be there
 def pytest_xdist_make_scheduler(config, log):
     """A file goes to one worker, which builds once what its tests share; the long tests of some files one by one."""
+    if config.getvalue("dist") != "loadscope":
+        return None  # as was asked for
     from xdist.scheduler import LoadScopeScheduling
 
     class Scheduler(LoadScopeScheduling):

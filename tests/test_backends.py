@@ -128,7 +128,7 @@ def check_selection(s, device, keep, **options):
 @measured
 def test_scores_err_no_more_than_rounding(shape, dtype, device):
     modes = itertools.product(inputs.MARGINALS, (None, 0.2, 1.0), PRIORS)
-    every = max(1, shape[1] * shape[3] // (1_000 if inputs.SLOW else 10_000))  # fewer combinations for the large shapes
+    every = max(1, shape[1] * shape[3] // 10_000)  # fewer combinations for the large shapes
     for marginal, bandwidth, prior in itertools.islice(modes, None, None, every):
         check_scores(batch_of(shape, dtype, prior), device, marginal=marginal, bandwidth=bandwidth)
 

@@ -77,7 +77,7 @@ def small_blocks(monkeypatch):
 def exact_features(n, m, d, seed=0):
     """Small integers: their products are exact in any order, so that only what is done with them can differ."""
     g = torch.Generator().manual_seed(seed)
-    return [torch.randint(-8, 9, (1, count, d), generator=g).float() for count in (n, m)]
+    return [torch.randint(-8, 9, (2, count, d), generator=g).float() for count in (n, m)]
 
 
 def of_each_path(monkeypatch, call):
@@ -104,7 +104,7 @@ def test_a_sample_gives_the_same_bits_alone_in_a_batch_and_packed(redundancy, pa
 def test_both_paths_give_the_same_bits(redundancy, device, monkeypatch, small_blocks):
     """160 tokens are two tiles of rows; most of them get a row, in three blocks."""
     visual, text = (x.to(device) for x in exact_features(160, 3, 16))
-    prior = torch.rand(1, 160, generator=torch.Generator().manual_seed(1)).round(decimals=1).to(device)
+    prior = torch.rand(2, 160, generator=torch.Generator().manual_seed(1)).round(decimals=1).to(device)
     options = {"visual_prior": prior, "redundancy": redundancy, "redundancy_weight": 3.0, "min_gain": -0.02}
     check_same_bits(of_each_path(monkeypatch, lambda: mi_pruner.prune(visual, text, 80, **options)))
 
@@ -113,7 +113,7 @@ def test_picks_that_the_planned_rounds_do_not_reach_are_exact_too(device, monkey
     """In three dimensions each pick reorders the rest; one round, then the last kernel computes rows by itself."""
     monkeypatch.setattr(row_launches, "row_rounds", lambda tokens, picks: 1)
     visual, _ = (x.to(device) for x in exact_features(160, 1, 3))
-    scores = torch.rand(1, 160, generator=torch.Generator().manual_seed(1)).to(device) * 1e-3
+    scores = torch.rand(2, 160, generator=torch.Generator().manual_seed(1)).to(device) * 1e-3
     check_same_bits(
         of_each_path(monkeypatch, lambda: mi_pruner.greedy_select(scores, visual, 140, redundancy_weight=50.0))
     )
@@ -150,10 +150,10 @@ def test_packed_samples_of_any_length_and_garbage_in_cu(path, device):
 
 @pytest.mark.parametrize("redundancy", inputs.REDUNDANCIES)
 def test_picks_are_nested_and_budgets_are_kept(redundancy, path, device):
-    s = inputs.batch([inputs.make_sample("duplicates", 50, 3, 20, torch.float32, seed) for seed in range(2)]).to(device)
+    s = inputs.batch([inputs.make_sample("duplicates", 70, 3, 20, torch.float32, seed) for seed in range(2)]).to(device)
     scores = mi_pruner.mi_scores(s.visual, s.text)
-    full = mi_pruner.greedy_select(scores, s.visual, 50, redundancy=redundancy)
-    assert all(sorted(row.tolist()) == list(range(50)) for row in full[0])
+    full = mi_pruner.greedy_select(scores, s.visual, 70, redundancy=redundancy)
+    assert all(sorted(row.tolist()) == list(range(70)) for row in full[0])
     budget = torch.tensor([25, -3], device=device)
     fewer = mi_pruner.greedy_select(scores, s.visual, 40, redundancy=redundancy, budget=budget)
     for short, whole, empty in zip(fewer, full, (-1, -math.inf), strict=True):

@@ -65,8 +65,9 @@ def build(folder: Path, *flags: str, of_kernels: tuple[str, ...] = ()) -> Path:
         list(threads.map(compile_one, sources, objects))
     library = folder / "cuda_host.so"
     if not library.exists() or library.stat().st_mtime < max(path.stat().st_mtime for path in objects):
-        lib = torch_folder() / "lib"
-        run(compiler(), "-shared", *flags, "-o", library, *objects, f"-L{lib}", "-ltorch", "-ltorch_cpu")
+        lib, staged = torch_folder() / "lib", folder / "cuda_host.new"  # half a file would pass for a fresh one
+        run(compiler(), "-shared", *flags, "-o", staged, *objects, f"-L{lib}", "-ltorch", "-ltorch_cpu")
+        staged.replace(library)
     return library
 
 
