@@ -1,8 +1,6 @@
 // What memory safety needs; the errors that users see are raised in mi_pruner/_checks.py before a kernel is called.
 #pragma once
 
-#include <optional>
-
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>

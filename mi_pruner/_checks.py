@@ -7,7 +7,7 @@ masked by the kernels. Every error names the argument, what was expected and wha
 from __future__ import annotations
 
 import math
-from types import SimpleNamespace as Arguments  # of a call by their names, all of them: see `_schema.arguments_of`
+from types import SimpleNamespace as Arguments  # of a call, all of them by name: `_schema.Signature.bind`
 from typing import NoReturn
 
 import torch

@@ -8,7 +8,6 @@ backend implements (`torch.ops.mi_pruner_cpu.*`), so a schema stands once in the
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import SimpleNamespace as Arguments
 
 import torch
 from torch import Tensor
@@ -106,23 +105,19 @@ class Signature:
         arguments = torch._C.parse_schema(operator + SCHEMAS[operator]).arguments
         self.positional = [argument.name for argument in arguments if not argument.kwarg_only]
         self.defaults = {argument.name: argument.default_value for argument in arguments if argument.kwarg_only}
+        self._check = getattr(_checks, f"check_{operator}")
 
-    def bind(self, *arguments: object, **options: object) -> Arguments:
-        """All arguments of a call by their names: the dispatcher leaves out those at their default."""
-        call = Arguments()
+    def bind(self, *arguments: object, **options: object) -> _checks.Arguments:
+        """All arguments of a call by their names, checked: the dispatcher leaves out those at their default."""
+        call = _checks.Arguments()
         vars(call).update(self.defaults)  # in place: attributes of a namespace made from keywords are slower to read
         vars(call).update(zip(self.positional, arguments, strict=True))
         vars(call).update(options)
+        self._check(call)
         return call
 
 
 def fake(operator: str) -> Callable:
     """The operator on tensors without data: the checks, and empty outputs."""
-    bind, check, outputs = Signature(operator).bind, getattr(_checks, f"check_{operator}"), _OUTPUTS[operator]
-
-    def run(*arguments, **options):
-        call = bind(*arguments, **options)
-        check(call)
-        return outputs(call)
-
-    return run
+    bind, outputs = Signature(operator).bind, _OUTPUTS[operator]
+    return lambda *arguments, **options: outputs(bind(*arguments, **options))

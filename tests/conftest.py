@@ -59,7 +59,8 @@ if INTERPRETED:
     import numpy as np
     from triton.runtime import interpreter
 
-    # Every call of a function in a kernel patches triton.language: a third of the time. Once for a module is enough.
+    # Every call of a function in a kernel patches triton.language: a third of the time. Once for a module is enough: a
+    # launch patches what kernels see, and what the language's own functions see is never restored.
     _patched = set()
 
     def _call(self, *arguments, **options):

@@ -60,10 +60,14 @@ def test_triangle_of_many_bands():
 
 
 @pytest.mark.slow
-def test_compiled_twin():
+@pytest.mark.parametrize("redundancy", ["mean", "max"])
+def test_compiled_twin(redundancy):
     visual, text, keep = features(tokens=41, batch=1)
     assert keep % plain.STEPS, "the last compiled call must run past keep"
-    assert_same(plain.prune_compiled(visual, text, keep), reference(visual, text, keep))
+    assert_same(
+        plain.prune_compiled(visual, text, keep, redundancy=redundancy),
+        reference(visual, text, keep, redundancy=redundancy),
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

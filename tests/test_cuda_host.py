@@ -135,8 +135,9 @@ def test_the_number_of_blocks_changes_no_bit(blocks, monkeypatch):
     assert all(inputs.same_bits(a, b) for a, b in zip(outputs, expected, strict=True))
 
 
-def test_picks_from_many_tokens_are_greedy():
-    check_selection(batch_of((1, GRAM_TOKENS + 5, 2, 12), torch.float32, "odd"), "cpu", 70)
+@pytest.mark.parametrize("redundancy", ["mean", "max"])
+def test_picks_from_many_tokens_are_greedy(redundancy):
+    check_selection(batch_of((1, GRAM_TOKENS + 5, 2, 12), torch.float32, "odd"), "cpu", 70, redundancy=redundancy)
 
 
 # ---- tiles and chunks ------------------------------------------------------------------------------------------------

@@ -41,9 +41,10 @@ def need_cpu_backend():
 
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="one instruction set only")
-def test_an_unknown_instruction_set_is_named_also_from_a_thread_of_the_work():
+@pytest.mark.parametrize("samples", [1, 8])
+def test_an_unknown_instruction_set_is_named_also_from_a_thread_of_the_work(samples):
     need_cpu_backend()
-    done = pruned_with("sse9", 8)
+    done = pruned_with("sse9", samples)
     assert done.returncode == 1
     message = "RuntimeError: MI_PRUNER_ISA: expected baseline, avx2 or avx512, got 'sse9'"
     assert message in done.stderr.splitlines()

@@ -51,8 +51,8 @@ def main():
     with mi_pruner.backend("cuda"):
         if part == "gram":
             gram(g, torch.bfloat16, "5")
-            gram(g, torch.float32, "1", redundancy="chain")
-            gram(g, torch.bfloat16, "1", width=1100)  # two halves of a sum
+            gram(g, torch.float32, "1", width=70, redundancy="chain")  # fewer stages than the ring has
+            gram(g, torch.bfloat16, "1", width=1104)  # two halves of a sum
             gram(g, torch.float32, "5", clusters="1", width=560)  # by two blocks
             packed(g, torch.float32)
             top_k(g, torch.bfloat16)

@@ -62,8 +62,9 @@ def main():
             for clusters in ("0", "1"):
                 os.environ["MI_PRUNER_HOST_CLUSTERS"] = clusters
                 os.environ["MI_PRUNER_HOST_BLOCKS"] = "8"
-                packed(dtype, OPTIONS[seed], MANY, MANY, g, garbled=seed == 0)
-                dense((1, 70, 3, 1100), dtype, OPTIONS[seed], g)  # both halves of a long sum, by a block or by two
+                options = OPTIONS[seed + int(clusters)]
+                packed(dtype, options, MANY, MANY, g, garbled=seed == 0)
+                dense((1, 70, 3, 1104), dtype, options, g)  # both halves of a long sum, by a block or by two
     print("all was run")
 
 

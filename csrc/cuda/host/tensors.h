@@ -4,6 +4,7 @@
 #include <dlfcn.h>
 
 #include <algorithm>
+#include <optional>
 
 #include <torch/csrc/stable/accelerator.h>
 

@@ -3,7 +3,6 @@
 
 #include <cstddef>
 #include <limits>
-#include <utility>
 
 #include "cuda/base/arguments.h"
 #include "cuda/base/ptx.cuh"
