@@ -47,8 +47,8 @@ class Loop:
 # The way that every turn takes; of a stage, that of warps with columns. Bounds: a little above what nvcc 13.0 makes.
 LOOPS = (
     Loop("greedy step", "greedy_kernelILNS0_10RedundancyE0", "REDUX", 110, 300),
-    Loop("stage, 64 rows, two blocks", "similarity_kernelINS0_5BrainELi64ELi2", "HMMA", 150, 340),
-    Loop("stage, 128 rows", "similarity_kernelINS0_5BrainELi128ELi1", "HMMA", 210, 520),
+    Loop("stage, by a cluster", "similarity_kernelINS0_5BrainENS0_9TileShapeILi8E", "HMMA", 250, 620),
+    Loop("stage, by a block", "similarity_kernelINS0_5BrainENS0_9TileShapeILi1E", "HMMA", 210, 520),
 )
 
 

@@ -211,6 +211,8 @@ inline void wait_a_moment() { host::wait_a_moment(); }
 constexpr bool kHasClusters = true;
 inline void cluster_barrier(const host::Where where = host::Where::current()) { host::cluster_barrier(where); }
 
+inline void cluster_end(const host::Where where = host::Where::current()) { host::cluster_barrier(where); }
+
 // Bytes that others send, counted phase by phase.
 struct Arrivals {
   uint32_t over;   // phases

@@ -183,6 +183,13 @@ __device__ __forceinline__ void cluster_barrier() {
   asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
+// The same where a block ends: others may still read its shared memory, and nothing is written for them any more.
+__device__ __forceinline__ void cluster_end() {
+  __syncwarp();
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+  asm volatile("barrier.cluster.wait.aligned;" ::: "memory");
+}
+
 // By one thread; the cluster's barrier must follow before anything is sent.
 __device__ __forceinline__ void start_arrivals(Arrivals* arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(arrivals)) : "memory");
@@ -212,13 +219,21 @@ __device__ __forceinline__ void send_async(T* shared, const T& value, Arrivals* 
 }
 
 // What block `rank` of the cluster has at this place of its shared memory, written before the cluster's last barrier.
-template <typename T> __device__ __forceinline__ T load_from(const T* shared, unsigned rank) {
-  static_assert(sizeof(T) == 4);
-  unsigned from, word;
+__device__ __forceinline__ float load_from(const float* shared, unsigned rank) {
+  unsigned from;
+  float value;
   asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(from) : "r"(shared_address(shared)), "r"(rank));
-  asm volatile("ld.shared::cluster.u32 %0, [%1];" : "=r"(word) : "r"(from) : "memory");
-  T value;
-  memcpy(&value, &word, sizeof value);
+  asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(value) : "r"(from) : "memory");
+  return value;
+}
+__device__ __forceinline__ float4 load_from(const float4* shared, unsigned rank) {
+  unsigned from;
+  float4 value;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(from) : "r"(shared_address(shared)), "r"(rank));
+  asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
+               : "=f"(value.x), "=f"(value.y), "=f"(value.z), "=f"(value.w)
+               : "r"(from)
+               : "memory");
   return value;
 }
 
@@ -239,10 +254,12 @@ __device__ __forceinline__ void wait_for_arrivals(Arrivals* arrivals, unsigned p
 #else
 constexpr bool kHasClusters = false;
 __device__ __forceinline__ void cluster_barrier() {}
+__device__ __forceinline__ void cluster_end() {}
 __device__ __forceinline__ void start_arrivals(Arrivals*) {}
 __device__ __forceinline__ void expect_arrivals(Arrivals*, unsigned) {}
 template <typename T> __device__ __forceinline__ void send_async(T*, const T&, Arrivals*, unsigned) {}
-template <typename T> __device__ __forceinline__ T load_from(const T* shared, unsigned) { return *shared; }
+__device__ __forceinline__ float load_from(const float* shared, unsigned) { return *shared; }
+__device__ __forceinline__ float4 load_from(const float4* shared, unsigned) { return *shared; }
 __device__ __forceinline__ void wait_for_arrivals(Arrivals*, unsigned) {}
 #endif
 

@@ -11,7 +11,7 @@ static_assert(kClusterWarps % 32 == 0 && kClusterBlocks <= 32);
 
 struct RowShared {
   union { // never both: what was fetched ahead is dropped before a product
-    TileShared<> tile;
+    TileShared<BlockTile> tile;
     float4 ahead[kHeldQuads][kTileThreads]; // each thread's own part of the row of a likely next pick
   };
   Post posts[2][kClusterWarps]; // of the warps of a cluster, for odd and even steps

@@ -21,7 +21,7 @@ struct Shape {
 };
 
 #ifdef MI_PRUNER_CUDA_HOST
-template <typename... Parameters> cudaError_t has_clusters(void (*)(Parameters...), bool& has) {
+template <typename... Parameters> cudaError_t has_clusters(void (*)(Parameters...), size_t, bool& has) {
   has = host::resident_clusters() > 0;
   return cudaSuccess;
 }
@@ -60,11 +60,16 @@ private:
   cudaLaunchAttribute attributes_[2]{};
 };
 
-// Whether what the current device runs of this kernel was compiled for clusters: PTX of an older architecture was not.
-template <typename... Parameters> cudaError_t has_clusters(void (*kernel)(Parameters...), bool& has) {
+// Whether what the current device runs of this kernel was compiled for clusters (PTX of an older architecture was not),
+// and a block may have so much shared memory there.
+template <typename... Parameters> cudaError_t has_clusters(void (*kernel)(Parameters...), size_t shared, bool& has) {
+  has = false;
   cudaFuncAttributes attributes{};
-  const cudaError_t error = cudaFuncGetAttributes(&attributes, kernel);
-  has = attributes.ptxVersion >= 90;
+  int device = 0, most = 0;
+  cudaError_t error = cudaFuncGetAttributes(&attributes, kernel);
+  if (error == cudaSuccess) error = cudaGetDevice(&device);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  has = error == cudaSuccess && attributes.ptxVersion >= 90 && static_cast<size_t>(most) >= shared;
   return error;
 }
 

@@ -8,48 +8,65 @@ namespace mi_pruner::cuda {
 constexpr int kTileThreads = 256;
 constexpr int kStageRow = 128; // bytes of a token in a stage
 constexpr int kPieces = kStageRow / 16;
-constexpr int kParts = kPieces / 2; // of a stage: 16 halves
+constexpr int kSteps = kPieces / 2; // of a stage: 16 halves each
 
-// A sum over D is that of the first half of its stages and that of the others, so that two blocks can share it where
-// there are few tiles; a short one has no second half. Everywhere, as no bit depends on who sums.
-constexpr int kLongSum = 16;
-constexpr int first_half(int stages) { return stages < kLongSum ? stages : (stages + 1) / 2; }
+// A sum over D is that of so many shares of its stages, added in order, so that the blocks of a cluster can take one
+// each where there are few tiles. Everywhere, as no bit depends on who sums.
+constexpr int kShares = 8;
+constexpr int share_of(int stages) { return (stages + kShares - 1) / kShares; }
 
-template <int kRows = kTileRows> struct TileShared {
-  // 128 rows: two in flight while one is multiplied, and two blocks of 76 KB fit in the 228 KB of an H100. 64 rows have
-  // a multiprocessor almost to themselves: four in flight, 64 KB, which L2 brings in about the time of one.
-  static constexpr int kStages = kRows == kTileRows ? 3 : 5;
-  alignas(128) unsigned char stages[kStages][(kRows + kTileColumns) * kStageRow];
-  // Of the rows, then of the columns.
-  const void* token[kRows + kTileColumns]; // see TileSource
-  float square[kRows + kTileColumns];      // of one half of the sum
-  float norm[kRows + kTileColumns];
-  float weight[kRows + kTileColumns]; // log weights, for the users of a tile
+// 128 rows, and the columns. By a block: all shares of 64 columns. By a cluster: 128 columns, a share a block.
+template <int kTheBlocks> struct TileShape {
+  static constexpr int kBlocks = kTheBlocks, kRows = kTileRows,
+                       kColumns = kBlocks == 1 ? kTileColumns : kSharedTileColumns, kTokens = kRows + kColumns;
+  static_assert(kBlocks == 1 || kBlocks == kShares);
+  // Stages in shared memory: two in flight while one is multiplied. Two blocks of 76 KB, or of 104, fit in the 228 KB
+  // of an H100.
+  static constexpr int kStages = 3;
 
-  // Where the stages were: the sums, and what is made of them. A pitch that puts the 4 rows that a warp
-  // reads, or writes, at once into different banks.
-  static constexpr int kPitch = kTileColumns + 8;
-  __device__ float* row(int r) { return reinterpret_cast<float*>(stages) + r * kPitch; }
-  static_assert(kRows * kPitch * sizeof(float) <= sizeof stages);
-};
-
-// What a warp has of a tile: 32 rows, and as many columns as make 8 warps of all. Warps of the same columns are
-// neighbours, so that they are spread over all four schedulers.
-constexpr int kWarpRows = 32;
-template <int kRows> struct WarpPart {
-  static constexpr int kDown = kRows / kWarpRows, kAcross = kTileThreads / 32 / kDown,
-                       kColumns = kTileColumns / kAcross;
-
+  // The warps: kDown x kAcross. Those of the same columns are neighbours, so that they are spread over all four
+  // schedulers.
+  static constexpr int kWarpRows = kBlocks == 1 ? 32 : 64, kWarpColumns = 32, kDown = kRows / kWarpRows,
+                       kAcross = kColumns / kWarpColumns;
+  static_assert(kDown * kAcross == kTileThreads / 32);
   static __device__ int down() { return threadIdx.x / 32 % kDown; }
   static __device__ int across() { return threadIdx.x / 32 / kDown; }
-  static __device__ int first_column() { return across() * kColumns; }
+  static __device__ int first_column() { return across() * kWarpColumns; }
+
+  // A thread's share of a warp's: 8 rows of 8 columns (or 4), as mma.m16n8k16 leaves them. Rows and columns of a warp
+  // come in groups of 8; which of them it takes first depends on its place: those whose norms it sums.
+  static constexpr int kRowGroups = kWarpRows / 8, kColumnGroups = kWarpColumns / 8, kNormRows = kRowGroups / kAcross,
+                       kNormColumns = kColumnGroups / kDown;
+  static __device__ int row_group(int r) { return down() * kWarpRows + 8 * (r ^ kNormRows * across()); }
+  static __device__ int column_group(int c) { return first_column() + 8 * (c ^ kNormColumns * down()); }
+  static __device__ int row(int r) { return row_group(r) + threadIdx.x % 32 / 4; }
+  static __device__ int column(int c) { return column_group(c / 2) + threadIdx.x % 4 * 2 + c % 2; }
+};
+using BlockTile = TileShape<1>;
+using ClusterTile = TileShape<kShares>;
+
+template <typename Tile> struct TileShared {
+  alignas(128) unsigned char stages[Tile::kStages][Tile::kTokens * kStageRow];
+  // Of the rows, then of the columns.
+  const void* token[Tile::kTokens];        // see TileSource
+  float square[Tile::kTokens];             // of a share of the sum
+  alignas(16) float norm[Tile::kTokens];   // read four at a time
+  alignas(16) float weight[Tile::kTokens]; // log weights, for the users of a tile
+
+  // Where the stages were: the sums, and what is made of them. Four of a row lie together; which place they have in
+  // it depends on the row, so that reading along rows, reading four rows of a column, and writing fragments all spread
+  // over the banks.
+  __device__ float* four(int row, int quad) {
+    return reinterpret_cast<float*>(stages) + row * Tile::kColumns + (quad ^ (row / 4 + 2 * row) % 8) * 4;
+  }
+  __device__ float* sum(int row, int column) { return four(row, column / 4) + column % 4; }
+  static_assert(Tile::kRows * Tile::kColumns * sizeof(float) <= sizeof stages);
 };
 
-// What a thread holds of it: 4 rows of 8 (or 4) columns, as mma.m16n8k16 leaves them. Which 8 rows, and which 8
-// columns, a warp takes first depends on its place: those whose norms it sums (of a tile of 128 rows, 16 rows).
-template <int kRows> struct TileFragment {
-  static constexpr int kOwnRows = kWarpRows / 8, kOwnColumns = WarpPart<kRows>::kColumns / 4;
-  float sums[kOwnRows / 2][kOwnColumns / 2][4];
+// The sums of a thread.
+template <typename Tile> struct TileFragment {
+  static constexpr int kOwnRows = Tile::kRowGroups, kOwnColumns = 2 * Tile::kColumnGroups;
+  float sums[kOwnRows / 2][Tile::kColumnGroups][4];
 
   __device__ float& at(int r, int c) { return sums[r / 2][c / 2][r % 2 * 2 + c % 2]; }
   __device__ float at(int r, int c) const { return sums[r / 2][c / 2][r % 2 * 2 + c % 2]; }
@@ -60,14 +77,6 @@ template <int kRows> struct TileFragment {
 #pragma unroll
       for (int c = 0; c < kOwnColumns; ++c)
         at(r, c) += other.at(r, c);
-  }
-
-  static constexpr int kNormRows = kWarpRows / 8 / WarpPart<kRows>::kAcross; // 8 rows each: of them the warp sums norms
-  static __device__ int row(int r) {
-    return WarpPart<kRows>::down() * kWarpRows + threadIdx.x % 32 / 4 + 8 * (r ^ kNormRows * WarpPart<kRows>::across());
-  }
-  static __device__ int column(int c) {
-    return WarpPart<kRows>::first_column() + threadIdx.x % 4 * 2 + 8 * (c / 2 ^ WarpPart<kRows>::down()) + c % 2;
   }
 };
 

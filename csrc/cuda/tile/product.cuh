@@ -1,25 +1,25 @@
-// Cosines of 128 (or 64) tokens with 64 others, by one block, or by two.
+// Cosines of 128 tokens with 64 others by one block, or with 128 by a cluster of eight.
 //
 // Algorithm: features arrive 128 bytes of a token at a time (64 halves or 32 floats), in a ring of stages filled by
-// cp.async, and are multiplied by eight warps of 32 x 32 cosines (or 32 x 16): halves on the tensor cores, floats by
+// cp.async, and are multiplied by eight warps of 32 x 32 cosines (or 64 x 32): halves on the tensor cores, floats by
 // fused multiply-adds. Squared norms are summed beside the product from the same registers, those of halves as the
 // diagonal of a product of tokens with themselves, and the cosine is the product over both norms: no normalised feature
-// is ever written.
+// is ever written. Columns that are rows of the tile, too (on the diagonal), are read from these.
 //
 // Why 32 x 32: a warp reads its rows and its columns from shared memory, which bounds a tile: 64 KB a stage for 8 warps
-// of 32 x 32, 80 KB for 16 x 64. The sums of 64 x 32 (48 KB) would not leave registers for two blocks. A tile of 64
-// rows is bound by what its few warps wait for: eight of 32 x 16 wait side by side.
+// of 32 x 32, 80 KB for 16 x 64. Those of 64 x 32 read 96 KB for twice as many cosines, but a block has no registers
+// for a share's sums and the total of them; each block of a cluster has a share only.
 //
-// Sums: a stage's products are summed from zero and then added to the total of a half of D in float32; the halves are
-// added last. The tensor cores cut off where float32 rounds: over a long D that would make cosines of like tokens too
-// small by up to D/16 units; here, by 4. An element's sum has one order, whatever its place, the tile, its shape and
-// the blocks that share it, N or the batch: its bits are the two tokens' own. That holds for the norms, too, and on
-// either side of a tile: products are exact, and a matrix instruction sums them in one order of the features, whichever
-// factor a token is of (seen on an H100).
+// Sums: D is cut into eight shares of whole stages. Each is summed from zero, by the matrix instructions themselves,
+// and added to the others in float32, in order. The tensor cores cut off where float32 rounds: over all of a long D
+// that would make cosines of like tokens too small by up to D/16 units; here, by an eighth of it, and norms with them.
+// An element's sum has one order, whatever its place, the tile, its shape and the blocks that share it, N or the batch:
+// its bits are the two tokens' own. That holds for the norms, too, and on either side of a tile: products are exact,
+// and a matrix instruction sums them in one order of the features, whichever factor a token is of (seen on an H100).
 //
 // Floats are not three TF32 products: those are good to about 22 bits, and models on a GPU run in half precision.
 //
-// Shared memory: 3 x 24 or 5 x 16 KB, rows of 128 bytes whose 16-byte pieces are permuted by the row (no bank
+// Shared memory: three stages of 24 or 32 KB, rows of 128 bytes whose 16-byte pieces are permuted by the row (no bank
 // conflicts); after the product, the sums.
 #pragma once
 
@@ -28,130 +28,103 @@
 
 namespace mi_pruner::cuda {
 
-// Stages that a tile sums up: numbers [first, middle), and then [middle, last).
-struct Stages {
-  int first, middle, last;
-};
-
-// The sums of a tile over its stages, kAhead of them on their way while one is multiplied. `any`: as kAny of add_stage.
-// end_half(): in the middle, if any follow.
-template <typename T, int kRows, typename EndHalf>
-__device__ void add_stages(TileSource<T, kRows>& source, int64_t dim, const Stages& stages, bool any,
-                           TileShared<kRows>& shared, TileFragment<kRows>& tile, TileSquares<kRows>& squares,
-                           const EndHalf& end_half) {
-  constexpr int kDepth = TileSource<T, kRows>::kDepth, kStages = TileShared<kRows>::kStages, kAhead = kStages - 1;
-  const int whole = !source.aligned ? 0 : dim / kDepth < stages.last ? static_cast<int>(dim / kDepth) : stages.last;
-  const MatrixPlaces<kRows> places;
+// The sums of a tile over the stages [first, last), kAhead of them on their way while one is multiplied. `any`: as
+// kAny. end_share(share): at the end of each `length` of them.
+template <typename T, typename Tile, typename EndShare>
+__device__ void add_stages(TileSource<T, Tile>& source, int64_t dim, int first, int last, int length, bool any,
+                           TileShared<Tile>& shared, const EndShare& end_share) {
+  constexpr int kDepth = TileSource<T, Tile>::kDepth, kStages = Tile::kStages, kAhead = kStages - 1;
+  const int whole = !source.aligned ? 0 : dim / kDepth < last ? static_cast<int>(dim / kDepth) : last;
+  const MatrixPlaces<Tile> places(source.columns_at);
 #pragma unroll 1
   for (int ahead = 0; ahead < kAhead; ++ahead) {
-    const int step = stages.first + ahead;
-    if (step < whole)
-      for (int part = 0; part < kParts; ++part)
-        source.copy_part(shared.stages[ahead], part);
-    else if (step < stages.last)
-      source.copy(shared.stages[ahead], int64_t{step} * kDepth, dim);
+    const int stage = first + ahead;
+    if (stage < whole)
+      for (int step = 0; step < kSteps; ++step)
+        source.copy_step(shared.stages[ahead], step);
+    else if (stage < last)
+      source.copy(shared.stages[ahead], int64_t{stage} * kDepth, dim);
     commit_copies();
   }
   int at = 0, free = kAhead;
-  const auto add = [&](const auto& between) {
-    wait_for_copies<kAhead - 1>();
-    __syncthreads(); // this stage is there for all, and all have read the one that is filled next
-    if (any)
-      add_stage<true>(shared.stages[at], places, tile, squares, between, T{});
-    else
-      add_stage<false>(shared.stages[at], places, tile, squares, between, T{});
-    commit_copies();
-    free = at;
-    at = at + 1 == kStages ? 0 : at + 1;
-  };
-  for (int step = stages.first, end; step < stages.last; step = end) {
-    if (step > stages.first) end_half();
-    end = step < stages.middle ? stages.middle : stages.last;
+  for (int stage = first, end; stage < last; stage = end) {
+    Share<T, Tile> share;
+    const auto add = [&](const auto& between) {
+      wait_for_copies<kAhead - 1>();
+      __syncthreads(); // this stage is there for all, and all have read the one that is filled next
+      if (any)
+        share.template add<true>(shared.stages[at], places, source.columns_at, between);
+      else
+        share.template add<false>(shared.stages[at], places, source.columns_at, between);
+      commit_copies();
+      free = at;
+      at = at + 1 == kStages ? 0 : at + 1;
+    };
+    end = stage + length < last ? stage + length : last;
     const int filled = whole - kAhead < end ? whole - kAhead : end;
 #pragma unroll 1
-    for (int left = filled - step; left > 0; --left)
-      add([&](int part) { source.copy_part(shared.stages[free], part); });
+    for (int left = filled - stage; left > 0; --left)
+      add([&](int step) { source.copy_step(shared.stages[free], step); });
 #pragma unroll 1
-    for (step = step < filled ? filled : step; step < end; ++step)
-      add([&](int part) {
-        if (part == 0 && step + kAhead < stages.last)
-          source.copy(shared.stages[free], int64_t{step + kAhead} * kDepth, dim);
+    for (stage = stage < filled ? filled : stage; stage < end; ++stage)
+      add([&](int step) {
+        if (step == 0 && stage + kAhead < last) source.copy(shared.stages[free], int64_t{stage + kAhead} * kDepth, dim);
       });
+    end_share(share);
   }
   wait_for_copies<0>();
-}
-
-// The sums of a tile, or of a half of them, to shared memory.
-template <int kRows> __device__ void store_sums(const TileFragment<kRows>& tile, TileShared<kRows>& shared) {
-#pragma unroll
-  for (int r = 0; r < tile.kOwnRows; ++r) {
-    float* const row = shared.row(tile.row(r));
-#pragma unroll
-    for (int c = 0; c < tile.kOwnColumns; c += 2)
-      *reinterpret_cast<float2*>(row + tile.column(c)) = {tile.at(r, c), tile.at(r, c + 1)};
-  }
-}
-
-// The tile of the tokens that `source` names; the columns from `used` on hold none. Leaves its sums and norms in shared
-// memory, for all threads.
-template <typename T, int kRows>
-__device__ void multiply_tile(TileSource<T, kRows>& source, int64_t dim, int used, TileShared<kRows>& shared) {
-  constexpr bool kDiagonal = sizeof(T) == 2;
-  constexpr int kQuads = sizeof(TileFragment<kRows>) / sizeof(float4);
-  const int stages = source.stages(dim), half = first_half(stages);
-  const bool any = WarpPart<kRows>::first_column() < used;
-  TileFragment<kRows> tile{};
-  TileSquares<kRows> squares;
-  float4 first[kQuads], sums[kQuads]; // the first half: in local memory, as registers are short
-  const int zero = unknown_zero();
-  add_stages(source, dim, {0, half, stages}, any, shared, tile, squares, [&] {
-    if (any) {
-      memcpy(sums, &tile, sizeof tile);
-#pragma unroll
-      for (int k = 0; k < kQuads; ++k)
-        first[k + zero] = sums[k];
-      tile = {};
-    }
-    squares.template finish<kDiagonal>();
-    squares.template for_each<kDiagonal>([&](float square, int token) { shared.square[token] = square; });
-    squares = {};
-  });
-  if (any && half < stages) {
-    memcpy(sums, &tile, sizeof tile);
-#pragma unroll
-    for (int k = 0; k < kQuads; ++k) {
-      const float4 sum = first[k + zero];
-      sums[k] = {sum.x + sums[k].x, sum.y + sums[k].y, sum.z + sums[k].z, sum.w + sums[k].w};
-    }
-    memcpy(&tile, sums, sizeof tile);
-  }
   __syncthreads(); // all have read the last stage
-  store_sums(tile, shared);
-  squares.template finish<kDiagonal>();
-  squares.template for_each<kDiagonal>([&](float square, int token) {
-    shared.norm[token] = norm_of(half < stages ? shared.square[token] + square : square);
-  });
-  __syncthreads();
 }
 
-// The same by a cluster of two blocks, which sum a half each. Leaves half of the sums in the shared memory of each, and
-// the norms in that of both.
-template <typename T, int kRows>
-__device__ void multiply_half(TileSource<T, kRows>& source, int64_t dim, int used, unsigned rank,
-                              TileShared<kRows>& shared) {
+// A thread's sums to shared memory.
+template <typename Tile> __device__ void store_sums(const TileFragment<Tile>& sums, TileShared<Tile>& shared) {
+#pragma unroll
+  for (int r = 0; r < sums.kOwnRows; ++r)
+#pragma unroll
+    for (int c = 0; c < sums.kOwnColumns; c += 2)
+      *reinterpret_cast<float2*>(shared.sum(Tile::row(r), Tile::column(c))) = {sums.at(r, c), sums.at(r, c + 1)};
+}
+
+// The tile of the tokens that `source` names; the columns from `used` on hold none. By one block: leaves its sums and
+// norms in shared memory, for all threads. By a cluster: each block, `rank`, leaves a share of the sums, and the norms.
+template <typename T, typename Tile>
+__device__ void multiply_tile(TileSource<T, Tile>& source, int64_t dim, int used, int rank, TileShared<Tile>& shared) {
   constexpr bool kDiagonal = sizeof(T) == 2;
-  const int stages = source.stages(dim), half = first_half(stages);
-  TileFragment<kRows> tile{};
-  TileSquares<kRows> squares;
-  add_stages(source, dim, rank == 0 ? Stages{0, half, half} : Stages{half, stages, stages},
-             WarpPart<kRows>::first_column() < used, shared, tile, squares, [] {});
-  __syncthreads(); // all have read the last stage
-  store_sums(tile, shared);
-  squares.template finish<kDiagonal>();
-  squares.template for_each<kDiagonal>([&](float square, int token) { shared.square[token] = square; });
-  cluster_barrier();
-  for (int token = threadIdx.x; token < kRows + kTileColumns; token += blockDim.x)
-    shared.norm[token] = norm_of(shared.square[token] + load_from(shared.square + token, 1 - rank));
+  const int stages = source.stages(dim), length = share_of(stages);
+  const bool any = Tile::first_column() < used;
+  if constexpr (Tile::kBlocks == 1) {
+    TileFragment<Tile> total{};
+    TileSquares<Tile> squares;
+    add_stages(source, dim, 0, stages, length, any, shared, [&](const Share<T, Tile>& share) {
+      if (any) total += share.products;
+      squares += share.squares();
+    });
+    store_sums(total, shared);
+    squares.template for_each<kDiagonal>([&](float square, int token) { shared.norm[token] = norm_of(square); });
+  } else {
+    const int first = rank * length < stages ? rank * length : stages,
+              last = first + length < stages ? first + length : stages;
+    add_stages(source, dim, first, last, length, any, shared, [&](const Share<T, Tile>& share) {
+      wait_for_copies<0>();
+      __syncthreads(); // all have read the last stage
+      store_sums(share.products, shared);
+      share.squares().template for_each<kDiagonal>([&](float square, int token) { shared.square[token] = square; });
+    });
+    if (first == last) { // a short D has fewer shares
+      for (int at = threadIdx.x; at < Tile::kRows * Tile::kColumns; at += blockDim.x)
+        reinterpret_cast<float*>(shared.stages)[at] = 0;
+      for (int token = threadIdx.x; token < Tile::kTokens; token += blockDim.x)
+        shared.square[token] = 0;
+    }
+    cluster_barrier();
+    for (int token = threadIdx.x; token < Tile::kTokens; token += blockDim.x) {
+      float square = 0;
+#pragma unroll
+      for (int block = 0; block < Tile::kBlocks; ++block)
+        square += load_from(shared.square + token, block);
+      shared.norm[token] = norm_of(square);
+    }
+  }
   __syncthreads();
 }
 

@@ -5,75 +5,86 @@
 
 namespace mi_pruner::cuda {
 
-// What follows a product goes over the rows in shared memory, 8 lanes a row: short loops. Over fragments, unrolled, it
-// was 4,000 instructions more.
-constexpr int kRowLanes = 8, kLaneColumns = kTileColumns / kRowLanes;
+// What follows a product goes over rows of 64 columns in shared memory, 8 lanes a row: short loops. Over fragments,
+// unrolled, it was 4,000 instructions more.
+constexpr int kRowLanes = 8, kLaneQuads = kTileColumns / 4 / kRowLanes;
 
-__device__ inline int lane_column(int k) { return threadIdx.x % kRowLanes + kRowLanes * k; }
+// A row of 64 columns, or what is made of one, in its lanes.
+using LaneRow = float4[kLaneQuads];
 
-// f(row), for the lanes of each of the rows [first, end); all threads take part as often.
-template <typename F> __device__ void for_each_row(int first, int end, const F& f) {
+// Which four columns a lane's k-th are, and their numbers.
+__device__ inline int lane_quad(int k) { return threadIdx.x % kRowLanes + kRowLanes * k; }
+
+// f(number) for the lanes of each of `count` rows; all threads of a warp take part as often.
+template <typename F> __device__ void for_each_row(int count, const F& f) {
 #pragma unroll 1
-  for (int row = first + static_cast<int>(threadIdx.x) / kRowLanes; row < end; row += kTileThreads / kRowLanes)
+  for (int row = static_cast<int>(threadIdx.x) / kRowLanes; row < count; row += kTileThreads / kRowLanes)
     f(row);
 }
 
-// map(cosine) of these rows in the place of their sums: sum(row, column).
-template <int kRows, typename Sum, typename Map>
-__device__ void take_cosines(int first, int end, const Sum& sum, const Map& map, TileShared<kRows>& shared) {
-  for_each_row(first, end, [&](int row) {
-    float x[kLaneColumns];
+// f(x, y) of each of four.
+template <typename F> __device__ float4 each(const float4& x, const float4& y, const F& f) {
+  return {f(x.x, y.x), f(x.y, y.y), f(x.z, y.z), f(x.w, y.w)};
+}
+
+// Four of an array in shared memory.
+__device__ inline float4 four_of(const float* from) { return *reinterpret_cast<const float4*>(from); }
+
+// map(cosine) in the place of the sums of the rows [first, first + rows): sum(row, quad).
+template <typename Tile, typename Sum, typename Map>
+__device__ void take_cosines(int first, int rows, const Sum& sum, const Map& map, TileShared<Tile>& shared) {
+  for_each_row(rows * Tile::kColumns / kTileColumns, [&](int number) {
+    const int row = first + number % rows, side = number / rows * (kTileColumns / 4);
+    LaneRow x;
 #pragma unroll
-    for (int k = 0; k < kLaneColumns; ++k)
-      x[k] = sum(row, lane_column(k));
+    for (int k = 0; k < kLaneQuads; ++k)
+      x[k] = sum(row, side + lane_quad(k));
 #pragma unroll
-    for (int k = 0; k < kLaneColumns; ++k) { // divided once: two reciprocals would double the rounding
-      const float norms = shared.norm[row] * shared.norm[kRows + lane_column(k)];
-      shared.row(row)[lane_column(k)] = map(norms > 0 ? x[k] / norms : 0.0f); // 0, too, for tokens not finite
+    for (int k = 0; k < kLaneQuads; ++k) {
+      const int quad = side + lane_quad(k);
+      const auto cosine = [&](float product, float norm) { // divided once: two reciprocals would double the rounding
+        const float norms = shared.norm[row] * norm;
+        return map(norms > 0 ? product / norms : 0.0f); // 0, too, for tokens not finite
+      };
+      *reinterpret_cast<float4*>(shared.four(row, quad)) =
+          each(x[k], four_of(shared.norm + Tile::kRows + 4 * quad), cosine);
     }
   });
 }
 
-// A row of the tile, or what is made of one, in its lanes.
-using LaneRow = float[kLaneColumns];
-
-__device__ inline void load_row(const float* row, LaneRow& x) {
-#pragma unroll
-  for (int k = 0; k < kLaneColumns; ++k)
-    x[k] = row[lane_column(k)];
-}
-
-// The lanes' values of a row to `to`, one of `count` entries of which the tile's columns are those from `first` on; up
-// to the next multiple of 4, since rows are read four at a time.
+// The lanes' values of a row to `to`, one of `count` entries of which its columns are those from `first` on; up to the
+// next multiple of 4, since rows are read four at a time.
 __device__ inline void store_row(const LaneRow& x, float* to, int64_t first, int64_t count) {
 #pragma unroll
-  for (int k = 0; k < kLaneColumns; ++k)
-    if (first + lane_column(k) < (count + 3) / 4 * 4) to[first + lane_column(k)] = x[k];
+  for (int k = 0; k < kLaneQuads; ++k)
+    if (first + 4 * lane_quad(k) < count) *reinterpret_cast<float4*>(to + first + 4 * lane_quad(k)) = x[k];
 }
 
-// The part of a row's normaliser that the tile's columns are: max and sum of exp of log weight + log K.
+// The part of a row's normaliser that these columns are: max and sum of exp of log weight + log K.
 __device__ inline LogSum part_of(const LaneRow& log_kernel, const float* weights) {
   LogSum part{-MI_PRUNER_INFINITY, 0};
-  float x[kLaneColumns];
+  LaneRow x;
 #pragma unroll
-  for (int k = 0; k < kLaneColumns; ++k) {
-    const float weight = weights[lane_column(k)];
-    x[k] = weight == -MI_PRUNER_INFINITY ? weight : log_kernel[k] + weight;
-    part.top = fmaxf(part.top, x[k]);
+  for (int k = 0; k < kLaneQuads; ++k) {
+    x[k] = each(log_kernel[k], four_of(weights + 4 * lane_quad(k)),
+                [](float log_k, float weight) { return weight == -MI_PRUNER_INFINITY ? weight : log_k + weight; });
+    part.top = fmaxf(part.top, fmaxf(fmaxf(x[k].x, x[k].y), fmaxf(x[k].z, x[k].w)));
   }
   part.top = warp_reduce<Largest, kRowLanes>(part.top);
+  const float shift = shift_of(part.top);
 #pragma unroll
-  for (int k = 0; k < kLaneColumns; ++k)
-    part.total += exp_fast(x[k] - shift_of(part.top));
+  for (int k = 0; k < kLaneQuads; ++k)
+    part.total +=
+        exp_fast(x[k].x - shift) + exp_fast(x[k].y - shift) + (exp_fast(x[k].z - shift) + exp_fast(x[k].w - shift));
   part.total = warp_reduce<Sum, kRowLanes>(part.total);
   return part;
 }
 
 // The log weights of `members` tokens of a tile, [first, first + members) of a sample of `count`, `at` being the first
 // in the tile.
-template <int kRows>
+template <typename Tile>
 __device__ void store_weights(const float* prior, int64_t begin, int64_t first, int64_t count, int at, int members,
-                              TileShared<kRows>& shared) {
+                              TileShared<Tile>& shared) {
   const int member = static_cast<int>(threadIdx.x);
   if (member >= members) return;
   const int64_t token = first + member;

@@ -7,44 +7,50 @@ namespace mi_pruner::cuda {
 
 // Where the tokens of a tile are, columns last: for all threads in shared memory (null: none), a thread's own in
 // registers. In the place of a token that is not there a stage has anything: its cosines mean nothing.
-template <typename T, int kRows = kTileRows> struct TileSource {
-  static constexpr int kCopies = (kRows + kTileColumns) * kPieces / kTileThreads;
+template <typename T, typename Tile> struct TileSource {
+  static constexpr int kCopies = Tile::kTokens * kPieces / kTileThreads;
   static constexpr int kApart = kTileThreads / kPieces; // rows
   static constexpr int kElements = 16 / sizeof(T), kDepth = kPieces * kElements;
   static_assert(kApart % 8 == 0); // a thread's pieces have one place in their rows
   const T* const* token;
-  // The next stage's piece threadIdx % 8 of rows threadIdx / 8 + kApart k, in pieces after that of the first row or
-  // column: not as addresses, which would take twice the registers.
-  static constexpr int kRowCopies = kRows / kApart;
+  // The next stage's piece threadIdx % 8 of rows and columns threadIdx / 8 + kApart k: those of the first that is there,
+  // and how far after it the others are. Columns are neighbours, as are a cluster's rows: then a number of bytes is
+  // enough; of rows that are not, so many pieces each (addresses would take twice the registers).
+  static constexpr int kRowCopies = Tile::kRows / kApart;
+  static constexpr bool kNeighbours = Tile::kBlocks > 1;
   const T *row, *column;
-  int after[kCopies];
+  unsigned row_step, column_step;
+  int after[kRowCopies];
   int place;            // of the first piece, in a stage
   unsigned present = 0; // a bit each
   bool aligned;
+  int columns_at; // the first column's place among the tile's tokens
 
   static __host__ __device__ int stages(int64_t dim) { return static_cast<int>((dim + kDepth - 1) / kDepth); }
 
-  // row_token(r), column_token(c): a token's number, -1 for none. Stages from `first_stage` on.
+  // row_token(r), column_token(c): a token's number, -1 for none. Stages from `first_stage` on. `columns_at` < kRows:
+  // the columns are rows of the tile, too, from that one on, and are not copied once more.
   template <typename RowToken, typename ColumnToken>
   __device__ TileSource(const Rows<T>& rows, const RowToken& row_token, const Rows<T>& columns,
-                        const ColumnToken& column_token, int first_stage, TileShared<kRows>& shared)
-      : token(reinterpret_cast<const T* const*>(shared.token)), aligned(rows.aligned && columns.aligned) {
-    for (int r = threadIdx.x; r < kRows + kTileColumns; r += blockDim.x) {
-      const bool row = r < kRows;
-      const int64_t number = row ? row_token(r) : column_token(r - kRows);
+                        const ColumnToken& column_token, int first_stage, int columns_at, TileShared<Tile>& shared)
+      : token(reinterpret_cast<const T* const*>(shared.token)), aligned(rows.aligned && columns.aligned),
+        columns_at(columns_at) {
+    for (int r = threadIdx.x; r < Tile::kTokens; r += blockDim.x) {
+      const bool row = r < Tile::kRows;
+      const int64_t number = row ? row_token(r) : columns_at == Tile::kRows ? column_token(r - Tile::kRows) : -1;
       const T* const features = row ? rows.base + number * rows.stride : columns.base + number * columns.stride;
       shared.token[r] = number < 0 ? nullptr : features;
     }
     __syncthreads();
     const auto start = [&](int from, int to, const T*& first) {
-      first = nullptr; // of those that are there
+      first = nullptr;
 #pragma unroll
       for (int k = from; k < to; ++k) {
         const T* const features = token[threadIdx.x / kPieces + k * kApart];
-        after[k] = 0;
+        if (k < kRowCopies) after[k] = 0;
         if (features == nullptr) continue;
         if (first == nullptr) first = features;
-        after[k] = static_cast<int>((features - first) / kElements);
+        if (k < kRowCopies) after[k] = static_cast<int>((features - first) / kElements);
         present |= 1u << k;
       }
       if (first == nullptr) first = rows.base;
@@ -52,20 +58,27 @@ template <typename T, int kRows = kTileRows> struct TileSource {
     };
     start(0, kRowCopies, row);
     start(kRowCopies, kCopies, column);
+    row_step = static_cast<unsigned>(kApart * rows.stride * int64_t{sizeof(T)});
+    column_step = static_cast<unsigned>(kApart * columns.stride * int64_t{sizeof(T)});
     place = piece_offset(threadIdx.x / kPieces, threadIdx.x % kPieces);
     keep(place);
   }
 
-  // A part, of kParts, of the next stage, of kDepth elements of aligned rows.
-  __device__ void copy_part(unsigned char* stage, int part) {
+  // The copies for one step, of kSteps, of the next stage, of kDepth elements of aligned rows.
+  __device__ void copy_step(unsigned char* stage, int step) {
     const SharedAddress to = shared_address(stage) + place;
 #pragma unroll
     for (int k = 0; k < kCopies; ++k)
-      if (k * kParts / kCopies == part && (present >> k & 1) != 0)
-        copy_async(to + k * kApart * kStageRow, (k < kRowCopies ? row : column) + int64_t{after[k]} * kElements);
-    if (part < kParts - 1) return;
+      if (k * kSteps / kCopies == step && (present >> k & 1) != 0)
+        copy_async(to + k * kApart * kStageRow, next(k));
+    if (step < kSteps - 1) return;
     row += kDepth;
     column += kDepth;
+  }
+
+  __device__ const void* next(int k) const {
+    if (k >= kRowCopies) return at_multiple(column, k - kRowCopies, column_step);
+    return kNeighbours ? at_multiple(row, k, row_step) : static_cast<const void*>(row + int64_t{after[k]} * kElements);
   }
 
   // Any stage: the elements from `depth` on, and zeros from `dim` on.
@@ -74,7 +87,7 @@ template <typename T, int kRows = kTileRows> struct TileSource {
     const int64_t from = depth + piece * kElements, left = dim - from;
     const int count = left <= 0 ? 0 : left < kElements ? static_cast<int>(left) : kElements;
 #pragma unroll 1
-    for (int r = threadIdx.x / kPieces; r < kRows + kTileColumns; r += kApart) {
+    for (int r = threadIdx.x / kPieces; r < Tile::kTokens; r += kApart) {
       unsigned char* to = stage + piece_offset(r, piece);
       const T* const features = token[r];
       if (features == nullptr) continue;

@@ -7,170 +7,171 @@
 
 namespace mi_pruner::cuda {
 
-// A thread's squares of the stages so far, or of one. The warps share the tokens among them, 8 at a time: the rows and
-// columns that a warp takes first. Of halves, a square is in the lane that holds it in the diagonal of a product with
-// itself; of floats, each lane of four has a quarter of the sum.
-template <int kRows> struct TileSquares {
-  using Fragment = TileFragment<kRows>;
-  static_assert(WarpPart<kRows>::kDown == WarpPart<kRows>::kColumns / 8);
-  float row[Fragment::kNormRows] = {}, column = 0;
+// A thread's squares. The warps share the tokens among them, 8 at a time: the rows and columns that a warp takes first.
+template <typename Tile> struct TileSquares {
+  float row[Tile::kNormRows] = {}, column[Tile::kNormColumns] = {};
 
   __device__ void operator+=(const TileSquares& other) {
-    for (int k = 0; k < Fragment::kNormRows; ++k)
+    for (int k = 0; k < Tile::kNormRows; ++k)
       row[k] += other.row[k];
-    column += other.column;
+    for (int k = 0; k < Tile::kNormColumns; ++k)
+      column[k] += other.column[k];
   }
 
-  static __device__ int own_row(int k) { return Fragment::row(k); }
-  static __device__ int own_column() { return Fragment::column(0) / 8 * 8 + threadIdx.x % 32 / 4; }
+  static __device__ int own_row(int k) { return Tile::row(k); }
+  static __device__ int own_column(int k) { return Tile::column_group(k) + threadIdx.x % 32 / 4; }
 
-  // After the last stage of a half.
-  template <bool kDiagonal> __device__ void finish() {
-    if constexpr (!kDiagonal) {
-      for (float& square : row)
-        square = warp_reduce<Sum, 4>(square);
-      column = warp_reduce<Sum, 4>(column);
-    }
-  }
-
-  // f(square, token of the tile), by the lane that has it; finished ones.
+  // f(square, token of the tile), by the lane that has it: of halves, the one that holds it in the diagonal of a
+  // product; of floats, any of four.
   template <bool kDiagonal, typename F> __device__ void for_each(const F& f) const {
     const unsigned lane = threadIdx.x % 32, holder = kDiagonal ? lane / 8 : 0;
     if (lane % 4 != holder) return;
-    for (int k = 0; k < Fragment::kNormRows; ++k)
+    for (int k = 0; k < Tile::kNormRows; ++k)
       f(row[k], own_row(k));
-    f(column, kRows + own_column());
+    for (int k = 0; k < Tile::kNormColumns; ++k)
+      f(column[k], Tile::kRows + own_column(k));
   }
 };
-
-// c = a b, with nothing to add to it, or more of it.
-template <typename T>
-__device__ void multiply(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, bool more, T) {
-  constexpr float kZeros[4] = {};
-  if (more)
-    multiply(c, a, b0, b1, c, T{});
-  else
-    multiply(c, a, b0, b1, kZeros, T{});
-}
 
 // Where in a stage a lane finds what it gives to `load_matrices`: of the first 16 rows, and columns, that the warp
 // takes, and of the first 16 halves. The others are at offsets that differ in single bits.
 constexpr int kOtherTokens = 16 * kStageRow, kNextHalves = 32;
-template <int kRows> struct MatrixPlaces {
+template <typename Tile> struct MatrixPlaces {
   int rows, columns;
 
-  __device__ MatrixPlaces() {
+  __device__ explicit MatrixPlaces(int columns_at) {
     const int lane = threadIdx.x % 32;
-    using Fragment = TileFragment<kRows>;
-    rows = piece_offset(Fragment::row(lane / 8 % 2) / 8 * 8 + lane % 8, lane / 16);
-    columns = piece_offset(kRows + Fragment::column(lane / 16 * 2) / 8 * 8 + lane % 8, lane / 8 % 2);
+    rows = piece_offset(Tile::row_group(lane / 8 % 2) + lane % 8, lane / 16);
+    columns = piece_offset(columns_at + Tile::column_group(lane / 16) + lane % 8, lane / 8 % 2);
     keep(rows);
     keep(columns);
   }
 };
 
-// One stage of halves; kAny: the warp has columns that hold a token, else there is no product. The product of 16 tokens
-// with 8 of themselves, of which the diagonal is wanted, has its second factor among the registers of the first.
-// between(part): what is to be done meanwhile.
-template <bool kAny, int kRows, typename T, typename Between>
-__device__ void add_stage(unsigned char* stage, const MatrixPlaces<kRows>& places, TileFragment<kRows>& product,
-                          TileSquares<kRows>& squares, const Between& between, T) {
-  using Fragment = TileFragment<kRows>;
-  const int lane = threadIdx.x % 32;
-  const SharedAddress start = shared_address(stage);
-  Fragment sums;
-  float row[Fragment::kNormRows][4], column[4];
+// A thread's sums over a share of D, of halves: what the matrix instructions add up, from zero.
+template <typename T, typename Tile> struct Share {
+  TileFragment<Tile> products{};
+  float row[Tile::kNormRows][4] = {}, column[Tile::kNormColumns][4] = {};
+
+  // One stage; kAny: the warp has columns that hold a token, else there is no product. The product of 16 tokens with 8
+  // of themselves, of which the diagonal is wanted, has its second factor among the registers of the first.
+  // between(step): what is to be done meanwhile.
+  template <bool kAny, typename Between>
+  __device__ void add(unsigned char* stage, const MatrixPlaces<Tile>& places, int, const Between& between) {
+    const SharedAddress start = shared_address(stage);
 #pragma unroll
-  for (int step = 0; step < kParts; ++step) {
-    const bool more = step > 0;
-    uint32_t a[2][4];
-    load_matrices(a[0], (start + places.rows) ^ kNextHalves * step);
-    if constexpr (kRows == kTileRows) {
-      if (step == 0)
-        for (int part = 0; part < kParts; ++part)
-          between(part);
-    } else {
-      between(step);
-    }
+    for (int step = 0; step < kSteps; ++step) {
+      uint32_t a[Tile::kRowGroups / 2][4];
+      load_matrices(a[0], (start + places.rows) ^ kNextHalves * step);
+      if constexpr (Tile::kBlocks == 1) {
+        if (step == 0)
+          for (int other = 0; other < kSteps; ++other)
+            between(other);
+      } else {
+        between(step);
+      }
 #pragma unroll
-    for (int k = 0; k < Fragment::kNormRows; ++k)
-      multiply(row[k], a[0], a[0][k], a[0][k + 2], more, T{});
-    if constexpr (kAny) {
-      load_matrices(a[1], (start + (places.rows ^ kOtherTokens)) ^ kNextHalves * step);
+      for (int k = 0; k < Tile::kNormRows; ++k)
+        multiply(row[k], a[0], a[0][k], a[0][k + 2], row[k], T{});
+      if constexpr (kAny) {
 #pragma unroll
-      for (int pair = 0; pair < Fragment::kOwnColumns / 4; ++pair) {
-        uint32_t b[4];
-        load_matrices(b, (start + (places.columns ^ pair * kOtherTokens)) ^ kNextHalves * step);
+        for (int m = 1; m < Tile::kRowGroups / 2; ++m)
+          load_matrices(a[m], (start + (places.rows ^ m * kOtherTokens)) ^ kNextHalves * step);
 #pragma unroll
-        for (int side = 0; side < 2; ++side)
+        for (int pair = 0; pair < Tile::kColumnGroups / 2; ++pair) {
+          uint32_t b[4];
+          load_matrices(b, (start + (places.columns ^ pair * kOtherTokens)) ^ kNextHalves * step);
 #pragma unroll
-          for (int m = 0; m < 2; ++m)
-            multiply(sums.sums[m][2 * pair + side], a[m], b[2 * side], b[2 * side + 1], more, T{});
-        if (pair == 0) {
+          for (int side = 0; side < 2; ++side)
+#pragma unroll
+            for (int m = 0; m < Tile::kRowGroups / 2; ++m) {
+              float (&sums)[4] = products.sums[m][2 * pair + side];
+              multiply(sums, a[m], b[2 * side], b[2 * side + 1], sums, T{});
+            }
+          if (pair > 0) continue;
           const uint32_t as_rows[4] = {b[0], b[2], b[1], b[3]};
-          multiply(column, as_rows, b[0], b[1], more, T{});
+#pragma unroll
+          for (int k = 0; k < Tile::kNormColumns; ++k)
+            multiply(column[k], as_rows, b[2 * k], b[2 * k + 1], column[k], T{});
         }
       }
     }
   }
-  const bool odd = lane / 4 % 2 == 1; // which of two elements is in the diagonal
+
+  // After the last stage.
+  __device__ TileSquares<Tile> squares() const {
+    const bool odd = threadIdx.x / 4 % 2 == 1; // which of two elements is in the diagonal
+    TileSquares<Tile> own;
 #pragma unroll
-  for (int k = 0; k < Fragment::kNormRows; ++k)
-    squares.row[k] += odd ? row[k][2 * k + 1] : row[k][2 * k];
-  if constexpr (kAny) {
-    squares.column += odd ? column[1] : column[0];
-    product += sums;
+    for (int k = 0; k < Tile::kNormRows; ++k)
+      own.row[k] = odd ? row[k][2 * k + 1] : row[k][2 * k];
+#pragma unroll
+    for (int k = 0; k < Tile::kNormColumns; ++k)
+      own.column[k] = odd ? column[k][2 * k + 1] : column[k][2 * k];
+    return own;
   }
-}
+};
 
 __device__ inline float dot(const float4& a, const float4& b) {
   return fmaf(a.w, b.w, a.z * b.z) + fmaf(a.y, b.y, a.x * b.x);
 }
 
-// A stage of floats.
-template <int kRows> __device__ void multiply_columns(unsigned char* stage, TileFragment<kRows>& product) {
-  using Fragment = TileFragment<kRows>;
-  constexpr int kOwnRows = Fragment::kOwnRows;
-  const auto at = [&](int r, int piece) { return *reinterpret_cast<const float4*>(stage + piece_offset(r, piece)); };
-#pragma unroll
-  for (int c = 0; c < Fragment::kOwnColumns; c += 2) {
-    float part[kOwnRows][2] = {};
-#pragma unroll 2 // more would hold all of the rows in registers
-    for (int piece = 0; piece < kPieces; ++piece) {
-      const float4 b[2] = {at(kRows + Fragment::column(c), piece), at(kRows + Fragment::column(c + 1), piece)};
-#pragma unroll
-      for (int r = 0; r < kOwnRows; ++r) {
-        const float4 a = at(Fragment::row(r), piece);
-        for (int e = 0; e < 2; ++e)
-          part[r][e] += dot(a, b[e]); // pieces from zero: fewer roundings of the long sum
-      }
-    }
-#pragma unroll
-    for (int r = 0; r < kOwnRows; ++r)
-      for (int e = 0; e < 2; ++e)
-        product.at(r, c + e) += part[r][e];
-  }
-}
+// Of floats; lanes share a token's squares among them, a quarter each.
+template <typename Tile> struct Share<float, Tile> {
+  TileFragment<Tile> products{};
+  TileSquares<Tile> quarters;
 
-template <bool kAny, int kRows, typename Between>
-__device__ void add_stage(unsigned char* stage, const MatrixPlaces<kRows>&, TileFragment<kRows>& product,
-                          TileSquares<kRows>& squares, const Between& between, float) {
+  template <bool kAny, typename Between>
+  __device__ void add(unsigned char* stage, const MatrixPlaces<Tile>&, int columns_at, const Between& between) {
 #pragma unroll
-  for (int part = 0; part < kParts; ++part)
-    between(part);
-  const auto add = [&](float& sum, int r, int piece) {
-    const float4 x = *reinterpret_cast<const float4*>(stage + piece_offset(r, piece));
-    sum += dot(x, x);
-  };
-  TileSquares<kRows> square;
+    for (int step = 0; step < kSteps; ++step)
+      between(step);
+    const auto at = [&](int token, int piece) {
+      return *reinterpret_cast<const float4*>(stage + piece_offset(token, piece));
+    };
+    const auto square = [&](int token, int piece) {
+      const float4 x = at(token, piece);
+      return dot(x, x);
+    };
+    TileSquares<Tile> stage_squares;
 #pragma unroll
-  for (int piece = threadIdx.x % 4; piece < kPieces; piece += 4) { // lanes share a row's pieces among them
-    for (int k = 0; k < TileFragment<kRows>::kNormRows; ++k)
-      add(square.row[k], square.own_row(k), piece);
-    add(square.column, kRows + square.own_column(), piece);
+    for (int piece = threadIdx.x % 4; piece < kPieces; piece += 4) {
+      for (int k = 0; k < Tile::kNormRows; ++k)
+        stage_squares.row[k] += square(quarters.own_row(k), piece);
+      for (int k = 0; k < Tile::kNormColumns; ++k)
+        stage_squares.column[k] += square(columns_at + quarters.own_column(k), piece);
+    }
+    quarters += stage_squares;
+    if constexpr (!kAny) return;
+    constexpr int kOwnRows = products.kOwnRows;
+#pragma unroll
+    for (int c = 0; c < products.kOwnColumns; c += 2) {
+      float part[kOwnRows][2] = {};
+#pragma unroll 2 // more would hold all of the rows in registers
+      for (int piece = 0; piece < kPieces; ++piece) {
+        const float4 b[2] = {at(columns_at + Tile::column(c), piece), at(columns_at + Tile::column(c + 1), piece)};
+#pragma unroll
+        for (int r = 0; r < kOwnRows; ++r) {
+          const float4 a = at(Tile::row(r), piece);
+          for (int e = 0; e < 2; ++e)
+            part[r][e] += dot(a, b[e]); // pieces from zero: fewer roundings of the long sum
+        }
+      }
+#pragma unroll
+      for (int r = 0; r < kOwnRows; ++r)
+        for (int e = 0; e < 2; ++e)
+          products.at(r, c + e) += part[r][e];
+    }
   }
-  squares += square;
-  if constexpr (kAny) multiply_columns<kRows>(stage, product);
-}
+
+  __device__ TileSquares<Tile> squares() const {
+    TileSquares<Tile> own = quarters;
+    for (float& square : own.row)
+      square = warp_reduce<Sum, 4>(square);
+    for (float& square : own.column)
+      square = warp_reduce<Sum, 4>(square);
+    return own;
+  }
+};
 
 } // namespace mi_pruner::cuda
