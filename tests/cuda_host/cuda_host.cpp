@@ -66,6 +66,15 @@ int resident_clusters() {
   return clusters == nullptr ? 0 : std::atoi(clusters);
 }
 
+bool has_groups() {
+  const char* groups = std::getenv("MI_PRUNER_HOST_GROUPS");
+  return groups != nullptr && std::atoi(groups) != 0;
+}
+
+void begin(std::function<void()> work) { grid->begin(std::move(work)); }
+void commit_work() { grid->commit_work(); }
+void finish_work(unsigned pending) { grid->finish_work(pending); }
+
 void cluster_barrier(const Where& where) { grid->cluster_barrier(where); }
 void* in_block(void* shared, unsigned rank) { return grid->in_block(shared, rank); }
 

@@ -70,8 +70,13 @@ cudaError_t run(unsigned blocks, unsigned threads, size_t shared, bool cooperati
                 const std::function<void()>& thread);
 
 int resident_clusters(); // at a time; MI_PRUNER_HOST_CLUSTERS, none by default
+bool has_groups();       // of warps, that multiply together; MI_PRUNER_HOST_GROUPS, none by default
 
 void* shared_memory();
+// Work that the thread goes on with by itself until it waits for it: begun now or then.
+void begin(std::function<void()> work);
+void commit_work();
+void finish_work(unsigned pending);
 void wait_a_moment();                             // until others have had their turn
 int block_barrier(bool vote, const Where& where); // returns the number of votes
 void cluster_barrier(const Where& where);
@@ -254,6 +259,25 @@ struct MatrixLane {
   float more[4];
 };
 void multiply_lanes(MatrixLane* const* lanes, float (*widened)(uint16_t));
+
+// Products of groups of warps are made when they are waited for or, in random orders, at once.
+constexpr bool kHasGroups = true;
+inline void show_copies() {}
+inline void begin_products() {}
+inline void commit_products() { host::commit_work(); }
+template <int kPending> void wait_for_products() { host::finish_work(kPending); }
+inline void wait_for_products(float (&)[16][4]) { host::finish_work(0); }
+
+// A warp's 16 rows; the first of the group's 64 is at `rows`.
+void multiply_rows(float (&c)[16][4], SharedAddress rows, SharedAddress columns, float (*widened)(uint16_t),
+                   const host::Where& where);
+template <typename T>
+void multiply_group(float (&c)[16][4], SharedAddress rows, SharedAddress columns, T,
+                    const host::Where where = host::Where::current()) {
+  host::begin([&c, rows, columns, where] {
+    multiply_rows(c, rows, columns, [](uint16_t bits) { return widen(T{bits}); }, where);
+  });
+}
 
 template <typename T>
 void multiply(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, const float (&more)[4], T,

@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <deque>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "cuda_host.h"
@@ -68,8 +69,10 @@ struct Fiber {
   Block* block;
   unsigned thread;
   bool done = false;
-  std::vector<Copy> copies{}; // on their way, oldest first
-  unsigned groups = 0;        // committed
+  std::vector<Copy> copies{};                                     // on their way, oldest first
+  unsigned groups = 0;                                            // committed
+  std::vector<std::pair<std::function<void()>, unsigned>> work{}; // begun, oldest first, and its group
+  unsigned begun = 0, work_groups = 0;                            // works; groups committed
   races::Thread logical{};
 };
 

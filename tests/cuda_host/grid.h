@@ -21,6 +21,7 @@ public:
     const char* seed = std::getenv("MI_PRUNER_HOST_SEED");
     random_ = seed == nullptr ? 0 : std::strtoull(seed, nullptr, 10);
     random_ *= 0x9e3779b97f4a7c15u;
+    seed_ = random_;
   }
 
   // Runs blocks [first, last) together; false: an error.
@@ -121,6 +122,27 @@ public:
     }
   }
 
+  // Collectives are among it, so all of a warp begin it at once or late.
+  void begin(std::function<void()> work) {
+    Fiber& fiber = fibers_[current_];
+    // The same for all threads that have begun as much.
+    if ((seed_ * (2 * ++fiber.begun + 1) >> 40) % 2 == 1)
+      work();
+    else
+      fiber.work.emplace_back(std::move(work), fiber.work_groups);
+  }
+
+  void commit_work() { ++fibers_[current_].work_groups; }
+
+  void finish_work(unsigned pending) {
+    const size_t own = current_;
+    while (!fibers_[own].work.empty() && fibers_[own].work.front().second + pending < fibers_[own].work_groups) {
+      const auto work = std::move(fibers_[own].work.front().first);
+      fibers_[own].work.erase(fibers_[own].work.begin());
+      work();
+    }
+  }
+
   void pause() {
     if (++idle_ > 1000 * fibers_.size()) fail("all threads spin for ever");
     make_ready(current_);
@@ -171,7 +193,7 @@ private:
     block->cluster = clusters_.back().get();
     block->warps.resize((threads_ + 31) / 32);
     void* memory = nullptr;
-    if (posix_memalign(&memory, 128, shared_ > 0 ? shared_ : 1) != 0) std::abort();
+    if (posix_memalign(&memory, 1024, shared_ > 0 ? shared_ : 1) != 0) std::abort();
     std::memset(memory, 0xff, shared_);
     block->shared.reset(static_cast<unsigned char*>(memory));
     for (unsigned t = 0; t < threads_; ++t) {
@@ -254,7 +276,7 @@ private:
   std::vector<std::unique_ptr<Cluster>> clusters_;
   std::vector<Fiber> fibers_, before_; // of the block before: the thread sanitizer forgets who is gone
   size_t ready_ = 0, favourite_ = 0, idle_ = 0;
-  uint64_t random_;
+  uint64_t random_, seed_;
   unsigned current_ = 0;
   void* const host_ = races::current();
   void* main_stack_ = nullptr;

@@ -45,4 +45,50 @@ void multiply_lanes(MatrixLane* const* lanes, float (*widened)(uint16_t)) {
     }
 }
 
+namespace {
+
+// Halves k to k + 7 of a token, of rows of 128 bytes whose 16-byte pieces are permuted by the row: bits 4 to 6 of an
+// address by bits 7 to 9.
+void load_piece(SharedAddress start, int token, int k, float (*widened)(uint16_t), float (&to)[8]) {
+  const SharedAddress plain = start + token * 128 + k * 2, place = plain ^ (plain >> 7 & 7) << 4;
+  const uint16_t* const from = reinterpret_cast<const uint16_t*>(place);
+  host::races::reads(from, 16);
+  for (int i = 0; i < 8; ++i)
+    to[i] = widened(from[i]);
+}
+
+struct RowsLane {
+  float (*c)[4];
+};
+
+} // namespace
+
+void multiply_rows(float (&c)[16][4], SharedAddress rows, SharedAddress columns, float (*widened)(uint16_t),
+                   const host::Where& where) {
+  const SharedAddress own = rows + threadIdx.x / 32 % 4 * 16 * 128;
+  const auto complete = [&](RowsLane* const* lanes) {
+    static float a[16][16], b[128][16]; // a fiber's stack is small
+    float piece[8];
+    for (int half = 0; half < 2; ++half) {
+      for (int r = 0; r < 16; ++r) {
+        load_piece(own, r, 8 * half, widened, piece);
+        std::memcpy(a[r] + 8 * half, piece, sizeof piece);
+      }
+      for (int r = 0; r < 128; ++r) {
+        load_piece(columns, r, 8 * half, widened, piece);
+        std::memcpy(b[r] + 8 * half, piece, sizeof piece);
+      }
+    }
+    for (int lane = 0; lane < 32; ++lane)
+      for (int group = 0; group < 16; ++group)
+        for (int i = 0; i < 4; ++i) {
+          double sum = lanes[lane]->c[group][i];
+          for (int k = 0; k < 16; ++k)
+            sum += static_cast<double>(a[lane / 4 + i / 2 * 8][k]) * b[8 * group + lane % 4 * 2 + i % 2][k];
+          lanes[lane]->c[group][i] = static_cast<float>(sum);
+        }
+  };
+  host::exchange(RowsLane{c}, complete, where);
+}
+
 } // namespace mi_pruner::cuda

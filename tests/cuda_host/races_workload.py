@@ -23,8 +23,10 @@ def features(g, dtype, *shape):
     return torch.randn(*shape, generator=g).to(dtype)
 
 
-def gram(g, dtype, blocks, clusters="0", width=456, **options):
-    os.environ.update(MI_PRUNER_HOST_BLOCKS=blocks, MI_PRUNER_HOST_CLUSTERS=clusters)  # 1 block: the larger tiles
+def gram(g, dtype, blocks, clusters="0", groups="0", width=456, **options):
+    os.environ.update(
+        MI_PRUNER_HOST_BLOCKS=blocks, MI_PRUNER_HOST_CLUSTERS=clusters, MI_PRUNER_HOST_GROUPS=groups
+    )
     # 456: stages of the ring are filled again, and the last is not a whole one
     mi_pruner.prune(features(g, dtype, 1, 35, width), features(g, dtype, 1, 3, width), 4, **options)
 
@@ -52,8 +54,9 @@ def main():
         if part == "gram":
             gram(g, torch.bfloat16, "5")
             gram(g, torch.float32, "1", width=70, redundancy="chain")  # fewer stages than the ring has
-            gram(g, torch.bfloat16, "1", width=1104)  # two halves of a sum
-            gram(g, torch.float32, "5", clusters="1", width=560)  # by two blocks
+            gram(g, torch.float32, "5", clusters="1", width=560)  # eighths of a sum by eight blocks
+            gram(g, torch.bfloat16, "1", groups="1", width=1104)  # by groups of warps
+            gram(g, torch.float16, "50", clusters="1", groups="1", width=1104)  # and eight blocks
             packed(g, torch.float32)
             top_k(g, torch.bfloat16)
         else:

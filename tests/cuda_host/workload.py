@@ -61,10 +61,11 @@ def main():
                 packed(dtype, options, 41, 50, g)
             for clusters in ("0", "1"):
                 os.environ["MI_PRUNER_HOST_CLUSTERS"] = clusters
+                os.environ["MI_PRUNER_HOST_GROUPS"] = str(seed % 2)
                 os.environ["MI_PRUNER_HOST_BLOCKS"] = "8"
                 options = OPTIONS[seed + int(clusters)]
                 packed(dtype, options, MANY, MANY, g, garbled=seed == 0)
-                dense((1, 70, 3, 1104), dtype, options, g)  # both halves of a long sum, by a block or by two
+                dense((1, 70, 3, 1104), dtype, options, g)  # all eighths of a long sum, by a block or by eight
     print("all was run")
 
 

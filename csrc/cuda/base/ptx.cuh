@@ -12,7 +12,7 @@
 
 // The block's dynamic shared memory, the only kind that the kernels use, as a `type` named `name`.
 #define MI_PRUNER_SHARED(type, name)                                                                                   \
-  extern __shared__ __align__(128) unsigned char mi_pruner_shared_bytes[];                                             \
+  extern __shared__ __align__(1024) unsigned char mi_pruner_shared_bytes[];                                            \
   type& name = *reinterpret_cast<type*>(mi_pruner_shared_bytes)
 
 namespace mi_pruner::cuda {
@@ -132,6 +132,71 @@ struct Brain {
 MI_PRUNER_MULTIPLY(Half, "f16")
 MI_PRUNER_MULTIPLY(Brain, "bf16")
 #undef MI_PRUNER_MULTIPLY
+
+// Matrix products by groups of four warps, from shared memory, on architectures that have them (sm_90a alone):
+// elsewhere nothing below may be called. They go on by themselves, in the order in which they were begun.
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+constexpr bool kHasGroups = true;
+
+// What this thread wrote to shared memory, or copied there and waited for, is seen by products that are begun after a
+// barrier.
+__device__ __forceinline__ void show_copies() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+// Before the first of some products: their sums were written by other instructions.
+__device__ __forceinline__ void begin_products() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+
+// These are a group (of products) that is waited for.
+__device__ __forceinline__ void commit_products() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+
+// Until at most `kPending` groups are in progress.
+template <int kPending> __device__ __forceinline__ void wait_for_products() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
+}
+
+#define MI_PRUNER_QUAD(j) "+f"(c[j][0]), "+f"(c[j][1]), "+f"(c[j][2]), "+f"(c[j][3])
+#define MI_PRUNER_SUMS                                                                                                 \
+  MI_PRUNER_QUAD(0), MI_PRUNER_QUAD(1), MI_PRUNER_QUAD(2), MI_PRUNER_QUAD(3), MI_PRUNER_QUAD(4), MI_PRUNER_QUAD(5),    \
+      MI_PRUNER_QUAD(6), MI_PRUNER_QUAD(7), MI_PRUNER_QUAD(8), MI_PRUNER_QUAD(9), MI_PRUNER_QUAD(10),                  \
+      MI_PRUNER_QUAD(11), MI_PRUNER_QUAD(12), MI_PRUNER_QUAD(13), MI_PRUNER_QUAD(14), MI_PRUNER_QUAD(15)
+
+// Until all are done; the sums may be read then.
+__device__ __forceinline__ void wait_for_products(float (&c)[16][4]) {
+  asm volatile("wgmma.wait_group.sync.aligned 0;" : MI_PRUNER_SUMS::"memory");
+}
+
+// 16 halves of 8, 16, ... tokens from this address on: rows of 128 bytes, whose 16-byte pieces are permuted by the row.
+__device__ __forceinline__ uint64_t matrix_at(SharedAddress start) {
+  constexpr uint64_t kRowsOfEight = 1024 / 16, kPermuted = 1; // of 128 bytes
+  return uint64_t{start >> 4} | uint64_t{1} << 16 | kRowsOfEight << 32 | kPermuted << 62;
+}
+
+// c (64 x 128) += a (64 x 16) b (16 x 128), of 16 halves of the 64 tokens at `rows` and of the 128 at `columns`; a warp
+// of the four has 16 rows, and of them each thread what it has of eight columns in `multiply`, for each eight.
+#define MI_PRUNER_MULTIPLY_GROUP(Type, type)                                                                           \
+  __device__ __forceinline__ void multiply_group(float (&c)[16][4], SharedAddress rows, SharedAddress columns, Type) { \
+    asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type " {"                                     \
+                 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                              \
+                 "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "                    \
+                 "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "                    \
+                 "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"                      \
+                 "}, %64, %65, 1, 1, 1, 0, 0;"                                                                         \
+                 : MI_PRUNER_SUMS                                                                                      \
+                 : "l"(matrix_at(rows)), "l"(matrix_at(columns)));                                                     \
+  }
+MI_PRUNER_MULTIPLY_GROUP(Half, "f16")
+MI_PRUNER_MULTIPLY_GROUP(Brain, "bf16")
+#undef MI_PRUNER_MULTIPLY_GROUP
+#undef MI_PRUNER_SUMS
+#undef MI_PRUNER_QUAD
+#else
+constexpr bool kHasGroups = false;
+__device__ __forceinline__ void show_copies() {}
+__device__ __forceinline__ void begin_products() {}
+__device__ __forceinline__ void commit_products() {}
+template <int kPending> __device__ __forceinline__ void wait_for_products() {}
+__device__ __forceinline__ void wait_for_products(float (&)[16][4]) {}
+template <typename T> __device__ void multiply_group(float (&)[16][4], SharedAddress, SharedAddress, T) {}
+#endif
 
 // Hints that the cache line at `global` will be read soon. An H100 brings it to L2, and not to L1.
 __device__ __forceinline__ void prefetch(const void* global) { asm volatile("prefetch.global.L1 [%0];" ::"l"(global)); }

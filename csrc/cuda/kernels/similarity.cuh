@@ -23,36 +23,38 @@
 
 namespace mi_pruner::cuda {
 
-// A block's tile: 128 rows of a sample, and text tokens or visual ones. Numbers of tiles, as what is held beside the
-// product is short of registers.
+// A block's tile: 128 rows of a sample, and visual tokens or text ones. Of a sample, those of visual tokens come first,
+// being more work where the last of a launch have to share multiprocessors. Numbers of tiles, as what is held beside
+// the product is short of registers.
 template <typename Tile> struct SimilarityTile {
-  unsigned sample, row_tile, tile, text_tiles;
+  unsigned sample, row_tile, column_tile;
+  bool text, first_of_row;
 
   // Number `at` of all samples' tiles, `each` of them a sample's.
-  __device__ SimilarityTile(const Similarities& found, unsigned at, unsigned each)
-      : sample(at / each), row_tile(0), tile(at % each),
-        text_tiles(static_cast<unsigned>(tiles_of(found.text_tiles, Tile::kColumns))) {
-    if (found.visual_tiles == 0) {
+  __device__ SimilarityTile(const Similarities& found, unsigned at, unsigned each) : sample(at / each), row_tile(0) {
+    const unsigned text_tiles = static_cast<unsigned>(tiles_of(found.text_tiles, Tile::kColumns)),
+                   visual_tiles = static_cast<unsigned>(tiles_of(found.visual_tiles, Tile::kColumns)),
+                   row_tiles = static_cast<unsigned>(found.row_tiles), visual = each - row_tiles * text_tiles;
+    unsigned tile = at % each;
+    text = tile >= visual;
+    if (text) {
+      tile -= visual;
       row_tile = tile / text_tiles;
       tile %= text_tiles;
-      return;
+    } else {
+      for (unsigned across; across = tiles_across(visual_tiles, row_tile, Tile::kColumns), tile >= across; ++row_tile)
+        tile -= across;
     }
-    const int64_t visual_tiles = tiles_of(found.visual_tiles, Tile::kColumns);
-    for (;; ++row_tile) {
-      const unsigned across = static_cast<unsigned>(tiles_across(text_tiles, visual_tiles, row_tile, Tile::kColumns));
-      if (tile < across) return;
-      tile -= across;
-    }
+    column_tile = tile;
+    first_of_row = tile == 0 && (text || text_tiles == 0);
   }
 
-  __device__ bool text() const { return tile < text_tiles; }
   __device__ int64_t first_row() const { return int64_t{row_tile} * Tile::kRows; }
-  __device__ unsigned column_tile() const { return text() ? tile : tile - text_tiles; }
-  __device__ int64_t first_column() const { return int64_t{column_tile()} * Tile::kColumns; }
+  __device__ int64_t first_column() const { return int64_t{column_tile} * Tile::kColumns; }
   __device__ bool below_diagonal() const { return first_column() + Tile::kColumns <= first_row(); }
   // The first column's place among the tile's tokens: that of the same token as a row, if it is one.
   __device__ int columns_at() const {
-    return text() || below_diagonal() ? Tile::kRows : static_cast<int>(first_column() - first_row());
+    return text || below_diagonal() ? Tile::kRows : static_cast<int>(first_column() - first_row());
   }
 };
 
@@ -64,11 +66,15 @@ __device__ void store_moments(const TileShared<Tile>& shared, const Element& ele
   const auto valid = [&](int token) { return shared.weight[token] > -MI_PRUNER_INFINITY; };
   const unsigned rows = __ballot_sync(kFullWarp, valid(first_row + lane)),
                  columns = __ballot_sync(kFullWarp, valid(Tile::kRows + column));
+  float cosines[kPatch]; // read side by side, maybe from other blocks
+#pragma unroll
+  for (int r = 0; r < kPatch; ++r)
+    cosines[r] = element(first_row + r, column);
   const auto sum = [&](const auto& f) {
     float sum = 0;
-#pragma unroll 4
+#pragma unroll
     for (int r = 0; r < kPatch; ++r)
-      if (rows >> r & 1) sum += f(element(first_row + r, column));
+      if (rows >> r & 1) sum += f(cosines[r]);
     return warp_reduce<Sum>(columns >> lane & 1 ? sum : 0.0f);
   };
   const float number = static_cast<float>(__popc(rows) * __popc(columns)),
@@ -124,17 +130,19 @@ public:
       store_row(x, found_.cosines + (rows.begin + row) * found_.cosine_stride, at_.first_column() + first,
                 columns.count);
     });
-    // The patches, a warp each, those of a block a row of warps apart.
+    // The patches, shared among the warps of all blocks.
     constexpr int kDown = Tile::kRows / kPatch, kPatches = kDown * Tile::kColumns / kPatch;
-    const int patch = rank_ + static_cast<int>(threadIdx.x) / 32 * Tile::kBlocks;
-    const int64_t first_row = at_.first_row() + patch % kDown * kPatch,
-                  first_column = at_.first_column() + patch / kDown * kPatch;
-    if (patch < kPatches && first_row < rows.count && first_column < columns.count)
+#pragma unroll 1
+    for (int patch = rank_ + static_cast<int>(threadIdx.x) / 32 * Tile::kBlocks; patch < kPatches;
+         patch += kTileThreads / 32 * Tile::kBlocks) {
+      const int row = patch % kDown * kPatch, column = patch / kDown * kPatch;
+      const int64_t first_row = at_.first_row() + row, first_column = at_.first_column() + column;
+      if (first_row >= rows.count || first_column >= columns.count) continue;
+      const int64_t place = (at_.sample * found_.row_patches + first_row / kPatch) * found_.text_patches;
       store_moments(
-          tile_, [&](int row, int column) { return element(row, column); }, patch % kDown * kPatch,
-          patch / kDown * kPatch,
-          found_.moments + 3 * ((at_.sample * found_.row_patches + first_row / kPatch) * found_.text_patches +
-                                first_column / kPatch));
+          tile_, [&](int r, int c) { return element(r, c); }, row, column,
+          found_.moments + 3 * (place + first_column / kPatch));
+    }
   }
 
   // log K and the parts of the normalisers, of the tile and, below the diagonal, of the tile turned: its columns are
@@ -186,10 +194,13 @@ private:
     const auto sum = [&](int row, int quad) {
       const float* const own = tile_.four(row, quad);
       if constexpr (Tile::kBlocks == 1) return four_of(own);
-      float4 sum{};
+      float4 share[Tile::kBlocks], sum{};
 #pragma unroll
       for (int block = 0; block < Tile::kBlocks; ++block)
-        sum = each(sum, load_from(reinterpret_cast<const float4*>(own), block), [](float a, float b) { return a + b; });
+        share[block] = load_from(reinterpret_cast<const float4*>(own), block);
+#pragma unroll
+      for (int block = 0; block < Tile::kBlocks; ++block)
+        sum = each(sum, share[block], [](float a, float b) { return a + b; });
       return sum;
     };
     take_cosines(rank_ * kOwnRows, kOwnRows, sum, map, tile_);
@@ -213,13 +224,15 @@ private:
   const int rank_;
 };
 
+// Whether the code has instructions for the tile: elsewhere the kernel has no body, and says so by its launch bounds.
+template <typename Tile> constexpr bool runs_here() {
+  return (Tile::kBlocks == 1 || kHasClusters) && (!Tile::kGroups || kHasGroups);
+}
+
 // `tiles`: of a sample.
 template <typename T, typename Tile>
-__global__ void __launch_bounds__(kTileThreads, 2)
-    similarity_kernel(const Tokens visual, const Tokens text, const int64_t dim, const float kappa,
-                      const Similarities found, const unsigned tiles) {
-  MI_PRUNER_SHARED(SimilarityShared<Tile>, shared);
-  if (Tile::kBlocks > 1 && !kHasClusters) return; // never launched so: similarity.cu asks what was compiled
+__device__ void compute_tile(const Tokens& visual, const Tokens& text, int64_t dim, float kappa,
+                             const Similarities& found, unsigned tiles, SimilarityShared<Tile>& shared) {
   {
     const SimilarityTile<Tile> at(found, blockIdx.x / Tile::kBlocks, tiles);
     const int rank = blockIdx.x % Tile::kBlocks;
@@ -228,9 +241,9 @@ __global__ void __launch_bounds__(kTileThreads, 2)
       return left < 0 ? 0 : left < Tile::kColumns ? static_cast<int>(left) : Tile::kColumns;
     };
     const Span rows = span_of(visual.layout, at.sample);
-    const Span columns = at.text() ? span_of(text.layout, at.sample) : rows;
+    const Span columns = at.text ? span_of(text.layout, at.sample) : rows;
     // A sample without text still needs the norms of its visual tokens: the first tile of a row always runs.
-    if (at.first_row() >= rows.count || (used(columns) == 0 && at.tile > 0)) return;
+    if (at.first_row() >= rows.count || (used(columns) == 0 && !at.first_of_row)) return;
     if (threadIdx.x == 0) {
       shared.at = at;
       shared.rows = rows;
@@ -240,7 +253,7 @@ __global__ void __launch_bounds__(kTileThreads, 2)
     using Source = TileSource<T, Tile>;
     Source source(
         row_features, [&](int r) { return at.first_row() + r < rows.count ? at.first_row() + r : -1; },
-        at.text() ? rows_of<T>(text, at.sample, columns) : row_features,
+        at.text ? rows_of<T>(text, at.sample, columns) : row_features,
         [&](int c) { return at.first_column() + c < columns.count ? at.first_column() + c : -1; },
         rank * share_of(Source::stages(dim)), at.columns_at(), shared.tile);
     multiply_tile(source, dim, used(columns), rank, shared.tile);
@@ -248,16 +261,24 @@ __global__ void __launch_bounds__(kTileThreads, 2)
   const SimilarityTile<Tile>& at = shared.at;
   const Span &rows = shared.rows, &columns = shared.columns;
   store_weights(visual.prior, rows.begin, at.first_row(), rows.count, 0, Tile::kRows, shared.tile);
-  store_weights(at.text() ? text.prior : visual.prior, columns.begin, at.first_column(), columns.count, Tile::kRows,
+  store_weights(at.text ? text.prior : visual.prior, columns.begin, at.first_column(), columns.count, Tile::kRows,
                 Tile::kColumns, shared.tile);
   __syncthreads();
   const TileEnd<Tile> end(found, shared);
-  if (at.tile == 0) end.store_rows();
-  if (at.text())
+  if (at.first_of_row) end.store_rows();
+  if (at.text)
     end.store_text();
   else
     end.store_gram(kappa);
   if (Tile::kBlocks > 1) cluster_end(); // what the others read is there until then
+}
+
+template <typename T, typename Tile>
+__global__ void __launch_bounds__(runs_here<Tile>() ? kTileThreads : 32, Tile::kResident)
+    similarity_kernel(const Tokens visual, const Tokens text, const int64_t dim, const float kappa,
+                      const Similarities found, const unsigned tiles) {
+  MI_PRUNER_SHARED(SimilarityShared<Tile>, shared);
+  if constexpr (runs_here<Tile>()) compute_tile<T>(visual, text, dim, kappa, found, tiles, shared);
 }
 
 } // namespace mi_pruner::cuda

@@ -21,8 +21,9 @@ struct Shape {
 };
 
 #ifdef MI_PRUNER_CUDA_HOST
-template <typename... Parameters> cudaError_t has_clusters(void (*)(Parameters...), size_t, bool& has) {
-  has = host::resident_clusters() > 0;
+template <typename... Parameters>
+cudaError_t runs(void (*)(Parameters...), const Shape& shape, bool groups, bool& does) {
+  does = (shape.cluster == 1 || host::resident_clusters() > 0) && (!groups || host::has_groups());
   return cudaSuccess;
 }
 template <typename... Parameters> cudaError_t resident_clusters(void (*)(Parameters...), const Shape&, int& clusters) {
@@ -60,16 +61,17 @@ private:
   cudaLaunchAttribute attributes_[2]{};
 };
 
-// Whether what the current device runs of this kernel was compiled for clusters (PTX of an older architecture was not),
-// and a block may have so much shared memory there.
-template <typename... Parameters> cudaError_t has_clusters(void (*kernel)(Parameters...), size_t shared, bool& has) {
-  has = false;
+// Whether the current device runs the kernel in this shape: what was compiled for it has a body (else its launch bounds
+// say so), and a block may have so much shared memory. `groups`: the kernel multiplies by groups of warps.
+template <typename... Parameters>
+cudaError_t runs(void (*kernel)(Parameters...), const Shape& shape, bool /* groups: for the host twin */, bool& does) {
   cudaFuncAttributes attributes{};
   int device = 0, most = 0;
   cudaError_t error = cudaFuncGetAttributes(&attributes, kernel);
   if (error == cudaSuccess) error = cudaGetDevice(&device);
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-  has = error == cudaSuccess && attributes.ptxVersion >= 90 && static_cast<size_t>(most) >= shared;
+  does = error == cudaSuccess && attributes.maxThreadsPerBlock >= static_cast<int>(shape.threads) &&
+         static_cast<size_t>(most) >= shape.shared;
   return error;
 }
 

@@ -14,24 +14,37 @@ cudaError_t similarity(Dtype dtype, const Tokens& visual, const Tokens& text, in
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
   if (error != cudaSuccess) return error;
   const auto tiles = [&](int columns) { // of a sample
-    return tiles_of_sample(tiles_of(found.text_tiles, columns), tiles_of(found.visual_tiles, columns),
-                           ceil_div(visual.layout.longest, kTileRows), columns);
+    return tiles_of_sample(tiles_of(found.text_tiles, columns), tiles_of(found.visual_tiles, columns), found.row_tiles,
+                           columns);
   };
-  const auto launch = [&](auto t, auto tile) {
-    using Type = decltype(t);
+  const auto shape_of = [&](auto tile) {
     using Tile = decltype(tile);
-    const Shape shape{visual.layout.samples * tiles(Tile::kColumns) * Tile::kBlocks, kTileThreads,
-                      sizeof(SimilarityShared<Tile>), false, Tile::kBlocks};
-    return run(similarity_kernel<Type, Tile>, shape, stream, visual, text, dim, kappa, found, tiles(Tile::kColumns));
+    return Shape{visual.layout.samples * tiles(Tile::kColumns) * Tile::kBlocks, kTileThreads,
+                 sizeof(SimilarityShared<Tile>), false, Tile::kBlocks};
   };
   return by_dtype(dtype, [&](auto t) {
-    // No more than one tile for a multiprocessor: then clusters share larger ones, if D is long enough for all blocks.
-    bool shares = visual.layout.samples * tiles(kTileColumns) <= processors &&
-                  TileSource<decltype(t), ClusterTile>::stages(dim) >= 2 * kShares;
-    if (shares)
-      error = has_clusters(similarity_kernel<decltype(t), ClusterTile>, sizeof(SimilarityShared<ClusterTile>), shares);
-    if (error != cudaSuccess) return error;
-    return shares ? launch(t, ClusterTile()) : launch(t, BlockTile());
+    using T = decltype(t);
+    // The first of these shapes that is wanted and runs here.
+    bool launched = false;
+    const auto launch_if = [&](bool wanted, auto tile) {
+      using Tile = decltype(tile);
+      if (launched || error != cudaSuccess || !wanted) return;
+      const auto kernel = similarity_kernel<T, Tile>;
+      error = runs(kernel, shape_of(tile), Tile::kGroups, launched);
+      if (launched && error == cudaSuccess)
+        error = run(kernel, shape_of(tile), stream, visual, text, dim, kappa, found, tiles(Tile::kColumns));
+    };
+    // No more than one tile for a multiprocessor: then clusters share each, if D is long enough for all blocks.
+    const bool few = visual.layout.samples * tiles(kTileColumns) <= processors &&
+                     TileSource<T, BlockTile>::stages(dim) >= 2 * kShares;
+    // Scores alone are bound by memory, whoever multiplies, and have few columns.
+    if constexpr (sizeof(T) == 2) {
+      launch_if(few && found.visual_tiles > 0, TileShape<kWideColumns, kShares>());
+      launch_if(found.visual_tiles > 0, TileShape<kWideColumns, 1>());
+    }
+    launch_if(few, TileShape<kTileColumns, kShares>());
+    launch_if(true, BlockTile());
+    return error;
   });
 }
 

@@ -15,38 +15,42 @@ constexpr int kSteps = kPieces / 2; // of a stage: 16 halves each
 constexpr int kShares = 8;
 constexpr int share_of(int stages) { return (stages + kShares - 1) / kShares; }
 
-// 128 rows, and the columns. By a block: all shares of 64 columns. By a cluster: 128 columns, a share a block.
-template <int kTheBlocks> struct TileShape {
-  static constexpr int kBlocks = kTheBlocks, kRows = kTileRows,
-                       kColumns = kBlocks == 1 ? kTileColumns : kSharedTileColumns, kTokens = kRows + kColumns;
+// 128 rows, and 64 columns, multiplied warp by warp, or 128, by groups of four warps (halves, on the GPUs that have
+// these: kHasGroups). By a block, or a share each by the blocks of a cluster.
+template <int kTheColumns, int kTheBlocks> struct TileShape {
+  static constexpr int kBlocks = kTheBlocks, kRows = kTileRows, kColumns = kTheColumns, kTokens = kRows + kColumns;
+  static constexpr bool kGroups = kColumns == kWideColumns;
+  static_assert(kGroups || kColumns == kTileColumns);
   static_assert(kBlocks == 1 || kBlocks == kShares);
-  // Stages in shared memory: two in flight while one is multiplied. Two blocks of 76 KB, or of 104, fit in the 228 KB
-  // of an H100.
-  static constexpr int kStages = 3;
+
+  // Blocks of a multiprocessor, of which one has 228 KB on an H100: two, but where a thread of groups has a share's
+  // sums and the total of them, 128. And stages in shared memory: as many as there is room for, up to six.
+  static constexpr int kResident = kGroups && kBlocks == 1 ? 1 : 2, kStages = kResident == 1 ? 6 : 3;
+  // Of the products of groups so many are in progress while the next stage is awaited; their stages are not free yet.
+  static constexpr int kPending = kResident == 1 ? 1 : 0, kAhead = kStages - 1 - kPending;
 
   // The warps: kDown x kAcross. Those of the same columns are neighbours, so that they are spread over all four
   // schedulers.
-  static constexpr int kWarpRows = kBlocks == 1 ? 32 : 64, kWarpColumns = 32, kDown = kRows / kWarpRows,
-                       kAcross = kColumns / kWarpColumns;
-  static_assert(kDown * kAcross == kTileThreads / 32);
+  static constexpr int kWarpRows = kGroups ? 16 : 32, kDown = kRows / kWarpRows, kAcross = kTileThreads / 32 / kDown,
+                       kWarpColumns = kColumns / kAcross;
   static __device__ int down() { return threadIdx.x / 32 % kDown; }
   static __device__ int across() { return threadIdx.x / 32 / kDown; }
   static __device__ int first_column() { return across() * kWarpColumns; }
 
-  // A thread's share of a warp's: 8 rows of 8 columns (or 4), as mma.m16n8k16 leaves them. Rows and columns of a warp
-  // come in groups of 8; which of them it takes first depends on its place: those whose norms it sums.
+  // A thread's share of a warp's: the rows and columns of fragments of 8 x 8, as matrix instructions leave them. The
+  // warps share among them the tokens whose norms they sum, 8 at a time: those that a warp takes first.
   static constexpr int kRowGroups = kWarpRows / 8, kColumnGroups = kWarpColumns / 8, kNormRows = kRowGroups / kAcross,
                        kNormColumns = kColumnGroups / kDown;
   static __device__ int row_group(int r) { return down() * kWarpRows + 8 * (r ^ kNormRows * across()); }
-  static __device__ int column_group(int c) { return first_column() + 8 * (c ^ kNormColumns * down()); }
+  static __device__ int norm_columns(int c) { return first_column() + 8 * (c ^ kNormColumns * down()); }
+  static __device__ int column_group(int c) { return kGroups ? 8 * c : norm_columns(c); }
   static __device__ int row(int r) { return row_group(r) + threadIdx.x % 32 / 4; }
   static __device__ int column(int c) { return column_group(c / 2) + threadIdx.x % 4 * 2 + c % 2; }
 };
-using BlockTile = TileShape<1>;
-using ClusterTile = TileShape<kShares>;
+using BlockTile = TileShape<kTileColumns, 1>;
 
 template <typename Tile> struct TileShared {
-  alignas(128) unsigned char stages[Tile::kStages][Tile::kTokens * kStageRow];
+  alignas(1024) unsigned char stages[Tile::kStages][Tile::kTokens * kStageRow];
   // Of the rows, then of the columns.
   const void* token[Tile::kTokens];        // see TileSource
   float square[Tile::kTokens];             // of a share of the sum

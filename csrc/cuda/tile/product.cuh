@@ -33,7 +33,8 @@ namespace mi_pruner::cuda {
 template <typename T, typename Tile, typename EndShare>
 __device__ void add_stages(TileSource<T, Tile>& source, int64_t dim, int first, int last, int length, bool any,
                            TileShared<Tile>& shared, const EndShare& end_share) {
-  constexpr int kDepth = TileSource<T, Tile>::kDepth, kStages = Tile::kStages, kAhead = kStages - 1;
+  constexpr int kDepth = TileSource<T, Tile>::kDepth, kStages = Tile::kStages, kAhead = Tile::kAhead;
+  const auto next = [](int stage) { return stage + 1 == kStages ? 0 : stage + 1; };
   const int whole = !source.aligned ? 0 : dim / kDepth < last ? static_cast<int>(dim / kDepth) : last;
   const MatrixPlaces<Tile> places(source.columns_at);
 #pragma unroll 1
@@ -51,14 +52,12 @@ __device__ void add_stages(TileSource<T, Tile>& source, int64_t dim, int first, 
     Share<T, Tile> share;
     const auto add = [&](const auto& between) {
       wait_for_copies<kAhead - 1>();
+      if constexpr (Tile::kGroups) show_copies();
       __syncthreads(); // this stage is there for all, and all have read the one that is filled next
-      if (any)
-        share.template add<true>(shared.stages[at], places, source.columns_at, between);
-      else
-        share.template add<false>(shared.stages[at], places, source.columns_at, between);
+      share.add(shared.stages[at], places, source.columns_at, any, between);
       commit_copies();
-      free = at;
-      at = at + 1 == kStages ? 0 : at + 1;
+      free = next(free);
+      at = next(at);
     };
     end = stage + length < last ? stage + length : last;
     const int filled = whole - kAhead < end ? whole - kAhead : end;
@@ -70,6 +69,7 @@ __device__ void add_stages(TileSource<T, Tile>& source, int64_t dim, int first, 
       add([&](int step) {
         if (step == 0 && stage + kAhead < last) source.copy(shared.stages[free], int64_t{stage + kAhead} * kDepth, dim);
       });
+    share.finish();
     end_share(share);
   }
   wait_for_copies<0>();
@@ -91,12 +91,12 @@ template <typename T, typename Tile>
 __device__ void multiply_tile(TileSource<T, Tile>& source, int64_t dim, int used, int rank, TileShared<Tile>& shared) {
   constexpr bool kDiagonal = sizeof(T) == 2;
   const int stages = source.stages(dim), length = share_of(stages);
-  const bool any = Tile::first_column() < used;
+  const bool any = (Tile::kGroups ? Tile::norm_columns(0) : Tile::first_column()) < used;
   if constexpr (Tile::kBlocks == 1) {
     TileFragment<Tile> total{};
     TileSquares<Tile> squares;
     add_stages(source, dim, 0, stages, length, any, shared, [&](const Share<T, Tile>& share) {
-      if (any) total += share.products;
+      if (Tile::kGroups || any) total += share.products;
       squares += share.squares();
     });
     store_sums(total, shared);
@@ -118,10 +118,13 @@ __device__ void multiply_tile(TileSource<T, Tile>& source, int64_t dim, int used
     }
     cluster_barrier();
     for (int token = threadIdx.x; token < Tile::kTokens; token += blockDim.x) {
-      float square = 0;
+      float share[Tile::kBlocks], square = 0;
 #pragma unroll
       for (int block = 0; block < Tile::kBlocks; ++block)
-        square += load_from(shared.square + token, block);
+        share[block] = load_from(shared.square + token, block);
+#pragma unroll
+      for (int block = 0; block < Tile::kBlocks; ++block)
+        square += share[block];
       shared.norm[token] = norm_of(square);
     }
   }

@@ -13,9 +13,9 @@ template <typename T, typename Tile> struct TileSource {
   static constexpr int kElements = 16 / sizeof(T), kDepth = kPieces * kElements;
   static_assert(kApart % 8 == 0); // a thread's pieces have one place in their rows
   const T* const* token;
-  // The next stage's piece threadIdx % 8 of rows and columns threadIdx / 8 + kApart k: those of the first that is there,
-  // and how far after it the others are. Columns are neighbours, as are a cluster's rows: then a number of bytes is
-  // enough; of rows that are not, so many pieces each (addresses would take twice the registers).
+  // The next stage's piece threadIdx % 8 of rows and columns threadIdx / 8 + kApart k: those of the first that is
+  // there, and how far after it the others are. Columns are neighbours, as are a cluster's rows: then a number of bytes
+  // is enough; of rows that are not, so many pieces each (addresses would take twice the registers).
   static constexpr int kRowCopies = Tile::kRows / kApart;
   static constexpr bool kNeighbours = Tile::kBlocks > 1;
   const T *row, *column;
@@ -69,8 +69,7 @@ template <typename T, typename Tile> struct TileSource {
     const SharedAddress to = shared_address(stage) + place;
 #pragma unroll
     for (int k = 0; k < kCopies; ++k)
-      if (k * kSteps / kCopies == step && (present >> k & 1) != 0)
-        copy_async(to + k * kApart * kStageRow, next(k));
+      if (k * kSteps / kCopies == step && (present >> k & 1) != 0) copy_async(to + k * kApart * kStageRow, next(k));
     if (step < kSteps - 1) return;
     row += kDepth;
     column += kDepth;

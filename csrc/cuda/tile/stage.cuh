@@ -19,7 +19,7 @@ template <typename Tile> struct TileSquares {
   }
 
   static __device__ int own_row(int k) { return Tile::row(k); }
-  static __device__ int own_column(int k) { return Tile::column_group(k) + threadIdx.x % 32 / 4; }
+  static __device__ int own_column(int k) { return Tile::norm_columns(k) + threadIdx.x % 32 / 4; }
 
   // f(square, token of the tile), by the lane that has it: of halves, the one that holds it in the diagonal of a
   // product; of floats, any of four.
@@ -34,7 +34,8 @@ template <typename Tile> struct TileSquares {
 };
 
 // Where in a stage a lane finds what it gives to `load_matrices`: of the first 16 rows, and columns, that the warp
-// takes, and of the first 16 halves. The others are at offsets that differ in single bits.
+// takes, and of the first 16 halves. The others are at offsets that differ in single bits. Columns as second factors,
+// or, of groups of warps, where norms are all that is taken of them, as rows.
 constexpr int kOtherTokens = 16 * kStageRow, kNextHalves = 32;
 template <typename Tile> struct MatrixPlaces {
   int rows, columns;
@@ -42,37 +43,50 @@ template <typename Tile> struct MatrixPlaces {
   __device__ explicit MatrixPlaces(int columns_at) {
     const int lane = threadIdx.x % 32;
     rows = piece_offset(Tile::row_group(lane / 8 % 2) + lane % 8, lane / 16);
-    columns = piece_offset(columns_at + Tile::column_group(lane / 16) + lane % 8, lane / 8 % 2);
+    const int other = Tile::kGroups ? lane / 8 % 2 : lane / 16, piece = Tile::kGroups ? lane / 16 : lane / 8 % 2;
+    columns = piece_offset(columns_at + Tile::norm_columns(other) + lane % 8, piece);
     keep(rows);
     keep(columns);
   }
 };
+
+// The product of 16 tokens with 8 of themselves, `k` of two, of which the diagonal is wanted: the second factor is
+// among the registers of the first.
+template <typename T> __device__ void add_squares(float (&sums)[4], const uint32_t (&tokens)[4], int k, T) {
+  multiply(sums, tokens, tokens[k], tokens[k + 2], sums, T{});
+}
 
 // A thread's sums over a share of D, of halves: what the matrix instructions add up, from zero.
 template <typename T, typename Tile> struct Share {
   TileFragment<Tile> products{};
   float row[Tile::kNormRows][4] = {}, column[Tile::kNormColumns][4] = {};
 
-  // One stage; kAny: the warp has columns that hold a token, else there is no product. The product of 16 tokens with 8
-  // of themselves, of which the diagonal is wanted, has its second factor among the registers of the first.
-  // between(step): what is to be done meanwhile.
+  // One stage. `any`: the warp has columns that hold a token (of groups: columns whose norms it sums), else there is no
+  // product (norm) of them. between(step): what is to be done meanwhile.
+  template <typename Between>
+  __device__ void add(unsigned char* stage, const MatrixPlaces<Tile>& places, int columns_at, bool any,
+                      const Between& between) {
+    if constexpr (Tile::kGroups)
+      add_by_groups(stage, places, columns_at, any, between);
+    else if (any)
+      add_by_warps<true>(stage, places, between);
+    else
+      add_by_warps<false>(stage, places, between);
+  }
+
   template <bool kAny, typename Between>
-  __device__ void add(unsigned char* stage, const MatrixPlaces<Tile>& places, int, const Between& between) {
+  __device__ void add_by_warps(unsigned char* stage, const MatrixPlaces<Tile>& places, const Between& between) {
     const SharedAddress start = shared_address(stage);
 #pragma unroll
     for (int step = 0; step < kSteps; ++step) {
       uint32_t a[Tile::kRowGroups / 2][4];
       load_matrices(a[0], (start + places.rows) ^ kNextHalves * step);
-      if constexpr (Tile::kBlocks == 1) {
-        if (step == 0)
-          for (int other = 0; other < kSteps; ++other)
-            between(other);
-      } else {
-        between(step);
-      }
+      if (step == 0)
+        for (int other = 0; other < kSteps; ++other)
+          between(other);
 #pragma unroll
       for (int k = 0; k < Tile::kNormRows; ++k)
-        multiply(row[k], a[0], a[0][k], a[0][k + 2], row[k], T{});
+        add_squares(row[k], a[0], k, T{});
       if constexpr (kAny) {
 #pragma unroll
         for (int m = 1; m < Tile::kRowGroups / 2; ++m)
@@ -92,13 +106,54 @@ template <typename T, typename Tile> struct Share {
           const uint32_t as_rows[4] = {b[0], b[2], b[1], b[3]};
 #pragma unroll
           for (int k = 0; k < Tile::kNormColumns; ++k)
-            multiply(column[k], as_rows, b[2 * k], b[2 * k + 1], column[k], T{});
+            add_squares(column[k], as_rows, k, T{});
         }
       }
     }
   }
 
-  // After the last stage.
+  // The products by four warps and 64 rows, which go on while the norms are summed.
+  template <typename Between>
+  __device__ void add_by_groups(unsigned char* stage, const MatrixPlaces<Tile>& places, int columns_at, bool any,
+                                const Between& between) {
+    const SharedAddress start = shared_address(stage), rows = start + Tile::down() / 4 * 64 * kStageRow,
+                        columns = start + columns_at * kStageRow;
+    // Of all steps at once: one after another would each be waited for.
+    uint32_t tokens[kSteps][4];
+    const auto load = [&](int place) {
+#pragma unroll
+      for (int step = 0; step < kSteps; ++step)
+        load_matrices(tokens[step], (start + place) ^ kNextHalves * step);
+    };
+    load(places.rows);
+    begin_products();
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step)
+      multiply_group(products.sums[0], rows + kNextHalves * step, columns + kNextHalves * step, T{});
+    commit_products();
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step) {
+      between(step);
+#pragma unroll
+      for (int k = 0; k < Tile::kNormRows; ++k)
+        add_squares(row[k], tokens[step], k, T{});
+    }
+    if (any) {
+      load(places.columns);
+#pragma unroll
+      for (int step = 0; step < kSteps; ++step)
+#pragma unroll
+        for (int k = 0; k < Tile::kNormColumns; ++k)
+          add_squares(column[k], tokens[step], k, T{});
+    }
+    wait_for_products<Tile::kPending>();
+  }
+
+  // After the last stage: until then products are on their way.
+  __device__ void finish() {
+    if constexpr (Tile::kGroups) wait_for_products(products.sums[0]);
+  }
+
   __device__ TileSquares<Tile> squares() const {
     const bool odd = threadIdx.x / 4 % 2 == 1; // which of two elements is in the diagonal
     TileSquares<Tile> own;
@@ -121,8 +176,9 @@ template <typename Tile> struct Share<float, Tile> {
   TileFragment<Tile> products{};
   TileSquares<Tile> quarters;
 
-  template <bool kAny, typename Between>
-  __device__ void add(unsigned char* stage, const MatrixPlaces<Tile>&, int columns_at, const Between& between) {
+  template <typename Between>
+  __device__ void add(unsigned char* stage, const MatrixPlaces<Tile>&, int columns_at, bool any,
+                      const Between& between) {
 #pragma unroll
     for (int step = 0; step < kSteps; ++step)
       between(step);
@@ -142,7 +198,7 @@ template <typename Tile> struct Share<float, Tile> {
         stage_squares.column[k] += square(columns_at + quarters.own_column(k), piece);
     }
     quarters += stage_squares;
-    if constexpr (!kAny) return;
+    if (!any) return;
     constexpr int kOwnRows = products.kOwnRows;
 #pragma unroll
     for (int c = 0; c < products.kOwnColumns; c += 2) {
@@ -163,6 +219,8 @@ template <typename Tile> struct Share<float, Tile> {
           products.at(r, c + e) += part[r][e];
     }
   }
+
+  __device__ void finish() {}
 
   __device__ TileSquares<Tile> squares() const {
     TileSquares<Tile> own = quarters;
