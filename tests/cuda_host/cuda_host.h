@@ -144,6 +144,7 @@ inline unsigned __ballot_sync(unsigned, int vote, const Where where = Where::cur
 }
 
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
+inline int __ffs(int bits) { return __builtin_ffs(bits); }
 
 template <typename To, typename From> To mi_pruner_bits(From from) {
   To to;
@@ -169,6 +170,10 @@ inline const char* at_multiple(const void* base, unsigned index, unsigned bytes)
 }
 inline float exp2_fast(float x) { return x < -126 ? 0.0f : exp2f(x); }
 template <typename T> void keep(T&) {}
+inline void meet() { // one place, whoever comes
+  static const host::Where here = host::Where::current();
+  host::block_barrier(false, here);
+}
 inline int unknown_zero() { return 0; }
 template <typename T> class SharedPlace {
 public:
