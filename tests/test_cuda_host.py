@@ -140,6 +140,24 @@ def test_picks_from_many_tokens_are_greedy(redundancy):
     check_selection(batch_of((1, GRAM_TOKENS + 5, 2, 12), torch.float32, "odd"), "cpu", 70, redundancy=redundancy)
 
 
+@pytest.mark.parametrize("n", [700, 1025, 1500, GRAM_TOKENS])
+def test_the_lowest_index_wins_among_equals_wherever_they_are(n):
+    """Of a thread, a lane, a warp, of a thread's first and second four."""
+    g = torch.Generator().manual_seed(n)
+    scores = torch.randint(-1, 2, (1, n), generator=g) * torch.tensor([1e-3, -1e-3])[torch.arange(n) % 2]  # 0 and -0
+    scores[0, ::7] = -torch.inf
+    scores[0, : n // 2] -= 1e-3  # the best are the last
+    keep = 3 * n // 4 if n < 1500 else 70
+    indices, _ = mi_pruner.greedy_select(scores, torch.randn(1, n, 3, generator=g), keep, redundancy_weight=0.0)
+    assert indices[0].tolist() == scores[0].argsort(descending=True, stable=True)[:keep].tolist()
+
+
+@pytest.mark.parametrize("kind", ["duplicates", "identical"])
+def test_equal_tokens_of_a_long_sample_give_the_bits_of_the_other_way(kind):
+    samples = [inputs.make_sample(kind, n, 2, 5, torch.float32, n, "odd") for n in (1300, 200)]
+    assert_same(samples, [40, 60])
+
+
 # ---- tiles and chunks ------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("dtype", "width"), [*itertools.product(DTYPES[:2], (150, 456, 1104)), (torch.float16, 150)], ids=str

@@ -171,7 +171,7 @@ inline const char* at_multiple(const void* base, unsigned index, unsigned bytes)
 inline float exp2_fast(float x) { return x < -126 ? 0.0f : exp2f(x); }
 template <typename T> void keep(T&) {}
 inline void meet() { // one place, whoever comes
-  static const host::Where here = host::Where::current();
+  static constexpr host::Where here = host::Where::current();
   host::block_barrier(false, here);
 }
 inline int unknown_zero() { return 0; }

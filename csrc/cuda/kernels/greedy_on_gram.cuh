@@ -65,9 +65,9 @@ private:
 };
 static_assert(GreedyShared::bytes(kGramTokens) <= kMostShared);
 
-// The warp's best token, left by the lane that holds it.
+// The warp's best token, left by the lane that holds it: any one, of rank 0, where there is none. `below`: this lane.
 template <int kQuads>
-__device__ inline void give_best(const TokenQuad (&tokens)[kQuads], float scale, unsigned lanes,
+__device__ inline void give_best(const TokenQuad (&tokens)[kQuads], float scale, unsigned below,
                                  const SharedPlace<Ranked>& place, unsigned offset) {
   float most[kQuads]; // NaN: not to be picked
   unsigned index[kQuads];
@@ -78,20 +78,25 @@ __device__ inline void give_best(const TokenQuad (&tokens)[kQuads], float scale,
     for (int e = 0; e < kQuad; ++e)
       gain[e] = gain_from(tokens[q].score[e], tokens[q].rho[e], scale);
     most[q] = fmaxf(fmaxf(gain[0], gain[1]), fmaxf(gain[2], gain[3]));
-    const unsigned e = gain[0] == most[q] ? 0 : gain[1] == most[q] ? 1 : gain[2] == most[q] ? 2 : 3;
-    index[q] = static_cast<unsigned>(tokens[q].first) + e;
+    index[q] = 0;
+#pragma unroll
+    for (int e = kQuad - 1; e >= 0; --e)
+      if (gain[e] == most[q]) index[q] = static_cast<unsigned>(tokens[q].first + e);
   }
   const float best = fmaxf(most[0], most[kQuads - 1]);
-  const unsigned rank = isnan(best) ? 0 : rank_of(best), own = __reduce_max_sync(kFullWarp, rank);
-  unsigned holders = __ballot_sync(kFullWarp, rank == own), at = index[0];
+  const bool in_first = most[0] == best;
+  unsigned rank = rank_of(best);
+  keep(rank); // beside the test for NaN, not after it
+  rank = isnan(best) ? 0 : rank;
+  const unsigned own = __reduce_max_sync(kFullWarp, rank);
+  const bool holds = rank == own;
+  unsigned holders = __ballot_sync(kFullWarp, holds);
   if (kQuads > 1) { // the first quads of all lanes come before the second ones
-    const bool in_first = most[0] == best;
-    const unsigned of_first = __ballot_sync(kFullWarp, rank == own && in_first);
+    const unsigned of_first = __ballot_sync(kFullWarp, holds && in_first);
     if (of_first != 0) holders = of_first;
-    if (!in_first) at = index[kQuads - 1];
   }
-  const bool first = ((holders & lanes) ^ lanes) == lanes >> 1; // of those that hold it, and so the lowest index
-  place.store_if(first, offset, {own, at});
+  const bool first = (holders & (holds ? below : kFullWarp)) == 0; // of those that hold it, and so the lowest index
+  place.store_if(first, offset, {own, in_first ? index[0] : index[kQuads - 1]});
 }
 
 // The best of the warps' bests, the lowest index among equals: `seen` of the warp whose number is this lane's.
@@ -115,35 +120,40 @@ template <Redundancy kMode, int kQuads>
 __device__ unsigned take_steps(GreedyShared& shared, const Steps& steps, TokenQuad (&tokens)[kQuads], float scale,
                                int64_t longest, const float* log_prior) {
   const float *const log_z_of = shared.log_z(longest), *const scale_after = shared.scale(longest);
-  const float* const own_gram = steps.gram + tokens[0].first;
-  unsigned warp = threadIdx.x / 32, lane = threadIdx.x % 32, lanes = (2u << lane) - 1, least = steps.least,
-           stride = steps.stride, step = 0;
-#pragma unroll
-  for (int q = 0; q < kQuads; ++q)
-    keep(tokens[q].first);
-  keep(lanes);
+  unsigned warp = threadIdx.x / 32, lane = threadIdx.x % 32, below = (1u << lane) - 1, least = steps.least, step = 0;
+  keep(below);
   keep(least);
-  keep(stride);
+  const float* const own_gram = steps.gram + tokens[0].first;
+  bool inside[kQuads];
+#pragma unroll
+  for (int q = 0; q < kQuads; ++q) {
+    keep(tokens[q].first);
+    inside[q] = tokens[q].first < static_cast<int>(steps.count);
+  }
   const SharedPlace<Ranked> own_place(&shared.best[0][warp]), seen_place(&shared.best[0][lane]);
-  while (steps.limit > 0) {
-    give_best(tokens, scale, lanes, own_place, Steps::place(step));
+  if (steps.limit == 0) return 0;
+  float4 row[kQuads]{};
+  bool last;
+  do { // what follows the last pick is done in vain, but without a branch on the way
+    give_best(tokens, scale, below, own_place, Steps::place(step));
+    scale = scale_after[step + 1]; // before the barrier: on the way, it would be waited for
     meet();
     const Ranked pick = best_of(seen_place.load(Steps::place(step)));
-    if (pick.rank < least || ++step == steps.limit) break;
-    float4 row[kQuads]{};
 #pragma unroll
     for (int q = 0; q < kQuads; ++q)
-      if (tokens[q].first < static_cast<int>(steps.count))
-        row[q] = __ldg(reinterpret_cast<const float4*>(at_multiple(own_gram, pick.index, stride)) + 32 * q);
+      if (inside[q])
+        row[q] = __ldg(reinterpret_cast<const float4*>(at_multiple(own_gram, pick.index, steps.stride)) + 32 * q);
     const float log_z = log_z_of[pick.index];
-    scale = scale_after[step];
+    const bool picked = pick.rank >= least;
+    if (picked) ++step;
+    last = !picked || step == steps.limit;
     const float prior = kMode == Redundancy::kChain ? expf(__ldg(log_prior + pick.index)) : 0.0f;
 #pragma unroll
     for (int q = 0; q < kQuads; ++q) {
       tokens[q].remove(static_cast<int>(pick.index));
       tokens[q].join(row[q], log_z, prior, kMode, static_cast<int>(step));
     }
-  }
+  } while (!last);
   return step;
 }
 
@@ -159,7 +169,7 @@ __device__ unsigned fetch_rows(GreedyShared& shared, const Steps& steps, unsigne
   unsigned fetched = ~0u, step = 0; // the last one, of the warp whose number is this lane's
   while (steps.limit > 0) {
     meet();
-    const Ranked seen = seen_place.load(Steps::place(step));
+    const Ranked seen = seen_place.load(Steps::place(step)), pick = best_of(seen);
     unsigned ahead = 0;
 #pragma unroll
     for (unsigned warp = 0; warp < kMostWarps; ++warp)
@@ -176,7 +186,6 @@ __device__ unsigned fetch_rows(GreedyShared& shared, const Steps& steps, unsigne
         else
           prefetch(from + at);
     }
-    const Ranked pick = best_of(seen);
     if (pick.rank < steps.least) break;
     picks_place.store_if(member == 0, step, pick);
     if (++step == steps.limit) break;
@@ -187,7 +196,7 @@ __device__ unsigned fetch_rows(GreedyShared& shared, const Steps& steps, unsigne
 }
 
 template <Redundancy kMode, int kQuads>
-__global__ void __launch_bounds__(Held<kQuads>::kMostThreads)
+__global__ void __launch_bounds__(Held<kQuads>::kMostThreads, 1)
     greedy_kernel(const Layout visual, const float* const scores, const Similarities found, const Densities densities,
                   const Selection selection, const Picks picks) {
   MI_PRUNER_SHARED(GreedyShared, shared);
