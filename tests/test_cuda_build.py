@@ -14,7 +14,7 @@ from . import machine_code
 pytestmark = pytest.mark.slow
 
 ARCHITECTURES = {"sm_80", "sm_90a", "sm_100"}
-# Registers a thread: what the launch bounds allow. 255 is where the hardware ends; a greedy block has up to 640 threads.
+# Registers a thread: what the launch bounds allow. 255 is where the hardware ends; a greedy block has at most 640.
 BUDGETS = {
     "similarity_kernel": 128,  # two blocks of 256 a multiprocessor
     "normaliser_kernel": 80,  # three blocks of 256 a multiprocessor

@@ -89,11 +89,14 @@ __device__ inline void give_best(const TokenQuad (&tokens)[kQuads], float scale,
   keep(rank); // beside the test for NaN, not after it
   rank = isnan(best) ? 0 : rank;
   const unsigned own = __reduce_max_sync(kFullWarp, rank);
-  const bool holds = rank == own;
+  bool holds = rank == own;
   unsigned holders = __ballot_sync(kFullWarp, holds);
   if (kQuads > 1) { // the first quads of all lanes come before the second ones
     const unsigned of_first = __ballot_sync(kFullWarp, holds && in_first);
-    if (of_first != 0) holders = of_first;
+    if (of_first != 0) {
+      holders = of_first;
+      holds = holds && in_first;
+    }
   }
   const bool first = (holders & (holds ? below : kFullWarp)) == 0; // of those that hold it, and so the lowest index
   place.store_if(first, offset, {own, in_first ? index[0] : index[kQuads - 1]});
