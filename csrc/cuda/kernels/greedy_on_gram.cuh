@@ -26,13 +26,14 @@ constexpr int kRunnersUp = 4;
 constexpr int64_t kShortRow = 1024; // tokens
 constexpr unsigned kFetchers = 128; // threads that do it: of a row of 4 KB, two copies each
 
-// Quads of tokens that a thread holds. Two for long samples: half the warps take turns at the same units.
-constexpr int quads_of(int64_t longest) { return longest <= kShortRow ? 1 : 2; }
+// Quads of tokens that a thread holds. Two in long samples: half the warps take turns at the same units.
+constexpr int64_t kOneQuad = 1024; // tokens
+constexpr int quads_of(int64_t longest) { return longest <= kOneQuad ? 1 : 2; }
 
 // Which tokens are a thread's: a warp has neighbouring ones, and reads 512 neighbouring bytes of a row at a time.
 template <int kQuads> struct Held {
   static constexpr int kChunk = 32 * kQuad, kOfWarp = kChunk * kQuads;
-  static constexpr int kMostWarps = static_cast<int>(kQuads == 1 ? kShortRow : kGramTokens) / kOfWarp;
+  static constexpr int kMostWarps = static_cast<int>(kQuads == 1 ? kOneQuad : kGramTokens) / kOfWarp;
   static constexpr int kMostThreads = 32 * kMostWarps + kFetchers;
   static_assert(kMostWarps <= kLanes);
 
@@ -84,22 +85,20 @@ __device__ inline void give_best(const TokenQuad (&tokens)[kQuads], float scale,
       if (gain[e] == most[q]) index[q] = static_cast<unsigned>(tokens[q].first + e);
   }
   const float best = fmaxf(most[0], most[kQuads - 1]);
-  const bool in_first = most[0] == best;
+  const bool in_first = kQuads == 1 || most[0] == best;
   unsigned rank = rank_of(best);
   keep(rank); // beside the test for NaN, not after it
   rank = isnan(best) ? 0 : rank;
   const unsigned own = __reduce_max_sync(kFullWarp, rank);
-  bool holds = rank == own;
-  unsigned holders = __ballot_sync(kFullWarp, holds);
-  if (kQuads > 1) { // the first quads of all lanes come before the second ones
-    const unsigned of_first = __ballot_sync(kFullWarp, holds && in_first);
-    if (of_first != 0) {
-      holders = of_first;
-      holds = holds && in_first;
-    }
-  }
-  const bool first = (holders & (holds ? below : kFullWarp)) == 0; // of those that hold it, and so the lowest index
-  place.store_if(first, offset, {own, in_first ? index[0] : index[kQuads - 1]});
+  const bool holds = rank == own;
+  // The lowest index is stored. Before it come the first quads of lower lanes; before one of a second quad, those of
+  // all lanes, and the second ones of lower lanes.
+  const unsigned before_in_first = in_first ? below : kFullWarp, before_in_any = in_first ? 0 : below;
+  const unsigned in_first_of = __ballot_sync(kFullWarp, holds && in_first),
+                 in_any_of = kQuads == 1 ? 0 : __ballot_sync(kFullWarp, holds);
+  const unsigned before =
+      (in_first_of & (holds ? before_in_first : kFullWarp)) | (in_any_of & (holds ? before_in_any : kFullWarp));
+  place.store_if(before == 0, offset, {own, in_first ? index[0] : index[kQuads - 1]});
 }
 
 // The best of the warps' bests, the lowest index among equals: `seen` of the warp whose number is this lane's.
