@@ -159,30 +159,42 @@ __device__ unsigned take_steps(GreedyShared& shared, const Steps& steps, TokenQu
   return step;
 }
 
-// The loop of the threads without: they keep the picks, and fetch the rows of the runners-up, those that they have not
-// fetched before.
+// The loop of the threads without: they keep the picks, and fetch the rows of the runners-up. Each warp looks at the
+// bests of a few warps, and at most fetches what it has not fetched last for the same one.
 template <int kMostWarps>
 __device__ unsigned fetch_rows(GreedyShared& shared, const Steps& steps, unsigned member, int64_t longest) {
-  const unsigned bytes = steps.count * unsigned{sizeof(float)},
+  constexpr unsigned kApart = kFetchers / 32;
+  constexpr int kLookedAt = kMostWarps / kApart;
+  const unsigned bytes = steps.count * unsigned{sizeof(float)}, lane = member % 32,
                  size = longest <= kShortRow ? sizeof(float4) : kCacheLine;
-  const SharedPlace<Ranked> best_place(&shared.best[0][0]), seen_place(&shared.best[0][threadIdx.x % 32]),
+  const SharedPlace<Ranked> seen_place(&shared.best[0][lane]), looked_at(&shared.best[0][member / 32]),
       picks_place(shared.picks());
   const SharedAddress copied = shared_address(shared.copied + member);
-  unsigned fetched = ~0u, step = 0; // the last one, of the warp whose number is this lane's
+  unsigned fetched[kLookedAt], step = 0;
+#pragma unroll
+  for (int k = 0; k < kLookedAt; ++k)
+    fetched[k] = ~0u;
   while (steps.limit > 0) {
     meet();
-    const Ranked seen = seen_place.load(Steps::place(step)), pick = best_of(seen);
-    unsigned ahead = 0;
+    const Ranked seen = seen_place.load(Steps::place(step));
+    Ranked one[kLookedAt];
+    bool wanted[kLookedAt];
 #pragma unroll
-    for (unsigned warp = 0; warp < kMostWarps; ++warp)
-      ahead += best_place.load(Steps::place(step) + warp).rank > seen.rank;
-    const bool wanted = seen.rank != 0 && ahead - 1 < kRunnersUp && seen.index != fetched;
-    if (wanted) fetched = seen.index;
-    for (unsigned which = __ballot_sync(kFullWarp, wanted); which != 0; which &= which - 1) {
-      const unsigned next = __shfl_sync(kFullWarp, seen.index, __ffs(static_cast<int>(which)) - 1);
-      const char* const from = at_multiple(steps.gram, next, steps.stride);
+    for (int k = 0; k < kLookedAt; ++k)
+      one[k] = looked_at.load(Steps::place(step) + kApart * k);
+#pragma unroll
+    for (int k = 0; k < kLookedAt; ++k) {
+      const unsigned ahead = __popc(__ballot_sync(kFullWarp, seen.rank > one[k].rank));
+      wanted[k] = one[k].rank != 0 && ahead - 1 < kRunnersUp && one[k].index != fetched[k];
+    }
+    const Ranked pick = best_of(seen);
+#pragma unroll
+    for (int k = 0; k < kLookedAt; ++k) {
+      if (!wanted[k]) continue;
+      fetched[k] = one[k].index;
+      const char* const from = at_multiple(steps.gram, one[k].index, steps.stride);
 #pragma unroll 1
-      for (unsigned at = member * size; at < bytes; at += kFetchers * size)
+      for (unsigned at = lane * size; at < bytes; at += 32 * size)
         if (size == sizeof(float4))
           copy_through_cache(copied, from + at);
         else
