@@ -39,6 +39,10 @@ def top_k(g, dtype):
     mi_pruner.greedy_select(torch.rand(1, 300, generator=g), features(g, dtype, 1, 300, 8), 20, redundancy="none")
 
 
+def long_gram(g, dtype):
+    mi_pruner.greedy_select(torch.rand(1, 1030, generator=g), features(g, dtype, 1, 1030, 8), 12)  # two quads a thread
+
+
 def rows(g, dtype, blocks, clusters):
     os.environ.update(MI_PRUNER_HOST_BLOCKS=blocks, MI_PRUNER_HOST_CLUSTERS=clusters)
     mi_pruner.greedy_select(torch.rand(1, MANY, generator=g), features(g, dtype, 1, MANY, 8), 12)
@@ -56,6 +60,7 @@ def main():
             gram(g, torch.float32, "5", clusters="1", width=560)  # by two blocks
             packed(g, torch.float32)
             top_k(g, torch.bfloat16)
+            long_gram(g, torch.float32)
         else:
             rows(g, torch.float32, "2", "0")
             rows(g, torch.bfloat16, "8", "1")
