@@ -40,7 +40,8 @@ def top_k(g, dtype):
 
 
 def long_gram(g, dtype):
-    mi_pruner.greedy_select(torch.rand(1, 1030, generator=g), features(g, dtype, 1, 1030, 8), 12)  # two quads a thread
+    cu = [torch.tensor([0, last], dtype=torch.int32) for last in (300, 4, 12)]
+    mi_pruner.prune_varlen(features(g, dtype, 300, 8), features(g, dtype, 4, 8), *cu, 1030, 4, 12, 12)  # 8 a thread
 
 
 def rows(g, dtype, blocks, clusters):

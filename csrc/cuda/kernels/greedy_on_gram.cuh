@@ -24,7 +24,7 @@ constexpr unsigned kCacheLine = 128, kLanes = 32;
 // (docs/kernels-cuda.md).
 constexpr int kRunnersUp = 4;
 constexpr int64_t kShortRow = 1024; // tokens
-constexpr unsigned kFetchers = 128; // threads that do it: of a row of 4 KB, two copies each
+constexpr unsigned kFetchers = 128; // threads that do it: four warps, mostly a row each
 
 // Quads of tokens that a thread holds. Two in long samples: half the warps take turns at the same units.
 constexpr int64_t kOneQuad = 1024; // tokens
@@ -35,7 +35,7 @@ template <int kQuads> struct Held {
   static constexpr int kChunk = 32 * kQuad, kOfWarp = kChunk * kQuads;
   static constexpr int kMostWarps = static_cast<int>(kQuads == 1 ? kOneQuad : kGramTokens) / kOfWarp;
   static constexpr int kMostThreads = 32 * kMostWarps + kFetchers;
-  static_assert(kMostWarps <= kLanes);
+  static_assert(kMostWarps <= kLanes && kMostWarps % (kFetchers / 32) == 0);
 
   static __device__ int first(unsigned thread, int q) {
     return static_cast<int>(thread / 32 * kOfWarp + thread % 32 * kQuad) + kChunk * q;
@@ -66,7 +66,8 @@ private:
 };
 static_assert(GreedyShared::bytes(kGramTokens) <= kMostShared);
 
-// The warp's best token, left by the lane that holds it: any one, of rank 0, where there is none. `below`: this lane.
+// The warp's best token, left by the lane that holds it: any one, of rank 0, where there is none. `below`:
+// the bits of the lanes below this one.
 template <int kQuads>
 __device__ inline void give_best(const TokenQuad (&tokens)[kQuads], float scale, unsigned below,
                                  const SharedPlace<Ranked>& place, unsigned offset) {
