@@ -46,8 +46,8 @@ class Loop:
 
 # The way that every turn takes; of a stage, that of warps with columns. Bounds: a little above what nvcc 13.0 makes.
 LOOPS = (
-    Loop("greedy step, 4 tokens a thread", "greedy_kernelILNS0_10RedundancyE0ELi1E", "REDUX", 90, 235),
-    Loop("greedy step, 8 tokens a thread", "greedy_kernelILNS0_10RedundancyE0ELi2E", "REDUX", 147, 295),
+    Loop("greedy step, N <= 1,024", "greedy_kernelILNS0_10RedundancyE0ELb1E", "REDUX", 90, 235),
+    Loop("greedy step, longer", "greedy_kernelILNS0_10RedundancyE0ELb0E", "REDUX", 115, 300),
     Loop("stage, 64 rows, two blocks", "similarity_kernelINS0_5BrainELi64ELi2", "HMMA", 150, 340),
     Loop("stage, 128 rows", "similarity_kernelINS0_5BrainELi128ELi1", "HMMA", 210, 520),
 )

@@ -142,7 +142,7 @@ def test_picks_from_many_tokens_are_greedy(redundancy):
 
 @pytest.mark.parametrize("n", [700, 1025, 1500, GRAM_TOKENS])
 def test_the_lowest_index_wins_among_equals_wherever_they_are(n):
-    """Of a thread's first or second four, of a warp, of a block: redundancy that weighs nothing leaves scores."""
+    """Of a thread, of a warp, of a block: redundancy that weighs nothing leaves scores."""
     g = torch.Generator().manual_seed(n)
     scores = torch.randint(1, 4, (1, n), generator=g) / 8
     scores[0, : n // 2] -= 0.5  # the best are the last

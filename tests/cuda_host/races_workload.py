@@ -41,7 +41,7 @@ def top_k(g, dtype):
 
 def long_gram(g, dtype):
     cu = [torch.tensor([0, last], dtype=torch.int32) for last in (300, 4, 12)]
-    mi_pruner.prune_varlen(features(g, dtype, 300, 8), features(g, dtype, 4, 8), *cu, 1030, 4, 12, 12)  # 8 a thread
+    mi_pruner.prune_varlen(features(g, dtype, 300, 8), features(g, dtype, 4, 8), *cu, 1030, 4, 12, 12)  # no warps that fetch
 
 
 def rows(g, dtype, blocks, clusters):

@@ -9,12 +9,12 @@ namespace mi_pruner::cuda {
 
 namespace {
 
-template <Redundancy kMode, int kQuads, typename... Arguments>
+template <Redundancy kMode, bool kShort, typename... Arguments>
 cudaError_t launch(const Layout& visual, cudaStream_t stream, const Arguments&... arguments) {
-  const unsigned warps = static_cast<unsigned>(ceil_div(visual.longest, Held<kQuads>::kOfWarp));
-  Shape shape{visual.samples, 32 * warps + kFetchers, GreedyShared::bytes(visual.longest)};
+  const unsigned holders = static_cast<unsigned>(ceil_div(visual.longest, 32 * kQuad)) * 32;
+  Shape shape{visual.samples, holders + GreedyThreads<kShort>::kFetching, GreedyShared::bytes(visual.longest)};
   shape.most_shared = GreedyShared::bytes(kGramTokens);
-  return run(greedy_kernel<kMode, kQuads>, shape, stream, visual, arguments...);
+  return run(greedy_kernel<kMode, kShort>, shape, stream, visual, arguments...);
 }
 
 } // namespace
@@ -24,8 +24,9 @@ cudaError_t greedy_on_gram(const Layout& visual, const float* scores, const Simi
                            cudaStream_t stream) {
   const auto by_length = [&](auto mode) {
     constexpr Redundancy kMode = decltype(mode)::value;
-    return quads_of(visual.longest) == 1 ? launch<kMode, 1>(visual, stream, scores, found, densities, selection, picks)
-                                         : launch<kMode, 2>(visual, stream, scores, found, densities, selection, picks);
+    return visual.longest <= kShortSample
+               ? launch<kMode, true>(visual, stream, scores, found, densities, selection, picks)
+               : launch<kMode, false>(visual, stream, scores, found, densities, selection, picks);
   };
   switch (selection.redundancy) {
   case Redundancy::kMean:
