@@ -41,6 +41,11 @@ def top_k(g, dtype):
     mi_pruner.greedy_select(torch.rand(1, 300, generator=g), features(g, dtype, 1, 300, 8), 20, redundancy="none")
 
 
+def long_gram(g, dtype):
+    cu = [torch.tensor([0, last], dtype=torch.int32) for last in (300, 4, 12)]
+    mi_pruner.prune_varlen(features(g, dtype, 300, 8), features(g, dtype, 4, 8), *cu, 1030, 4, 12, 12)  # no warps that fetch
+
+
 def rows(g, dtype, blocks, clusters):
     os.environ.update(MI_PRUNER_HOST_BLOCKS=blocks, MI_PRUNER_HOST_CLUSTERS=clusters)
     mi_pruner.greedy_select(torch.rand(1, MANY, generator=g), features(g, dtype, 1, MANY, 8), 12)
@@ -59,6 +64,7 @@ def main():
             gram(g, torch.float16, "50", clusters="1", groups="1", width=1104)  # and eight blocks
             packed(g, torch.float32)
             top_k(g, torch.bfloat16)
+            long_gram(g, torch.float32)
         else:
             rows(g, torch.float32, "2", "0")
             rows(g, torch.bfloat16, "8", "1")

@@ -37,12 +37,8 @@ template <typename T> __device__ __forceinline__ void keep(T& value) {
   asm volatile("" : "+r"(value));
 }
 
-// 0, of which the compiler does not know: an array that it indexes lies in memory.
-__device__ __forceinline__ int unknown_zero() {
-  int zero;
-  asm volatile("mov.u32 %0, 0;" : "=r"(zero));
-  return zero;
-}
+// A barrier of the block whose warps may come to it from several places: each __syncthreads is one of its own.
+__device__ __forceinline__ void meet() { asm volatile("barrier.sync.aligned 1, %0;" ::"r"(blockDim.x) : "memory"); }
 
 // An address in shared memory to reckon with.
 using SharedAddress = unsigned;

@@ -3,10 +3,10 @@
 // Algorithm: a step takes the largest gain (the lowest index among equals), and adds the redundancy of the pick with
 // every token, which follows from the pick's row and its normaliser.
 //
-// Mapping: block = sample, 4 tokens a thread, in registers for the whole selection: score, rho, log prior. A step: the
-// best of a thread's gains, a `redux` and a ballot in each warp, one barrier, two `redux` over the warps' bests, one
-// row read, 4 exponentials a thread. The warps that hold the runners-up fetch their rows beside it: the next pick is
-// mostly one of them, or of those of earlier steps. Picks stay in shared memory until all are known.
+// Mapping: block = sample; tokens in registers for the whole selection (score, rho, log prior), 4 a thread. A step: the
+// best of a thread's gains, a `redux` and a ballot in each warp, one barrier, two `redux` over the warps' bests, one row
+// read, an exponential a token. Beside it the rows of the runners-up are fetched: the next pick is mostly one of them,
+// or of those of earlier steps. Picks stay in shared memory until all are known.
 //
 // Bound by latency: the instructions of a step in series, a barrier, and a read of L1 (fetched ahead) or L2.
 // Determinism: no sum crosses threads; the sum over the picks runs in their order.
@@ -17,15 +17,24 @@
 
 namespace mi_pruner::cuda {
 
-constexpr int kGreedyThreads = 1024; // a quad each
-static_assert(kGreedyThreads * kQuad == kGramTokens);
-constexpr int kMostWarps = kGreedyThreads / 32;
 constexpr unsigned kCacheLine = 128;
 // Runners-up whose rows are fetched: more bring few hits, and a row of every warp would be more than L1 and its
-// bandwidth hold. Short rows are brought to L1, by copies that nobody reads; long ones, by a hint a line, as far as L2
-// (docs/kernels-cuda.md).
+// bandwidth hold (docs/kernels-cuda.md).
 constexpr int kRunnersUp = 4;
-constexpr int64_t kShortRow = 1024; // tokens
+
+// Of a short sample, four more warps fetch the rows: copies of a row, that nobody reads, leave it in L1. A longer row
+// would drive out others there; a hint a line brings it as far as L2, and is given by the warps with tokens.
+constexpr int64_t kShortSample = 1024; // tokens
+constexpr unsigned kFetchers = 128;    // threads
+
+// Threads of a block that hold tokens, and all.
+template <bool kShort> struct GreedyThreads {
+  static constexpr unsigned kHolders = (kShort ? kShortSample : kGramTokens) / kQuad,
+                            kFetching = kShort ? kFetchers : 0, kMost = kHolders + kFetching;
+};
+static_assert(GreedyThreads<false>::kMost <= 1024);
+constexpr unsigned kMostWarps = GreedyThreads<false>::kHolders / 32;
+static_assert(kMostWarps <= 32); // a lane for each
 
 // A token and the rank of its gain, 0 where there is none.
 struct Ranked {
@@ -35,134 +44,179 @@ struct Ranked {
 // Shared memory of a block: no more than the longest sample needs, since what is left of it is L1, or another block's.
 struct GreedyShared {
   Ranked best[2][kMostWarps]; // of the warps, for odd and even steps: one barrier a step is enough
+  float4 copied[kFetchers];   // all that a thread copies to pass through L1: never read
 
-  // Then, of `longest` tokens: the picks; log Z; and, for one more, the scale of rho after so many picks; and, where
-  // rows are short, room for one a warp: copied there to pass through L1, never read.
+  // Then, of `longest` tokens: the picks; log Z; and, for one more, the scale of rho after so many picks.
   __device__ Ranked* picks() { return reinterpret_cast<Ranked*>(this + 1); }
   __device__ float* log_z(int64_t longest) { return reinterpret_cast<float*>(picks() + padded(longest)); }
   __device__ float* scale(int64_t longest) { return log_z(longest) + padded(longest); }
-  __device__ float4* copied(int64_t longest) { return reinterpret_cast<float4*>(scale(longest) + padded(longest)); }
-
-  // Rounds in which the lanes of a warp copy a row, 16 bytes each; 0: it is not short.
-  static __host__ __device__ constexpr unsigned rounds(int64_t longest) {
-    constexpr unsigned kRound = 32 * sizeof(float4) / sizeof(float);
-    return longest <= kShortRow ? (static_cast<unsigned>(longest) + kRound - 1) / kRound : 0;
-  }
 
   static constexpr size_t bytes(int64_t longest) {
-    const int64_t warps = (longest + 32 * kQuad - 1) / (32 * kQuad);
-    return sizeof(GreedyShared) + padded(longest) * (sizeof(Ranked) + 2 * sizeof(float)) +
-           warps * rounds(longest) * 32 * sizeof(float4);
+    return sizeof(GreedyShared) + padded(longest) * (sizeof(Ranked) + 2 * sizeof(float));
   }
 
 private:
   static __host__ __device__ constexpr int64_t padded(int64_t longest) { return longest / 4 * 4 + 4; }
 };
 static_assert(GreedyShared::bytes(kGramTokens) <= kMostShared);
-static_assert(GreedyShared::bytes(kShortRow) <= GreedyShared::bytes(kGramTokens));
 
-// The warp's best token, left by the lane that holds it; returns its rank.
-__device__ inline unsigned give_best(const TokenQuad& tokens, float scale, unsigned lanes,
+// The warp's best token, left by the lowest of the lanes that hold it: any one, of rank 0, where there is none; returns
+// its rank. `below`: the bits of the lanes below this one.
+__device__ inline unsigned give_best(const TokenQuad& tokens, float scale, unsigned below,
                                      const SharedPlace<Ranked>& place, unsigned offset) {
   float gain[kQuad]; // NaN: not to be picked
 #pragma unroll
   for (int e = 0; e < kQuad; ++e)
     gain[e] = gain_from(tokens.score[e], tokens.rho[e], scale);
   const float most = fmaxf(fmaxf(gain[0], gain[1]), fmaxf(gain[2], gain[3]));
-  const unsigned rank = isnan(most) ? 0 : rank_of(most), own = __reduce_max_sync(kFullWarp, rank),
-                 holders = __ballot_sync(kFullWarp, rank == own) & lanes;
-  const unsigned e = gain[0] == most ? 0 : gain[1] == most ? 1 : gain[2] == most ? 2 : 3;
-  const bool first = (holders ^ lanes) == lanes >> 1; // of those that hold it, and so the lowest index
-  place.store_if(first, offset, {own, static_cast<unsigned>(tokens.first) + e});
+  unsigned index = 0;
+#pragma unroll
+  for (int e = kQuad - 1; e >= 0; --e)
+    if (gain[e] == most) index = static_cast<unsigned>(tokens.first + e);
+  unsigned rank = rank_of(most);
+  keep(rank); // beside the test for NaN, not after it
+  rank = isnan(most) ? 0 : rank;
+  const unsigned own = __reduce_max_sync(kFullWarp, rank);
+  const bool holds = rank == own;
+  const unsigned before = __ballot_sync(kFullWarp, holds) & (holds ? below : kFullWarp);
+  place.store_if(before == 0, offset, {own, index});
   return own;
 }
 
-// Everything of the loop is 32 bits wide and in registers, and little of it branches: it is a chain of some hundred
-// instructions, whose length bounds a step from below.
-template <Redundancy kMode>
-__global__ void __launch_bounds__(kGreedyThreads)
+// The best of the warps' bests, the lowest index among equals: `seen` of the warp whose number is this lane's.
+__device__ inline Ranked best_of(const Ranked& seen) {
+  const unsigned rank = __reduce_max_sync(kFullWarp, seen.rank);
+  return {rank, __reduce_min_sync(kFullWarp, seen.rank == rank ? seen.index : ~0u)};
+}
+
+// What all threads know of a selection. Those with tokens and the others have loops of their own, which meet once a
+// step, and end at the same one.
+struct Steps {
+  const float* gram; // of the sample
+  unsigned count, stride, limit, least;
+
+  __device__ static unsigned place(unsigned step) { return step % 2 * kMostWarps; }
+  __device__ unsigned bytes() const { return count * unsigned{sizeof(float)}; } // of a row
+  // Whether so many tokens ahead of one, the pick among them, make it a runner-up.
+  __device__ static bool fetched_after(unsigned ahead) { return ahead - 1 < kRunnersUp; }
+};
+
+// The loop of the threads with tokens; returns the number of picks. Everything in it is 32 bits wide and in registers,
+// and, of short samples, nothing of it branches: it is a chain of some hundred instructions, whose length bounds a step
+// from below.
+template <Redundancy kMode, bool kShort>
+__device__ unsigned take_steps(GreedyShared& shared, const Steps& steps, TokenQuad& tokens, float scale,
+                               int64_t longest, const float* log_prior) {
+  const float *const log_z_of = shared.log_z(longest), *const scale_after = shared.scale(longest);
+  unsigned warp = threadIdx.x / 32, lane = threadIdx.x % 32, below = (1u << lane) - 1, least = steps.least;
+  keep(tokens.first);
+  keep(below);
+  keep(least);
+  const float* const own_gram = steps.gram + tokens.first;
+  const bool inside = tokens.first < static_cast<int>(steps.count), writes = !kShort && tokens.first == 0;
+  const SharedPlace<Ranked> own_place(&shared.best[0][warp]), seen_place(&shared.best[0][lane]),
+      picks_place(shared.picks());
+  if (steps.limit == 0) return 0;
+  unsigned fetched = ~0u, step = 0;
+  float4 row{};
+  bool last;
+  do { // what follows the last pick is done in vain, but without a branch on the way
+    const unsigned place = Steps::place(step), own = give_best(tokens, scale, below, own_place, place);
+    scale = scale_after[step + 1]; // before the barrier: on the way, it would be waited for
+    meet();
+    const Ranked seen = seen_place.load(place), pick = best_of(seen);
+    if (inside) row = __ldg(reinterpret_cast<const float4*>(at_multiple(own_gram, pick.index, steps.stride)));
+    const float log_z = log_z_of[pick.index];
+    const bool picked = pick.rank >= least;
+    if constexpr (!kShort) {
+      picks_place.store_if(writes && picked, step, pick);
+      const unsigned ahead = __popc(__ballot_sync(kFullWarp, seen.rank > own)),
+                     next = __shfl_sync(kFullWarp, seen.index, static_cast<int>(warp));
+      if (own != 0 && Steps::fetched_after(ahead) && next != fetched) {
+        const char* const from = at_multiple(steps.gram, next, steps.stride);
+#pragma unroll 1
+        for (unsigned at = lane * kCacheLine; at < steps.bytes(); at += 32 * kCacheLine)
+          prefetch(from + at);
+        fetched = next;
+      }
+    }
+    if (picked) ++step;
+    last = !picked || step == steps.limit;
+    const float prior = kMode == Redundancy::kChain ? expf(__ldg(log_prior + pick.index)) : 0.0f;
+    tokens.remove(static_cast<int>(pick.index));
+    tokens.join(row, log_z, prior, kMode, static_cast<int>(step));
+  } while (!last);
+  return step;
+}
+
+// The loop of the threads without, of short samples: they keep the picks, and fetch the rows of the runners-up,
+// together each that is not the last one fetched for its warp.
+__device__ inline unsigned fetch_rows(GreedyShared& shared, const Steps& steps, unsigned member) {
+  constexpr unsigned kWarps = GreedyThreads<true>::kHolders / 32;
+  const SharedPlace<Ranked> best_place(&shared.best[0][0]), seen_place(&shared.best[0][member % 32]),
+      picks_place(shared.picks());
+  const SharedAddress copied = shared_address(shared.copied + member);
+  unsigned fetched = ~0u, step = 0; // of the warp whose number is this lane's
+  while (steps.limit > 0) {
+    meet();
+    const Ranked seen = seen_place.load(Steps::place(step)), pick = best_of(seen);
+    unsigned ahead = 0;
+#pragma unroll
+    for (unsigned warp = 0; warp < kWarps; ++warp)
+      ahead += best_place.load(Steps::place(step) + warp).rank > seen.rank;
+    const bool wanted = seen.rank != 0 && Steps::fetched_after(ahead) && seen.index != fetched;
+    if (wanted) fetched = seen.index;
+    for (unsigned which = __ballot_sync(kFullWarp, wanted); which != 0; which &= which - 1) {
+      const unsigned next = __shfl_sync(kFullWarp, seen.index, __ffs(static_cast<int>(which)) - 1);
+      const char* const from = at_multiple(steps.gram, next, steps.stride);
+#pragma unroll 1
+      for (unsigned at = member * unsigned{sizeof(float4)}; at < steps.bytes();
+           at += kFetchers * unsigned{sizeof(float4)})
+        copy_through_cache(copied, from + at);
+    }
+    if (pick.rank < steps.least) break;
+    picks_place.store_if(member == 0, step, pick);
+    if (++step == steps.limit) break;
+  }
+  commit_copies();
+  wait_for_copies<0>(); // their place may be another block's next
+  return step;
+}
+
+template <Redundancy kMode, bool kShort>
+__global__ void __launch_bounds__(GreedyThreads<kShort>::kMost, 1)
     greedy_kernel(const Layout visual, const float* const scores, const Similarities found, const Densities densities,
                   const Selection selection, const Picks picks) {
   MI_PRUNER_SHARED(GreedyShared, shared);
   const int64_t sample = blockIdx.x;
   const Span span = span_of(visual, sample), slots = span_of(picks.slots, sample);
-  const unsigned count = static_cast<unsigned>(span.count),
-                 limit = static_cast<unsigned>(limit_of(picks, sample, span, slots));
   const Selection options{selection.kappa, kMode, selection.weight};
-  float *const log_z_of = shared.log_z(visual.longest), *const scale_after = shared.scale(visual.longest);
   for (unsigned k = threadIdx.x; k < 2 * kMostWarps; k += blockDim.x)
     shared.best[k / kMostWarps][k % kMostWarps] = {};
-  for (unsigned k = threadIdx.x; k <= count; k += blockDim.x) { // no more picks than tokens
-    if (k < count) log_z_of[k] = densities.visual_log_z[span.begin + k];
-    scale_after[k] = scale_of(options, static_cast<int>(k));
+  for (unsigned k = threadIdx.x; k <= span.count; k += blockDim.x) { // no more picks than tokens
+    if (k < span.count) shared.log_z(visual.longest)[k] = densities.visual_log_z[span.begin + k];
+    shared.scale(visual.longest)[k] = scale_of(options, static_cast<int>(k));
   }
-  TokenQuad tokens;
-  tokens.start(scores, densities.log_prior, span, kQuad * static_cast<int>(threadIdx.x));
-  const unsigned stride = static_cast<unsigned>(found.gram_stride) * unsigned{sizeof(float)},
-                 bytes = count * unsigned{sizeof(float)}, lowest = rank_of(picks.min_gain);
-  unsigned warp = threadIdx.x / 32, lane = threadIdx.x % 32, lanes = (2u << lane) - 1, least = lowest > 1 ? lowest : 1;
-  const unsigned rounds = GreedyShared::rounds(visual.longest);
-  SharedAddress copied = shared_address(shared.copied(visual.longest) + warp * rounds * 32 + lane);
-  keep(tokens.first);
-  keep(warp);
-  keep(lane);
-  keep(copied);
-  keep(lanes);
-  keep(least);
-  const float* const gram = found.gram + span.begin * found.gram_stride;
-  const float* const own_gram = gram + tokens.first;
-  const SharedPlace<Ranked> own_place(&shared.best[0][warp]), seen_place(&shared.best[0][lane]),
-      picks_place(shared.picks());
-  const bool inside = tokens.first < static_cast<int>(count), writes = tokens.first == 0;
-  float scale = options.weight;
-  unsigned fetched = ~0u, step = 0;
   __syncthreads();
-  while (limit > 0) {
-    const unsigned offset = step % 2 * kMostWarps;
-    const unsigned own = give_best(tokens, scale, lanes, own_place, offset);
-    __syncthreads();
-    const Ranked other = seen_place.load(offset);
-    const unsigned best = __reduce_max_sync(kFullWarp, other.rank),
-                   pick = __reduce_min_sync(kFullWarp, other.rank == best ? other.index : ~0u);
-    const bool picked = best >= least;
-    float4 row{};
-    if (inside && picked) row = __ldg(reinterpret_cast<const float4*>(at_multiple(own_gram, pick, stride)));
-    picks_place.store_if(writes && picked, step, {best, pick});
-    if (picked) ++step;
-    if (!picked || step == limit) break;
-    const float log_z = log_z_of[pick];
-    scale = scale_after[step];
-    tokens.remove(static_cast<int>(pick));
-    const unsigned ahead_of_own = __popc(__ballot_sync(kFullWarp, other.rank > own)),
-                   next = __shfl_sync(kFullWarp, other.index, static_cast<int>(warp));
-    if (own != 0 && ahead_of_own - 1 < kRunnersUp && next != fetched) {
-      const char* const from = at_multiple(gram, next, stride);
-      if (rounds > 0) {
-        wait_for_copies<0>(); // of an earlier row, long there
-        SharedAddress to = copied;
-#pragma unroll 1
-        for (unsigned at = lane * unsigned{sizeof(float4)}; at < bytes; at += 32 * unsigned{sizeof(float4)}) {
-          copy_through_cache(to, from + at);
-          to += 32 * unsigned{sizeof(float4)};
-        }
-        commit_copies();
-      } else {
-#pragma unroll 1
-        for (unsigned at = lane * kCacheLine; at < bytes; at += 32 * kCacheLine)
-          prefetch(from + at);
-      }
-      fetched = next;
-    }
-    const float prior = kMode == Redundancy::kChain ? expf(__ldg(densities.log_prior + span.begin + pick)) : 0.0f;
-    tokens.join(row, log_z, prior, kMode, static_cast<int>(step));
+  const unsigned holders = blockDim.x - GreedyThreads<kShort>::kFetching, lowest = rank_of(picks.min_gain);
+  const Steps steps{found.gram + span.begin * found.gram_stride, static_cast<unsigned>(span.count),
+                    static_cast<unsigned>(found.gram_stride) * unsigned{sizeof(float)},
+                    static_cast<unsigned>(limit_of(picks, sample, span, slots)), lowest > 1 ? lowest : 1};
+  unsigned taken;
+  if (!kShort || threadIdx.x < holders) {
+    TokenQuad tokens;
+    tokens.start(scores, densities.log_prior, span, kQuad * static_cast<int>(threadIdx.x));
+    taken = take_steps<kMode, kShort>(shared, steps, tokens, options.weight, visual.longest,
+                                      densities.log_prior + span.begin);
+  } else {
+    taken = fetch_rows(shared, steps, threadIdx.x - holders);
   }
-  wait_for_copies<0>();
   __syncthreads();
-  for (unsigned k = threadIdx.x; k < step; k += blockDim.x) {
+  for (unsigned k = threadIdx.x; k < taken; k += blockDim.x) {
     picks.indices[slots.begin + k] = shared.picks()[k].index;
     picks.gains[slots.begin + k] = gain_of_rank(shared.picks()[k].rank);
   }
-  clear_slots(picks, slots, step, threadIdx.x, blockDim.x);
+  clear_slots(picks, slots, taken, threadIdx.x, blockDim.x);
 }
 
 } // namespace mi_pruner::cuda
