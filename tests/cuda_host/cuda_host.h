@@ -149,6 +149,7 @@ inline unsigned __ballot_sync(unsigned, int vote, const Where where = Where::cur
 }
 
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
+inline int __ffs(int bits) { return __builtin_ffs(bits); }
 
 template <typename To, typename From> To mi_pruner_bits(From from) {
   To to;

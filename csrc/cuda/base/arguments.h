@@ -22,11 +22,12 @@ constexpr int kTileRows = 128, kTileColumns = 64, kWideColumns = 128, kPatch = 3
 // Tiles of `columns` columns in place of `tiles` of kTileColumns.
 constexpr int64_t tiles_of(int64_t tiles, int columns) { return (tiles * kTileColumns + columns - 1) / columns; }
 
-// How many tiles of `columns` columns, of the visual ones, lie side by side in one row of tiles: none that lie wholly
-// above the diagonal of the Gram matrix. The tile across it leaves them, turned.
-constexpr int64_t tiles_across(int64_t visual_tiles, int64_t row_tile, int columns) {
+// How many tiles of `columns` columns lie side by side in one row of tiles; text_tiles and visual_tiles are of as many.
+// Of those of visual columns, none that lie wholly above the diagonal of the Gram matrix: the tile across it leaves
+// them, turned.
+constexpr int64_t tiles_across(int64_t text_tiles, int64_t visual_tiles, int64_t row_tile, int columns) {
   const int64_t below = (row_tile + 1) * (kTileRows / columns);
-  return below < visual_tiles ? below : visual_tiles;
+  return text_tiles + (below < visual_tiles ? below : visual_tiles);
 }
 
 // All of a sample of `row_tiles` rows of tiles: of the triangle, the last row may not be whole.
@@ -93,7 +94,6 @@ struct Similarities {
   LogSum* parts;                     // (N, visual_tiles): of the normaliser of the visual-visual kernel
   unsigned* arrivals;                // (samples, text_groups): 0, for the normalisers
   int64_t text_tiles, visual_tiles;  // of kTileColumns, side by side; visual_tiles = 0: no gram
-  int64_t row_tiles;                 // of kTileRows rows
   int64_t row_patches, text_patches; // of 32 tokens
   int64_t text_groups;               // of kTextGroup tokens
 };

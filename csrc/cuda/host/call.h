@@ -80,7 +80,6 @@ struct Call {
 
   void reserve(bool gram) {
     const int64_t n = visual.layout.total, m = text.layout.total;
-    found.row_tiles = tiles(visual.layout.longest, kTileRows);
     found.row_patches = tiles(visual.layout.longest, kPatch);
     found.text_patches = tiles(text.layout.longest, kPatch);
     found.text_groups = tiles(text.layout.longest, kTextGroup);

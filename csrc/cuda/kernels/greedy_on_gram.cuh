@@ -4,9 +4,9 @@
 // every token, which follows from the pick's row and its normaliser.
 //
 // Mapping: block = sample; tokens in registers for the whole selection (score, rho, log prior), 4 a thread. A step: the
-// best of a thread's gains, a `redux` and a ballot in each warp, one barrier, two `redux` over the warps' bests, one row
-// read, an exponential a token. Beside it the rows of the runners-up are fetched: the next pick is mostly one of them,
-// or of those of earlier steps. Picks stay in shared memory until all are known.
+// best of a thread's gains, a `redux` and a ballot in each warp, one barrier, two `redux` over the warps' bests, one
+// row read, an exponential a token. Beside it the rows of the runners-up are fetched: the next pick is mostly one of
+// them, or of those of earlier steps. Picks stay in shared memory until all are known.
 //
 // Bound by latency: the instructions of a step in series, a barrier, and a read of L1 (fetched ahead) or L2.
 // Determinism: no sum crosses threads; the sum over the picks runs in their order.
@@ -60,27 +60,12 @@ private:
 };
 static_assert(GreedyShared::bytes(kGramTokens) <= kMostShared);
 
-// The warp's best token, left by the lowest of the lanes that hold it: any one, of rank 0, where there is none; returns
-// its rank. `below`: the bits of the lanes below this one.
-__device__ inline unsigned give_best(const TokenQuad& tokens, float scale, unsigned below,
-                                     const SharedPlace<Ranked>& place, unsigned offset) {
-  float gain[kQuad]; // NaN: not to be picked
+// The largest gain of a thread's tokens, NaN where none is to be picked.
+__device__ inline float most_of(const TokenQuad& tokens, float scale, float (&gain)[kQuad]) {
 #pragma unroll
   for (int e = 0; e < kQuad; ++e)
     gain[e] = gain_from(tokens.score[e], tokens.rho[e], scale);
-  const float most = fmaxf(fmaxf(gain[0], gain[1]), fmaxf(gain[2], gain[3]));
-  unsigned index = 0;
-#pragma unroll
-  for (int e = kQuad - 1; e >= 0; --e)
-    if (gain[e] == most) index = static_cast<unsigned>(tokens.first + e);
-  unsigned rank = rank_of(most);
-  keep(rank); // beside the test for NaN, not after it
-  rank = isnan(most) ? 0 : rank;
-  const unsigned own = __reduce_max_sync(kFullWarp, rank);
-  const bool holds = rank == own;
-  const unsigned before = __ballot_sync(kFullWarp, holds) & (holds ? below : kFullWarp);
-  place.store_if(before == 0, offset, {own, index});
-  return own;
+  return fmaxf(fmaxf(gain[0], gain[1]), fmaxf(gain[2], gain[3]));
 }
 
 // The best of the warps' bests, the lowest index among equals: `seen` of the warp whose number is this lane's.
@@ -89,8 +74,8 @@ __device__ inline Ranked best_of(const Ranked& seen) {
   return {rank, __reduce_min_sync(kFullWarp, seen.rank == rank ? seen.index : ~0u)};
 }
 
-// What all threads know of a selection. Those with tokens and the others have loops of their own, which meet once a
-// step, and end at the same one.
+// What all threads know of a selection. Those with tokens and the others (of short samples) have loops of their own,
+// which meet once a step, and end at the same one.
 struct Steps {
   const float* gram; // of the sample
   unsigned count, stride, limit, least;
@@ -101,51 +86,101 @@ struct Steps {
   __device__ static bool fetched_after(unsigned ahead) { return ahead - 1 < kRunnersUp; }
 };
 
-// The loop of the threads with tokens; returns the number of picks. Everything in it is 32 bits wide and in registers,
-// and, of short samples, nothing of it branches: it is a chain of some hundred instructions, whose length bounds a step
+// The loop of the threads with tokens, of short samples; returns the number of picks. Everything in it is 32 bits wide
+// and in registers, and nothing of it branches: it is a chain of some hundred instructions, whose length bounds a step
 // from below.
-template <Redundancy kMode, bool kShort>
+template <Redundancy kMode>
 __device__ unsigned take_steps(GreedyShared& shared, const Steps& steps, TokenQuad& tokens, float scale,
                                int64_t longest, const float* log_prior) {
   const float *const log_z_of = shared.log_z(longest), *const scale_after = shared.scale(longest);
-  unsigned warp = threadIdx.x / 32, lane = threadIdx.x % 32, below = (1u << lane) - 1, least = steps.least;
+  unsigned warp = threadIdx.x / 32, lane = threadIdx.x % 32, below = (1u << lane) - 1, least = steps.least, step = 0;
   keep(tokens.first);
   keep(below);
   keep(least);
   const float* const own_gram = steps.gram + tokens.first;
-  const bool inside = tokens.first < static_cast<int>(steps.count), writes = !kShort && tokens.first == 0;
-  const SharedPlace<Ranked> own_place(&shared.best[0][warp]), seen_place(&shared.best[0][lane]),
-      picks_place(shared.picks());
+  const bool inside = tokens.first < static_cast<int>(steps.count);
+  const SharedPlace<Ranked> own_place(&shared.best[0][warp]), seen_place(&shared.best[0][lane]);
   if (steps.limit == 0) return 0;
-  unsigned fetched = ~0u, step = 0;
   float4 row{};
   bool last;
   do { // what follows the last pick is done in vain, but without a branch on the way
-    const unsigned place = Steps::place(step), own = give_best(tokens, scale, below, own_place, place);
+    // The warp's best token is left by the lowest of the lanes that hold it: any one, of rank 0, where there is none.
+    float gain[kQuad];
+    const float most = most_of(tokens, scale, gain);
+    unsigned index = 0;
+#pragma unroll
+    for (int e = kQuad - 1; e >= 0; --e)
+      if (gain[e] == most) index = static_cast<unsigned>(tokens.first + e);
+    unsigned rank = rank_of(most);
+    keep(rank); // beside the test for NaN, not after it
+    rank = isnan(most) ? 0 : rank;
+    const unsigned own = __reduce_max_sync(kFullWarp, rank);
+    const bool holds = rank == own;
+    const unsigned before = __ballot_sync(kFullWarp, holds) & (holds ? below : kFullWarp);
+    own_place.store_if(before == 0, Steps::place(step), {own, index});
     scale = scale_after[step + 1]; // before the barrier: on the way, it would be waited for
     meet();
-    const Ranked seen = seen_place.load(place), pick = best_of(seen);
+    const Ranked pick = best_of(seen_place.load(Steps::place(step)));
     if (inside) row = __ldg(reinterpret_cast<const float4*>(at_multiple(own_gram, pick.index, steps.stride)));
     const float log_z = log_z_of[pick.index];
     const bool picked = pick.rank >= least;
-    if constexpr (!kShort) {
-      picks_place.store_if(writes && picked, step, pick);
-      const unsigned ahead = __popc(__ballot_sync(kFullWarp, seen.rank > own)),
-                     next = __shfl_sync(kFullWarp, seen.index, static_cast<int>(warp));
-      if (own != 0 && Steps::fetched_after(ahead) && next != fetched) {
-        const char* const from = at_multiple(steps.gram, next, steps.stride);
-#pragma unroll 1
-        for (unsigned at = lane * kCacheLine; at < steps.bytes(); at += 32 * kCacheLine)
-          prefetch(from + at);
-        fetched = next;
-      }
-    }
     if (picked) ++step;
     last = !picked || step == steps.limit;
     const float prior = kMode == Redundancy::kChain ? expf(__ldg(log_prior + pick.index)) : 0.0f;
     tokens.remove(static_cast<int>(pick.index));
     tokens.join(row, log_z, prior, kMode, static_cast<int>(step));
   } while (!last);
+  return step;
+}
+
+// The same of long samples, whose many warps are bound by what they issue: they keep the picks, and each gives the hint
+// of its own best token's row.
+template <Redundancy kMode>
+__device__ unsigned take_long_steps(GreedyShared& shared, const Steps& steps, TokenQuad& tokens, float scale,
+                                    int64_t longest, const float* log_prior) {
+  const float *const log_z_of = shared.log_z(longest), *const scale_after = shared.scale(longest);
+  unsigned warp = threadIdx.x / 32, lane = threadIdx.x % 32, lanes = (2u << lane) - 1, least = steps.least;
+  keep(tokens.first);
+  keep(warp);
+  keep(lane);
+  keep(lanes);
+  keep(least);
+  const float* const own_gram = steps.gram + tokens.first;
+  const SharedPlace<Ranked> own_place(&shared.best[0][warp]), seen_place(&shared.best[0][lane]),
+      picks_place(shared.picks());
+  const bool inside = tokens.first < static_cast<int>(steps.count), writes = tokens.first == 0;
+  unsigned fetched = ~0u, step = 0;
+  while (steps.limit > 0) {
+    float gain[kQuad];
+    const float most = most_of(tokens, scale, gain);
+    const unsigned rank = isnan(most) ? 0 : rank_of(most), own = __reduce_max_sync(kFullWarp, rank),
+                   holders = __ballot_sync(kFullWarp, rank == own) & lanes;
+    const unsigned e = gain[0] == most ? 0 : gain[1] == most ? 1 : gain[2] == most ? 2 : 3;
+    const bool first = (holders ^ lanes) == lanes >> 1; // of those that hold it, and so the lowest index
+    own_place.store_if(first, Steps::place(step), {own, static_cast<unsigned>(tokens.first) + e});
+    __syncthreads();
+    const Ranked seen = seen_place.load(Steps::place(step)), pick = best_of(seen);
+    const bool picked = pick.rank >= least;
+    float4 row{};
+    if (inside && picked) row = __ldg(reinterpret_cast<const float4*>(at_multiple(own_gram, pick.index, steps.stride)));
+    picks_place.store_if(writes && picked, step, pick);
+    if (picked) ++step;
+    if (!picked || step == steps.limit) break;
+    const float log_z = log_z_of[pick.index];
+    scale = scale_after[step];
+    tokens.remove(static_cast<int>(pick.index));
+    const unsigned ahead = __popc(__ballot_sync(kFullWarp, seen.rank > own)),
+                   next = __shfl_sync(kFullWarp, seen.index, static_cast<int>(warp));
+    if (own != 0 && Steps::fetched_after(ahead) && next != fetched) {
+      const char* const from = at_multiple(steps.gram, next, steps.stride);
+#pragma unroll 1
+      for (unsigned at = lane * kCacheLine; at < steps.bytes(); at += 32 * kCacheLine)
+        prefetch(from + at);
+      fetched = next;
+    }
+    const float prior = kMode == Redundancy::kChain ? expf(__ldg(log_prior + pick.index)) : 0.0f;
+    tokens.join(row, log_z, prior, kMode, static_cast<int>(step));
+  }
   return step;
 }
 
@@ -202,13 +237,16 @@ __global__ void __launch_bounds__(GreedyThreads<kShort>::kMost, 1)
   const Steps steps{found.gram + span.begin * found.gram_stride, static_cast<unsigned>(span.count),
                     static_cast<unsigned>(found.gram_stride) * unsigned{sizeof(float)},
                     static_cast<unsigned>(limit_of(picks, sample, span, slots)), lowest > 1 ? lowest : 1};
-  unsigned taken;
+  unsigned taken = 0;
   if (!kShort || threadIdx.x < holders) {
+    const float* const log_prior = densities.log_prior + span.begin;
     TokenQuad tokens;
     tokens.start(scores, densities.log_prior, span, kQuad * static_cast<int>(threadIdx.x));
-    taken = take_steps<kMode, kShort>(shared, steps, tokens, options.weight, visual.longest,
-                                      densities.log_prior + span.begin);
-  } else {
+    if constexpr (kShort)
+      taken = take_steps<kMode>(shared, steps, tokens, options.weight, visual.longest, log_prior);
+    else
+      taken = take_long_steps<kMode>(shared, steps, tokens, options.weight, visual.longest, log_prior);
+  } else if constexpr (kShort) {
     taken = fetch_rows(shared, steps, threadIdx.x - holders);
   }
   __syncthreads();

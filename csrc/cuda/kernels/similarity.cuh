@@ -23,38 +23,36 @@
 
 namespace mi_pruner::cuda {
 
-// A block's tile: 128 rows of a sample, and visual tokens or text ones. Of a sample, those of visual tokens come first,
-// being more work where the last of a launch have to share multiprocessors. Numbers of tiles, as what is held beside
-// the product is short of registers.
+// A block's tile: 128 rows of a sample, and text tokens or visual ones. Numbers of tiles, as what is held beside the
+// product is short of registers.
 template <typename Tile> struct SimilarityTile {
-  unsigned sample, row_tile, column_tile;
-  bool text, first_of_row;
+  unsigned sample, row_tile, tile, text_tiles;
 
   // Number `at` of all samples' tiles, `each` of them a sample's.
-  __device__ SimilarityTile(const Similarities& found, unsigned at, unsigned each) : sample(at / each), row_tile(0) {
-    const unsigned text_tiles = static_cast<unsigned>(tiles_of(found.text_tiles, Tile::kColumns)),
-                   visual_tiles = static_cast<unsigned>(tiles_of(found.visual_tiles, Tile::kColumns)),
-                   row_tiles = static_cast<unsigned>(found.row_tiles), visual = each - row_tiles * text_tiles;
-    unsigned tile = at % each;
-    text = tile >= visual;
-    if (text) {
-      tile -= visual;
+  __device__ SimilarityTile(const Similarities& found, unsigned at, unsigned each)
+      : sample(at / each), row_tile(0), tile(at % each),
+        text_tiles(static_cast<unsigned>(tiles_of(found.text_tiles, Tile::kColumns))) {
+    if (found.visual_tiles == 0) {
       row_tile = tile / text_tiles;
       tile %= text_tiles;
-    } else {
-      for (unsigned across; across = tiles_across(visual_tiles, row_tile, Tile::kColumns), tile >= across; ++row_tile)
-        tile -= across;
+      return;
     }
-    column_tile = tile;
-    first_of_row = tile == 0 && (text || text_tiles == 0);
+    const int64_t visual_tiles = tiles_of(found.visual_tiles, Tile::kColumns);
+    for (;; ++row_tile) {
+      const unsigned across = static_cast<unsigned>(tiles_across(text_tiles, visual_tiles, row_tile, Tile::kColumns));
+      if (tile < across) return;
+      tile -= across;
+    }
   }
 
+  __device__ bool text() const { return tile < text_tiles; }
   __device__ int64_t first_row() const { return int64_t{row_tile} * Tile::kRows; }
-  __device__ int64_t first_column() const { return int64_t{column_tile} * Tile::kColumns; }
+  __device__ unsigned column_tile() const { return text() ? tile : tile - text_tiles; }
+  __device__ int64_t first_column() const { return int64_t{column_tile()} * Tile::kColumns; }
   __device__ bool below_diagonal() const { return first_column() + Tile::kColumns <= first_row(); }
   // The first column's place among the tile's tokens: that of the same token as a row, if it is one.
   __device__ int columns_at() const {
-    return text || below_diagonal() ? Tile::kRows : static_cast<int>(first_column() - first_row());
+    return text() || below_diagonal() ? Tile::kRows : static_cast<int>(first_column() - first_row());
   }
 };
 
@@ -241,32 +239,31 @@ __device__ void compute_tile(const Tokens& visual, const Tokens& text, int64_t d
       return left < 0 ? 0 : left < Tile::kColumns ? static_cast<int>(left) : Tile::kColumns;
     };
     const Span rows = span_of(visual.layout, at.sample);
-    const Span columns = at.text ? span_of(text.layout, at.sample) : rows;
+    const Span columns = at.text() ? span_of(text.layout, at.sample) : rows;
     // A sample without text still needs the norms of its visual tokens: the first tile of a row always runs.
-    if (at.first_row() >= rows.count || (used(columns) == 0 && !at.first_of_row)) return;
+    if (at.first_row() >= rows.count || (used(columns) == 0 && at.tile > 0)) return;
     if (threadIdx.x == 0) {
       shared.at = at;
       shared.rows = rows;
       shared.columns = columns;
     }
     const Rows<T> row_features = rows_of<T>(visual, at.sample, rows);
-    using Source = TileSource<T, Tile>;
-    Source source(
+    TileSource<T, Tile> source(
         row_features, [&](int r) { return at.first_row() + r < rows.count ? at.first_row() + r : -1; },
-        at.text ? rows_of<T>(text, at.sample, columns) : row_features,
+        at.text() ? rows_of<T>(text, at.sample, columns) : row_features,
         [&](int c) { return at.first_column() + c < columns.count ? at.first_column() + c : -1; },
-        rank * share_of(Source::stages(dim)), at.columns_at(), shared.tile);
+        rank * share_of(stages_of<T>(dim)), at.columns_at(), shared.tile);
     multiply_tile(source, dim, used(columns), rank, shared.tile);
   }
   const SimilarityTile<Tile>& at = shared.at;
   const Span &rows = shared.rows, &columns = shared.columns;
   store_weights(visual.prior, rows.begin, at.first_row(), rows.count, 0, Tile::kRows, shared.tile);
-  store_weights(at.text ? text.prior : visual.prior, columns.begin, at.first_column(), columns.count, Tile::kRows,
+  store_weights(at.text() ? text.prior : visual.prior, columns.begin, at.first_column(), columns.count, Tile::kRows,
                 Tile::kColumns, shared.tile);
   __syncthreads();
   const TileEnd<Tile> end(found, shared);
-  if (at.first_of_row) end.store_rows();
-  if (at.text)
+  if (at.tile == 0) end.store_rows();
+  if (at.text())
     end.store_text();
   else
     end.store_gram(kappa);

@@ -14,8 +14,8 @@ cudaError_t similarity(Dtype dtype, const Tokens& visual, const Tokens& text, in
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
   if (error != cudaSuccess) return error;
   const auto tiles = [&](int columns) { // of a sample
-    return tiles_of_sample(tiles_of(found.text_tiles, columns), tiles_of(found.visual_tiles, columns), found.row_tiles,
-                           columns);
+    return tiles_of_sample(tiles_of(found.text_tiles, columns), tiles_of(found.visual_tiles, columns),
+                           ceil_div(visual.layout.longest, kTileRows), columns);
   };
   const auto shape_of = [&](auto tile) {
     using Tile = decltype(tile);
@@ -35,12 +35,25 @@ cudaError_t similarity(Dtype dtype, const Tokens& visual, const Tokens& text, in
         error = run(kernel, shape_of(tile), stream, visual, text, dim, kappa, found, tiles(Tile::kColumns));
     };
     // No more than one tile for a multiprocessor: then clusters share each, if D is long enough for all blocks.
-    const bool few = visual.layout.samples * tiles(kTileColumns) <= processors &&
-                     TileSource<T, BlockTile>::stages(dim) >= 2 * kShares;
-    // Scores alone are bound by memory, whoever multiplies, and have few columns.
+    const bool gram = found.visual_tiles > 0, text_too = found.text_tiles > 0,
+               few = visual.layout.samples * tiles(kTileColumns) <= processors && stages_of<T>(dim) >= 2 * kShares;
     if constexpr (sizeof(T) == 2) {
-      launch_if(few && found.visual_tiles > 0, TileShape<kWideColumns, kShares>());
-      launch_if(found.visual_tiles > 0, TileShape<kWideColumns, 1>());
+      using Wide = TileShape<kWideColumns, 1>;
+      launch_if(gram && few, TileShape<kWideColumns, kShares>());
+      launch_if(gram && (!text_too || visual.layout.samples * tiles(kWideColumns) <= processors), Wide());
+      // Text has few columns, and to compare with it alone is bound by memory, whoever multiplies: a launch of its own
+      // where there is more than one wide tile for a multiprocessor.
+      bool apart = false;
+      if (gram && !launched && error == cudaSuccess)
+        error = runs(similarity_kernel<T, Wide>, shape_of(Wide()), Wide::kGroups, apart);
+      if (apart && error == cudaSuccess) {
+        Similarities part = found;
+        part.visual_tiles = 0;
+        error = similarity(dtype, visual, text, dim, kappa, part, stream);
+        part = found;
+        part.text_tiles = 0;
+        return error == cudaSuccess ? similarity(dtype, visual, text, dim, kappa, part, stream) : error;
+      }
     }
     launch_if(few, TileShape<kTileColumns, kShares>());
     launch_if(true, BlockTile());

@@ -15,6 +15,12 @@ constexpr int kSteps = kPieces / 2; // of a stage: 16 halves each
 constexpr int kShares = 8;
 constexpr int share_of(int stages) { return (stages + kShares - 1) / kShares; }
 
+// Of a D, in stages.
+template <typename T> constexpr int kDepth = kStageRow / static_cast<int>(sizeof(T));
+template <typename T> __host__ __device__ constexpr int stages_of(int64_t dim) {
+  return static_cast<int>((dim + kDepth<T> - 1) / kDepth<T>);
+}
+
 // 128 rows, and 64 columns, multiplied warp by warp, or 128, by groups of four warps (halves, on the GPUs that have
 // these: kHasGroups). By a block, or a share each by the blocks of a cluster.
 template <int kTheColumns, int kTheBlocks> struct TileShape {

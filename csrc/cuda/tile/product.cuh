@@ -28,14 +28,15 @@
 
 namespace mi_pruner::cuda {
 
-// The sums of a tile over the stages [first, last), kAhead of them on their way while one is multiplied. `any`: as
-// kAny. end_share(share): at the end of each `length` of them.
+// The sums of a tile over the stages [first, last), kAhead of them on their way while one is multiplied. `any`: of
+// `Share::add`. end_share(share): at the end of each `length` of them.
 template <typename T, typename Tile, typename EndShare>
 __device__ void add_stages(TileSource<T, Tile>& source, int64_t dim, int first, int last, int length, bool any,
                            TileShared<Tile>& shared, const EndShare& end_share) {
-  constexpr int kDepth = TileSource<T, Tile>::kDepth, kStages = Tile::kStages, kAhead = Tile::kAhead;
+  constexpr int kStages = Tile::kStages, kAhead = Tile::kAhead;
   const auto next = [](int stage) { return stage + 1 == kStages ? 0 : stage + 1; };
-  const int whole = !source.aligned ? 0 : dim / kDepth < last ? static_cast<int>(dim / kDepth) : last;
+  const int64_t all = dim / kDepth<T>;
+  const int whole = !source.aligned ? 0 : all < last ? static_cast<int>(all) : last;
   const MatrixPlaces<Tile> places(source.columns_at);
 #pragma unroll 1
   for (int ahead = 0; ahead < kAhead; ++ahead) {
@@ -44,7 +45,7 @@ __device__ void add_stages(TileSource<T, Tile>& source, int64_t dim, int first, 
       for (int step = 0; step < kSteps; ++step)
         source.copy_step(shared.stages[ahead], step);
     else if (stage < last)
-      source.copy(shared.stages[ahead], int64_t{stage} * kDepth, dim);
+      source.copy(shared.stages[ahead], int64_t{stage} * kDepth<T>, dim);
     commit_copies();
   }
   int at = 0, free = kAhead;
@@ -67,7 +68,8 @@ __device__ void add_stages(TileSource<T, Tile>& source, int64_t dim, int first, 
 #pragma unroll 1
     for (stage = stage < filled ? filled : stage; stage < end; ++stage)
       add([&](int step) {
-        if (step == 0 && stage + kAhead < last) source.copy(shared.stages[free], int64_t{stage + kAhead} * kDepth, dim);
+        if (step == 0 && stage + kAhead < last)
+          source.copy(shared.stages[free], int64_t{stage + kAhead} * kDepth<T>, dim);
       });
     share.finish();
     end_share(share);
@@ -90,13 +92,13 @@ template <typename Tile> __device__ void store_sums(const TileFragment<Tile>& su
 template <typename T, typename Tile>
 __device__ void multiply_tile(TileSource<T, Tile>& source, int64_t dim, int used, int rank, TileShared<Tile>& shared) {
   constexpr bool kDiagonal = sizeof(T) == 2;
-  const int stages = source.stages(dim), length = share_of(stages);
-  const bool any = (Tile::kGroups ? Tile::norm_columns(0) : Tile::first_column()) < used;
+  const int stages = stages_of<T>(dim), length = share_of(stages);
+  const bool any = Tile::kGroups || Tile::first_column() < used;
   if constexpr (Tile::kBlocks == 1) {
     TileFragment<Tile> total{};
     TileSquares<Tile> squares;
     add_stages(source, dim, 0, stages, length, any, shared, [&](const Share<T, Tile>& share) {
-      if (Tile::kGroups || any) total += share.products;
+      if (any) total += share.products;
       squares += share.squares();
     });
     store_sums(total, shared);

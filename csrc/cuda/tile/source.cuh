@@ -10,7 +10,7 @@ namespace mi_pruner::cuda {
 template <typename T, typename Tile> struct TileSource {
   static constexpr int kCopies = Tile::kTokens * kPieces / kTileThreads;
   static constexpr int kApart = kTileThreads / kPieces; // rows
-  static constexpr int kElements = 16 / sizeof(T), kDepth = kPieces * kElements;
+  static constexpr int kElements = 16 / sizeof(T);
   static_assert(kApart % 8 == 0); // a thread's pieces have one place in their rows
   const T* const* token;
   // The next stage's piece threadIdx % 8 of rows and columns threadIdx / 8 + kApart k: those of the first that is
@@ -25,8 +25,6 @@ template <typename T, typename Tile> struct TileSource {
   unsigned present = 0; // a bit each
   bool aligned;
   int columns_at; // the first column's place among the tile's tokens
-
-  static __host__ __device__ int stages(int64_t dim) { return static_cast<int>((dim + kDepth - 1) / kDepth); }
 
   // row_token(r), column_token(c): a token's number, -1 for none. Stages from `first_stage` on. `columns_at` < kRows:
   // the columns are rows of the tile, too, from that one on, and are not copied once more.
@@ -54,7 +52,7 @@ template <typename T, typename Tile> struct TileSource {
         present |= 1u << k;
       }
       if (first == nullptr) first = rows.base;
-      first += threadIdx.x % kPieces * kElements + int64_t{first_stage} * kDepth;
+      first += threadIdx.x % kPieces * kElements + int64_t{first_stage} * kDepth<T>;
     };
     start(0, kRowCopies, row);
     start(kRowCopies, kCopies, column);
@@ -64,15 +62,15 @@ template <typename T, typename Tile> struct TileSource {
     keep(place);
   }
 
-  // The copies for one step, of kSteps, of the next stage, of kDepth elements of aligned rows.
+  // The copies for one step, of kSteps, of the next stage, of aligned rows.
   __device__ void copy_step(unsigned char* stage, int step) {
     const SharedAddress to = shared_address(stage) + place;
 #pragma unroll
     for (int k = 0; k < kCopies; ++k)
       if (k * kSteps / kCopies == step && (present >> k & 1) != 0) copy_async(to + k * kApart * kStageRow, next(k));
     if (step < kSteps - 1) return;
-    row += kDepth;
-    column += kDepth;
+    row += kDepth<T>;
+    column += kDepth<T>;
   }
 
   __device__ const void* next(int k) const {

@@ -61,13 +61,13 @@ template <typename T, typename Tile> struct Share {
   TileFragment<Tile> products{};
   float row[Tile::kNormRows][4] = {}, column[Tile::kNormColumns][4] = {};
 
-  // One stage. `any`: the warp has columns that hold a token (of groups: columns whose norms it sums), else there is no
-  // product (norm) of them. between(step): what is to be done meanwhile.
+  // One stage. `any`: the warp has columns that hold a token, else it need not multiply; groups always do.
+  // between(step): what is to be done meanwhile.
   template <typename Between>
   __device__ void add(unsigned char* stage, const MatrixPlaces<Tile>& places, int columns_at, bool any,
                       const Between& between) {
     if constexpr (Tile::kGroups)
-      add_by_groups(stage, places, columns_at, any, between);
+      add_by_groups(stage, places, columns_at, between);
     else if (any)
       add_by_warps<true>(stage, places, between);
     else
@@ -114,7 +114,7 @@ template <typename T, typename Tile> struct Share {
 
   // The products by four warps and 64 rows, which go on while the norms are summed.
   template <typename Between>
-  __device__ void add_by_groups(unsigned char* stage, const MatrixPlaces<Tile>& places, int columns_at, bool any,
+  __device__ void add_by_groups(unsigned char* stage, const MatrixPlaces<Tile>& places, int columns_at,
                                 const Between& between) {
     const SharedAddress start = shared_address(stage), rows = start + Tile::down() / 4 * 64 * kStageRow,
                         columns = start + columns_at * kStageRow;
@@ -138,14 +138,12 @@ template <typename T, typename Tile> struct Share {
       for (int k = 0; k < Tile::kNormRows; ++k)
         add_squares(row[k], tokens[step], k, T{});
     }
-    if (any) {
-      load(places.columns);
+    load(places.columns);
 #pragma unroll
-      for (int step = 0; step < kSteps; ++step)
+    for (int step = 0; step < kSteps; ++step)
 #pragma unroll
-        for (int k = 0; k < Tile::kNormColumns; ++k)
-          add_squares(column[k], tokens[step], k, T{});
-    }
+      for (int k = 0; k < Tile::kNormColumns; ++k)
+        add_squares(column[k], tokens[step], k, T{});
     wait_for_products<Tile::kPending>();
   }
 
