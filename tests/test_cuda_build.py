@@ -18,7 +18,6 @@ ARCHITECTURES = {"sm_80", "sm_90a", "sm_100"}
 BUDGETS = {
     "similarity_kernel": 128,  # two blocks of 256 a multiprocessor
     "normaliser_kernel": 80,  # three blocks of 256 a multiprocessor
-    "score_kernel": 64,
     "greedy_kernel": 64,
     "top_k_kernel": 64,
     "gather_kernel": 64,

@@ -181,14 +181,14 @@ def test_scores_of_many_rows(n, marginal):
 # ---- launches --------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("redundancy", ["mean", "none"])
 @pytest.mark.parametrize("rows", [False, True], ids=["gram", "rows"])
-def test_a_prune_is_five_launches(rows, redundancy):
+def test_a_prune_is_four_launches(rows, redundancy):
     launches = ctypes.c_uint.in_dll(ctypes.CDLL(str(cuda_host.LIBRARY)), "mi_pruner_host_launches")
     arguments, priors = packed_arguments(
         [inputs.make_sample("clustered", 20, 3, 8, seed=1, visual_prior="float")], [5], rows
     )
     before = launches.value
     mi_pruner.prune_varlen(*arguments, **priors, redundancy=redundancy)
-    assert launches.value - before == 5
+    assert launches.value - before == 4
 
 
 # ---- threads ---------------------------------------------------------------------------------------------------------

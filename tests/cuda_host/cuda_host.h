@@ -205,6 +205,8 @@ template <typename T> T load_whole(const T* global) {
   static_assert(sizeof(T) == 16 && alignof(T) == 16);
   return *global;
 }
+inline void store_relaxed(uint64_t* global, uint64_t word) { __atomic_store_n(global, word, __ATOMIC_RELAXED); }
+inline uint64_t load_relaxed(const uint64_t* global) { return __atomic_load_n(global, __ATOMIC_RELAXED); }
 inline unsigned load_acquire(const unsigned* global) { return __atomic_load_n(global, __ATOMIC_ACQUIRE); }
 inline void wait_a_moment() { host::wait_a_moment(); }
 

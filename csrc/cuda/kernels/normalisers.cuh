@@ -3,8 +3,9 @@
 // Algorithm: a block for 4 text tokens of a sample and 2,048 of its rows first combines the parts of the bandwidth rule
 // and of the priors in order, then sums the exponentials of its rows, relative to the largest so far: for log Z of the
 // text. Where a sample has more rows, the last of its blocks to end combines what they left. Further blocks of the
-// launch, for 32 visual tokens each, combine the parts of the visual-visual normalisers. The first block of a sample
-// also leaves the weight of the null word, and how many picks a ratio of the valid visual tokens allows.
+// launch, for 32 visual tokens each, combine the parts of the visual-visual normalisers, and yet others compute the
+// scores (scores.cuh). The first block of a sample also leaves the weight of the null word, and how many picks a ratio
+// of the valid visual tokens allows.
 //
 // Bytes: the cosines once, from L2 where they fit. Flops: an exponential a cosine. Bound by latency; what can be a loop
 // is one, since most of the code runs once and has to be fetched. Determinism: a thread's share of a sum depends on the
@@ -13,7 +14,7 @@
 #pragma once
 
 #include "cuda/base/paths.h"
-#include "cuda/base/weights.cuh"
+#include "cuda/kernels/scores.cuh"
 
 namespace mi_pruner::cuda {
 
@@ -192,8 +193,7 @@ __device__ inline void normalise_text(const Similarities& found, const Densities
   const float log_z = at.chunks() > 1 ? log_of_parts<1>(parts + column * densities.chunks, at.chunks()) : log_of(part);
   if (lane != warp) return; // the lane whose own column is the warp's
   const int64_t token = at.columns.begin + column;
-  densities.text_log_z[token] = valid ? log_z : 0.0f;
-  densities.text_weight[token] = valid ? expf(own_weight - totals.text) : 0.0f;
+  leave(found.text_terms + token, valid ? log_z : 0.0f, valid ? expf(own_weight - totals.text) : 0.0f);
 }
 
 __device__ inline void normalise_visual(const Similarities& found, const Densities& densities, int64_t program,
@@ -220,29 +220,46 @@ __device__ inline void store_log_prior(const Similarities& found, const Densitie
                                        float visual_total) {
   const int64_t end = (at.chunk + 1) * kChunkRows < at.rows.count ? (at.chunk + 1) * kChunkRows : at.rows.count;
 #pragma unroll 4
-  for (int64_t row = at.chunk * kChunkRows + threadIdx.x; row < end; row += kNormaliserThreads) {
-    const float weight = found.visual_log_weight[at.rows.begin + row];
-    densities.log_prior[at.rows.begin + row] = weight > -MI_PRUNER_INFINITY ? weight - visual_total : weight;
-  }
+  for (int64_t row = at.chunk * kChunkRows + threadIdx.x; row < end; row += kNormaliserThreads)
+    densities.log_prior[at.rows.begin + row] = log_prior_of(found.visual_log_weight[at.rows.begin + row], visual_total);
 }
 
-// Blocks of a sample: text_groups (one at least) for each of `chunks`, then those of the visual-visual normalisers.
+// Blocks of a sample: text_groups (one at least) for each of the chunks; those of the visual-visual normalisers; those
+// of the scores.
+struct Programs {
+  unsigned text, visual, scores;
+};
+
+union NormaliserShared {
+  DensityShared densities;
+  ScoreShared scores;
+};
+
+// First the blocks of all samples' text, last those of the scores: these wait for the former, which wait for nobody,
+// and blocks start in the order of their index. Of many samples, most then find what they would wait for.
 __global__ void __launch_bounds__(kNormaliserThreads, 3)
     normaliser_kernel(const Layout visual, const Layout text, const Similarities found, const float kappa,
-                      const double ratio, const Densities densities, unsigned* const arrivals,
-                      const int64_t arrivals_count, const unsigned text_programs, const unsigned visual_programs) {
-  MI_PRUNER_SHARED(DensityShared, shared);
-  const unsigned program = blockIdx.x % (text_programs + visual_programs),
-                 sample = blockIdx.x / (text_programs + visual_programs),
-                 chunks = static_cast<unsigned>(densities.chunks);
+                      const double ratio, const Densities densities, const Scoring scoring, unsigned* const arrivals,
+                      const int64_t arrivals_count, const Programs programs) {
+  MI_PRUNER_SHARED(NormaliserShared, shared);
   if (blockIdx.x == 0)
     for (int64_t k = threadIdx.x; k < arrivals_count; k += blockDim.x)
       arrivals[k] = 0;
-  const Span rows = span_of(visual, sample);
-  const bool of_text = program < text_programs;
-  const int64_t first = of_text ? program % chunks * kChunkRows : int64_t{program - text_programs} * kLogZRows;
+  const unsigned samples = static_cast<unsigned>(visual.samples), chunks = static_cast<unsigned>(densities.chunks);
+  unsigned block = blockIdx.x, each = programs.text;
+  const bool of_text = block < samples * each;
+  bool of_scores = false;
+  if (!of_text) {
+    block -= samples * each;
+    of_scores = block >= samples * programs.visual;
+    if (of_scores) block -= samples * programs.visual;
+    each = of_scores ? programs.scores : programs.visual;
+  }
+  const unsigned sample = block / each, program = block % each;
+  const Span rows = span_of(visual, sample), columns = of_text || of_scores ? span_of(text, sample) : Span{};
+  if (of_scores) return score_rows(found, sample, program, each, rows, columns, scoring, shared.scores);
+  const int64_t first = of_text ? program % chunks * kChunkRows : int64_t{program} * kLogZRows;
   if (first >= rows.count) return;
-  const Span columns = of_text ? span_of(text, sample) : Span{};
   const auto weight_of = [&](int64_t column) {
     const int64_t token = columns.begin + column;
     return column < columns.count ? found.text_log_weight[token] : -MI_PRUNER_INFINITY;
@@ -252,19 +269,20 @@ __global__ void __launch_bounds__(kNormaliserThreads, 3)
   const float own_weight = weight_of(at.column(threadIdx.x % kTextGroup));
   RowBatch batch{};
   if (any) batch.load(found, at, 0); // on their way meanwhile
-  const Totals totals = totals_of(found, sample, rows.count, columns.count, kappa, weight_of, shared);
-  if (!of_text) return normalise_visual(found, densities, program - text_programs, rows, totals.visual);
+  const Totals totals = totals_of(found, sample, rows.count, columns.count, kappa, weight_of, shared.densities);
+  if (!of_text) return normalise_visual(found, densities, program, rows, totals.visual);
+  if (program == 0 && threadIdx.x == 0) {
+    densities.log_total[sample] = totals.visual;
+    leave(found.sample_terms + 2 * sample, totals.kappa, 1 / (totals.words + 1));
+    leave(found.sample_terms + 2 * sample + 1, totals.visual, 0);
+  }
+  if (any) normalise_text(found, densities, at, batch, totals, own_weight, shared.densities);
+  // Last: no block of this launch waits for it.
+  if (at.group == 0) store_log_prior(found, densities, at, totals.visual);
   if (program == 0 && threadIdx.x < 32 && densities.most_picks != nullptr) {
     const int64_t share = share_of(ratio, found, sample, rows.count);
     if (threadIdx.x == 0) densities.most_picks[sample] = share;
   }
-  if (program == 0 && threadIdx.x == 0) {
-    densities.log_total[sample] = totals.visual;
-    densities.kappa[sample] = totals.kappa;
-    densities.null_weight[sample] = 1 / (totals.words + 1);
-  }
-  if (at.group == 0) store_log_prior(found, densities, at, totals.visual);
-  if (any) normalise_text(found, densities, at, batch, totals, own_weight, shared);
 }
 
 } // namespace mi_pruner::cuda
