@@ -209,6 +209,19 @@ def test_the_order_of_the_threads_changes_no_bit(way, seed, monkeypatch):
         assert all(inputs.same_bits(a, b) for a, b in zip(outputs, expected, strict=True))
 
 
+@pytest.mark.parametrize("m", [1, 7])
+@pytest.mark.parametrize("marginal", ["joint", "prior"])
+def test_scores_wait_for_what_other_blocks_leave(marginal, m, monkeypatch):
+    """All blocks of the launch run at a time, in any order."""
+    s = inputs.make_sample("clustered", 33, m, 20, seed=2)
+    visual, text = s.visual[None], s.text[None]
+    monkeypatch.delenv("MI_PRUNER_HOST_SEED", raising=False)
+    expected = mi_pruner.mi_scores(visual, text, marginal=marginal)
+    for seed in "123456":
+        monkeypatch.setenv("MI_PRUNER_HOST_SEED", seed)
+        assert inputs.same_bits(mi_pruner.mi_scores(visual, text, marginal=marginal), expected)
+
+
 # ---- one home per fact -----------------------------------------------------------------------------------------------
 def test_every_instruction_has_a_twin():
     """What ptx.cuh defines for the GPU, cuda_host.h defines for the host."""

@@ -1,12 +1,13 @@
 // The CUDA kernels as plain C++ on the CPU: one fiber for each CUDA thread.
 //
 // A fiber runs until it has to wait for others: at a barrier, a warp collective, a spin on memory. Which goes on next
-// is first come, first served, or random by seed. Blocks (or clusters of them) run one after another, those of a
-// cooperative launch together. What is checked on the way: threads of a block (of a warp, of a cluster) that wait at
-// different places of the source, that end while others wait, or that wait for ever; fresh shared memory holds NaN. A
-// missing barrier shows as a wrong result under some seed, a write out of bounds under the address sanitizer: shared
-// memory is an allocation of its exact size, which goes when its block ends; races show under the thread sanitizer:
-// races.h. What is not: the order that the hardware keeps, and the encoding of the instructions in ptx.cuh.
+// is first come, first served, or random by seed. Blocks (or clusters of them) run one after another, in random orders
+// four at a time, the next four when these have ended: a block may wait for those before it. Those of a cooperative
+// launch run together. What is checked on the way: threads of a block (of a warp, of a cluster) that wait at different
+// places of the source, that end while others wait, or that wait for ever; fresh shared memory holds NaN. A missing
+// barrier shows as a wrong result under some seed, a write out of bounds under the address sanitizer: shared memory is
+// an allocation of its exact size, which goes when its block ends; races show under the thread sanitizer: races.h. What
+// is not: the order that the hardware keeps, and the encoding of the instructions in ptx.cuh.
 #pragma once
 
 #include <math.h>

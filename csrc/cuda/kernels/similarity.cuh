@@ -109,7 +109,7 @@ public:
       const int64_t column = at_.first_column() + threadIdx.x;
       found_.text_log_weight[columns.begin + column] = tile_.weight[kRows + threadIdx.x];
       found_.text_terms[columns.begin + column] = kNotThere;
-      if (column < 2) found_.sample_terms[2 * at_.sample + column] = kNotThere;
+      if (column == 0) found_.sample_terms[2 * at_.sample] = found_.sample_terms[2 * at_.sample + 1] = kNotThere;
       if (column % kTextGroup == 0) found_.arrivals[at_.sample * found_.text_groups + column / kTextGroup] = 0;
     }
     cosines([](float cosine) { return cosine; });
