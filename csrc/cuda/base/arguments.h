@@ -80,6 +80,11 @@ struct PriorPart {
 // that no arithmetic gives.
 constexpr uint64_t kNotThere = ~uint64_t{0};
 
+// Where a sample's words begin: two of its own, then one for each of its text tokens, the first of which is token
+// `begin` of all.
+constexpr int kSampleTerms = 2;
+constexpr int64_t first_term(int64_t sample, int64_t begin) { return kSampleTerms * sample + begin; }
+
 // What the similarities leave for the kernels after them; N, M: total tokens.
 struct Similarities {
   float* visual_log_weight; // (N) logs of the priors, not normalised; -infinity: absent
@@ -90,12 +95,12 @@ struct Similarities {
   PriorPart* prior_parts; // (samples, row_patches)
   float* gram;            // (N, gram_stride): log K of a visual token with those of its sample
   int64_t gram_stride;
-  LogSum* parts;        // (N, visual_tiles): of the normaliser of the visual-visual kernel
-  unsigned* arrivals;   // (samples, text_groups): 0, for the normalisers
-  uint64_t* text_terms; // (M), for them, too: kNotThere; then log Z and the normalised weight, 0: absent
-  // (samples, 2) likewise, where there is text: 1/h^2 of the cross-modal kernel and the weight of the null word of the
-  // joint marginal, beside the valid text tokens; log_total and nothing.
-  uint64_t* sample_terms;
+  LogSum* parts;      // (N, visual_tiles): of the normaliser of the visual-visual kernel
+  unsigned* arrivals; // (samples, text_groups): 0, for the normalisers
+  // (2 samples + M), where there is text: kNotThere, for the normalisers. A sample's: 1/h^2 of the cross-modal kernel
+  // and the weight of the null word of the joint marginal, beside the valid text tokens; log_total and nothing. A text
+  // token's: log Z and the normalised weight, 0: absent.
+  uint64_t* terms;
   int64_t text_tiles, visual_tiles;  // side by side; visual_tiles = 0: no gram
   int64_t row_patches, text_patches; // of 32 tokens
   int64_t text_groups;               // of kTextGroup tokens

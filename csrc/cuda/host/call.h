@@ -97,8 +97,7 @@ struct Call {
     workspace.add(found.gram, n * found.gram_stride);
     workspace.add(found.parts, n * found.visual_tiles);
     workspace.add(found.arrivals, visual.layout.samples * found.text_groups);
-    workspace.add(found.text_terms, m);
-    workspace.add(found.sample_terms, 2 * visual.layout.samples);
+    workspace.add(found.terms, first_term(visual.layout.samples, m));
     workspace.add(densities.log_total, visual.layout.samples);
     workspace.add(densities.log_prior, n);
     workspace.add(densities.visual_log_z, n);

@@ -254,8 +254,8 @@ __device__ inline void normalise_text(const Similarities& found, const Densities
   if (warp >= kTextGroup || column >= at.columns.count) return;
   const float log_z = at.chunks() > 1 ? log_of_parts<1>(parts + column * densities.chunks, at.chunks()) : log_of(part);
   if (lane != warp) return; // the lane whose own column is the warp's
-  const int64_t token = at.columns.begin + column;
-  leave(found.text_terms + token, valid ? log_z : 0.0f, valid ? expf(own_weight - totals.text) : 0.0f);
+  uint64_t* const terms = found.terms + first_term(at.sample, at.columns.begin);
+  leave(terms + kSampleTerms + column, valid ? log_z : 0.0f, valid ? expf(own_weight - totals.text) : 0.0f);
 }
 
 __device__ inline void normalise_visual(const Similarities& found, const Densities& densities, int64_t program,
@@ -334,8 +334,9 @@ __global__ void __launch_bounds__(kNormaliserThreads, 4)
   if (!of_text) return normalise_visual(found, densities, program, rows, totals.visual);
   if (program == 0 && threadIdx.x == 0) {
     densities.log_total[sample] = totals.visual;
-    leave(found.sample_terms + 2 * sample, totals.kappa, 1 / (totals.words + 1));
-    leave(found.sample_terms + 2 * sample + 1, totals.visual, 0);
+    uint64_t* const terms = found.terms + first_term(sample, columns.begin);
+    leave(terms, totals.kappa, 1 / (totals.words + 1));
+    leave(terms + 1, totals.visual, 0);
   }
   if (any) normalise_text(found, densities, at, batch, totals, own_weight, shared.densities);
   // Last: no block of this launch waits for it.

@@ -22,7 +22,7 @@ struct Term {
 };
 
 struct ScoreShared {
-  Term sample[2], text[kScoreThreads];
+  Term sample[kSampleTerms], text[kScoreThreads];
 };
 
 __device__ inline void leave(uint64_t* term, float first, float second) {
@@ -44,10 +44,10 @@ __device__ inline float log_prior_of(float log_weight, float log_total) {
 // The text terms of a sample, a tile of them in shared memory, and this warp's cosines.
 class ScoreText {
 public:
-  // `row`: the warp's first, of the sample; where there are no more rows, the last one again.
-  __device__ ScoreText(const Similarities& found, const Span& rows, const Span& columns, unsigned row,
-                       ScoreShared& shared)
-      : terms_(found.text_terms + columns.begin), cosines_(found.cosines + rows.begin * found.cosine_stride),
+  // `terms`: of the text. `row`: the warp's first, of the sample; where there are no more rows, the last one again.
+  __device__ ScoreText(const Similarities& found, const uint64_t* terms, const Span& rows, const Span& columns,
+                       unsigned row, ScoreShared& shared)
+      : terms_(terms), cosines_(found.cosines + rows.begin * found.cosine_stride),
         stride_(static_cast<unsigned>(found.cosine_stride) * unsigned{sizeof(float)}), row_(row),
         last_(static_cast<unsigned>(rows.count - 1)), count_(static_cast<unsigned>(columns.count)), shared_(shared) {
     if (threadIdx.x % 32 < count_) load(threadIdx.x % 32);
@@ -98,13 +98,14 @@ __device__ inline void score_rows(const Similarities& found, unsigned sample, un
                         [&](int64_t token) { scoring.scores[token] = 0; });
   if (int64_t{program} * kScoreRows >= rows.count) return;
   const unsigned lane = threadIdx.x % 32, row = program * kScoreRows + threadIdx.x / 32 * kWarpScores;
-  ScoreText text(found, rows, columns, row, shared);
+  const uint64_t* const terms = found.terms + first_term(sample, columns.begin);
+  ScoreText text(found, terms + kSampleTerms, rows, columns, row, shared);
   const bool own = lane < kWarpScores && row + lane < rows.count; // this lane's is the score of row + lane
   const float log_weight = own ? found.visual_log_weight[rows.begin + row + lane] : 0;
   // Without text nothing comes, and the sample's are not used.
-  if (columns.count > 0 && threadIdx.x >= kScoreThreads - 2) {
+  if (columns.count > 0 && threadIdx.x >= kScoreThreads - kSampleTerms) {
     const unsigned k = kScoreThreads - 1 - threadIdx.x;
-    shared.sample[k] = wait_for(found.sample_terms + 2 * sample + k);
+    shared.sample[k] = wait_for(terms + k);
   }
   float top[kWarpScores], mass[kWarpScores] = {}, moment[kWarpScores] = {};
 #pragma unroll

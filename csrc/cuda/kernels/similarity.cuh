@@ -108,8 +108,9 @@ public:
         at_.first_column() + threadIdx.x < columns.count) {
       const int64_t column = at_.first_column() + threadIdx.x;
       found_.text_log_weight[columns.begin + column] = tile_.weight[kRows + threadIdx.x];
-      found_.text_terms[columns.begin + column] = kNotThere;
-      if (column == 0) found_.sample_terms[2 * at_.sample] = found_.sample_terms[2 * at_.sample + 1] = kNotThere;
+      uint64_t* const terms = found_.terms + first_term(at_.sample, columns.begin);
+      terms[kSampleTerms + column] = kNotThere;
+      if (column == 0) terms[0] = terms[1] = kNotThere;
       if (column % kTextGroup == 0) found_.arrivals[at_.sample * found_.text_groups + column / kTextGroup] = 0;
     }
     cosines([](float cosine) { return cosine; });
