@@ -108,10 +108,6 @@ public:
         at_.first_column() + threadIdx.x < columns.count) {
       const int64_t column = at_.first_column() + threadIdx.x;
       found_.text_log_weight[columns.begin + column] = tile_.weight[kRows + threadIdx.x];
-      uint64_t* const terms = found_.terms + first_term(at_.sample, columns.begin);
-      terms[kSampleTerms + column] = kNotThere;
-      if (column == 0) terms[0] = terms[1] = kNotThere;
-      if (column % kTextGroup == 0) found_.arrivals[at_.sample * found_.text_groups + column / kTextGroup] = 0;
     }
     cosines([](float cosine) { return cosine; });
     for_each_row(first_, end_, [&](int r) {
@@ -182,6 +178,15 @@ private:
   const int rank_, first_, end_;
 };
 
+// What the blocks of the normalisers count and wait for, of a text token.
+__device__ inline void prepare_normalisers(const Similarities& found, int64_t sample, const Span& columns,
+                                           int64_t column) {
+  uint64_t* const terms = found.terms + first_term(sample, columns.begin);
+  terms[kSampleTerms + column] = kNotThere;
+  if (column == 0) terms[0] = terms[1] = kNotThere;
+  if (column % kTextGroup == 0) found.arrivals[sample * found.text_groups + column / kTextGroup] = 0;
+}
+
 // `tiles`: of a sample. kBlocks: of a cluster that shares a tile.
 template <typename T, int kRows, int kBlocks>
 __global__ void __launch_bounds__(kTileThreads, 2)
@@ -205,6 +210,8 @@ __global__ void __launch_bounds__(kTileThreads, 2)
       shared.columns = columns;
     }
     const unsigned rank = blockIdx.x % kBlocks;
+    if (rank == 0 && at.text() && at.first_row() == 0 && static_cast<int>(threadIdx.x) < used(columns))
+      prepare_normalisers(found, at.sample, columns, at.first_column() + threadIdx.x);
     const Rows<T> row_features = rows_of<T>(visual, at.sample, rows);
     TileSource<T, kRows> source(
         row_features, [&](int r) { return at.first_row() + r < rows.count ? at.first_row() + r : -1; },
