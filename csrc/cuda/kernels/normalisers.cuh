@@ -22,6 +22,7 @@ namespace mi_pruner::cuda {
 
 constexpr int kNormaliserThreads = 256; // more would wait longer for one another at each of the reductions in a row
 constexpr int kNormaliserWarps = kNormaliserThreads / 32;
+static_assert(kNormaliserThreads == kScoreThreads); // in one launch
 constexpr int kRowsApart = kNormaliserThreads / kTextGroup; // a text token's rows are shared among so many threads
 constexpr int kThreadRows = kChunkRows / kRowsApart;        // 32 of a thread
 constexpr int kReadAtOnce = 8;                              // of them
