@@ -70,8 +70,8 @@ bench() { stage bench 140 "$PY" -m bench --quick --budget 1 --out "$OUT"; }
 
 # What bounds each kernel of one prune.
 ncu() {
-  stage ncu 80 ncu --clock-control none --set full --launch-count 5 --export "$OUT/kernels" --force-overwrite \
-    --kernel-name 'regex:^(similarity|normaliser|score|greedy|gather)_kernel' "$PY" -c 'if True:
+  stage ncu 80 ncu --clock-control none --set full --launch-count 4 --export "$OUT/kernels" --force-overwrite \
+    --kernel-name 'regex:^(similarity|normaliser|greedy|gather)_kernel' "$PY" -c 'if True:
       import torch, mi_pruner
       visual, text = (torch.randn(1, n, 4096, device="cuda").bfloat16() for n in (576, 32))
       with mi_pruner.backend("cuda"):

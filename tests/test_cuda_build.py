@@ -17,8 +17,7 @@ ARCHITECTURES = {"sm_80", "sm_90a", "sm_100"}
 # Registers a thread: what the launch bounds allow. 255 is where the hardware ends; long greedy blocks are of 1024 threads.
 BUDGETS = {
     "similarity_kernel": 128,  # two blocks of 256 a multiprocessor
-    "normaliser_kernel": 80,  # three blocks of 256 a multiprocessor
-    "score_kernel": 64,
+    "normaliser_kernel": 64,  # four blocks of 256 a multiprocessor
     "greedy_kernel": 64,
     "top_k_kernel": 64,
     "gather_kernel": 64,

@@ -201,14 +201,14 @@ def test_scores_of_many_rows(n, marginal):
 # ---- launches --------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("redundancy", ["mean", "none"])
 @pytest.mark.parametrize("rows", [False, True], ids=["gram", "rows"])
-def test_a_prune_is_five_launches(rows, redundancy):
+def test_a_prune_is_four_launches(rows, redundancy):
     launches = ctypes.c_uint.in_dll(ctypes.CDLL(str(cuda_host.LIBRARY)), "mi_pruner_host_launches")
     arguments, priors = packed_arguments(
         [inputs.make_sample("clustered", 20, 3, 8, seed=1, visual_prior="float")], [5], rows
     )
     before = launches.value
     mi_pruner.prune_varlen(*arguments, **priors, redundancy=redundancy)
-    assert launches.value - before == 5
+    assert launches.value - before == 4
 
 
 # ---- threads ---------------------------------------------------------------------------------------------------------
@@ -227,6 +227,19 @@ def test_the_order_of_the_threads_changes_no_bit(way, seed, monkeypatch):
         monkeypatch.setenv("MI_PRUNER_HOST_SEED", seed)
         outputs = mi_pruner.prune_varlen(*arguments, **priors, **options)
         assert all(inputs.same_bits(a, b) for a, b in zip(outputs, expected, strict=True))
+
+
+@pytest.mark.parametrize("m", [1, 7])
+@pytest.mark.parametrize("marginal", ["joint", "prior"])
+def test_scores_wait_for_what_other_blocks_leave(marginal, m, monkeypatch):
+    """All blocks of the launch run at a time, in any order."""
+    s = inputs.make_sample("clustered", 33, m, 20, seed=2)
+    visual, text = s.visual[None], s.text[None]
+    monkeypatch.delenv("MI_PRUNER_HOST_SEED", raising=False)
+    expected = mi_pruner.mi_scores(visual, text, marginal=marginal)
+    for seed in "123456":
+        monkeypatch.setenv("MI_PRUNER_HOST_SEED", seed)
+        assert inputs.same_bits(mi_pruner.mi_scores(visual, text, marginal=marginal), expected)
 
 
 # ---- one home per fact -----------------------------------------------------------------------------------------------

@@ -1,6 +1,8 @@
 // The functions of cuda_host.h, on the scheduler of grid.h.
 #include "cuda_host.h"
 
+#include <algorithm>
+
 #include "grid.h"
 
 dim3 threadIdx, blockIdx, blockDim;
@@ -46,11 +48,9 @@ cudaError_t run(unsigned blocks, unsigned threads, size_t shared, bool cooperati
   Grid here(threads, shared, cluster, thread);
   grid = &here;
   bool good = true;
-  if (cooperative)
-    good = here.run(0, blocks);
-  else
-    for (unsigned b = 0; b < blocks && good; b += cluster)
-      good = here.run(b, b + cluster);
+  const unsigned together = cooperative ? blocks : here.in_any_order() ? 4 * cluster : cluster;
+  for (unsigned b = 0; b < blocks && good; b += together)
+    good = here.run(b, std::min(b + together, blocks));
   races::acquire(&here); // of one block after another, too, only the host knows the order
   grid = nullptr;
   if (!good) last_error = here.error();

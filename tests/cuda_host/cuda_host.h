@@ -1,12 +1,13 @@
 // The CUDA kernels as plain C++ on the CPU: one fiber for each CUDA thread.
 //
 // A fiber runs until it has to wait for others: at a barrier, a warp collective, a spin on memory. Which goes on next
-// is first come, first served, or random by seed. Blocks (or clusters of them) run one after another, those of a
-// cooperative launch together. What is checked on the way: threads of a block (of a warp, of a cluster) that wait at
-// different places of the source, that end while others wait, or that wait for ever; fresh shared memory holds NaN. A
-// missing barrier shows as a wrong result under some seed, a write out of bounds under the address sanitizer: shared
-// memory is an allocation of its exact size, which goes when its block ends; races show under the thread sanitizer:
-// races.h. What is not: the order that the hardware keeps, and the encoding of the instructions in ptx.cuh.
+// is first come, first served, or random by seed. Blocks (or clusters of them) run one after another, in random orders
+// four at a time, the next four when these have ended: a block may wait for those before it. Those of a cooperative
+// launch run together. What is checked on the way: threads of a block (of a warp, of a cluster) that wait at different
+// places of the source, that end while others wait, or that wait for ever; fresh shared memory holds NaN. A missing
+// barrier shows as a wrong result under some seed, a write out of bounds under the address sanitizer: shared memory is
+// an allocation of its exact size, which goes when its block ends; races show under the thread sanitizer: races.h. What
+// is not: the order that the hardware keeps, and the encoding of the instructions in ptx.cuh.
 #pragma once
 
 #include <math.h>
@@ -214,6 +215,8 @@ template <typename T> T load_whole(const T* global) {
   static_assert(sizeof(T) == 16 && alignof(T) == 16);
   return *global;
 }
+inline void store_relaxed(uint64_t* global, uint64_t word) { __atomic_store_n(global, word, __ATOMIC_RELAXED); }
+inline uint64_t load_relaxed(const uint64_t* global) { return __atomic_load_n(global, __ATOMIC_RELAXED); }
 inline unsigned load_acquire(const unsigned* global) { return __atomic_load_n(global, __ATOMIC_ACQUIRE); }
 inline void wait_a_moment() { host::wait_a_moment(); }
 

@@ -43,6 +43,7 @@ public:
     return error_.empty();
   }
 
+  bool in_any_order() const { return random_ != 0; }
   const std::string& error() const { return error_; }
   Block& block() { return *fibers_[current_].block; }
   Warp& warp() { return block().warps[fibers_[current_].thread / 32]; }

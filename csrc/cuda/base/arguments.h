@@ -81,6 +81,15 @@ struct PriorPart {
   unsigned valid;
 };
 
+// Two floats that a block leaves for others of its launch, in one word: it is there once it is not kNotThere, two NaNs
+// that no arithmetic gives.
+constexpr uint64_t kNotThere = ~uint64_t{0};
+
+// Where a sample's words begin: two of its own, then one for each of its text tokens, the first of which is token
+// `begin` of all.
+constexpr int kSampleTerms = 2;
+constexpr int64_t first_term(int64_t sample, int64_t begin) { return kSampleTerms * sample + begin; }
+
 // What the similarities leave for the kernels after them; N, M: total tokens.
 struct Similarities {
   float* visual_log_weight; // (N) logs of the priors, not normalised; -infinity: absent
@@ -91,8 +100,12 @@ struct Similarities {
   PriorPart* prior_parts; // (samples, row_patches)
   float* gram;            // (N, gram_stride): log K of a visual token with those of its sample
   int64_t gram_stride;
-  LogSum* parts;                     // (N, visual_tiles): of the normaliser of the visual-visual kernel
-  unsigned* arrivals;                // (samples, text_groups): 0, for the normalisers
+  LogSum* parts;      // (N, visual_tiles): of the normaliser of the visual-visual kernel
+  unsigned* arrivals; // (samples, text_groups): 0, for the normalisers
+  // (2 samples + M), where there is text: kNotThere, for the normalisers. A sample's: 1/h^2 of the cross-modal kernel
+  // and the weight of the null word of the joint marginal, beside the valid text tokens; log_total and nothing. A text
+  // token's: log Z and the normalised weight, 0: absent.
+  uint64_t* terms;
   int64_t text_tiles, visual_tiles;  // of kTileColumns, side by side; visual_tiles = 0: no gram
   int64_t row_patches, text_patches; // of 32 tokens
   int64_t text_groups;               // of kTextGroup tokens
@@ -100,16 +113,18 @@ struct Similarities {
 
 // What the normalisers leave.
 struct Densities {
-  float* text_log_z;   // (M)
-  float* text_weight;  // (M) normalised; 0: absent
-  float* kappa;        // (samples) 1/h^2 of the cross-modal kernel
-  float* null_weight;  // (samples) of the null word of the joint marginal, beside the valid text tokens
   float* log_total;    // (samples) log of the sum of the visual prior
   float* log_prior;    // (N) normalised; -infinity: absent
   float* visual_log_z; // (N), where there is a gram
   int64_t* most_picks; // (samples) what a ratio of the valid visual tokens allows; null: no ratio
-  LogSum* text_parts;  // (M, chunks), of text_log_z
+  LogSum* text_parts;  // (M, chunks), of log Z of the text
   int64_t chunks;      // of a sample's rows
+};
+
+// Scores that the launch of the normalisers leaves; null: none are wanted.
+struct Scoring {
+  float* scores; // (N)
+  bool joint;    // else the other marginal
 };
 
 // The row path, see greedy_on_rows.cuh: a ring of kGenerations blocks of 128 rows (67 MB for 32,768 tokens) for each

@@ -217,6 +217,16 @@ __device__ __forceinline__ unsigned load_acquire(const unsigned* global) {
   return value;
 }
 
+// A word for blocks that may be waiting for it, in one access, and such a word. No other memory is ordered by it.
+__device__ __forceinline__ void store_relaxed(uint64_t* global, uint64_t word) {
+  asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(global), "l"(word) : "memory");
+}
+__device__ __forceinline__ uint64_t load_relaxed(const uint64_t* global) {
+  uint64_t word;
+  asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(word) : "l"(global) : "memory");
+  return word;
+}
+
 // 16 bytes that another block wrote, past L1 and in one access.
 template <typename T> __device__ __forceinline__ T load_whole(const T* global) {
   static_assert(sizeof(T) == sizeof(uint4) && alignof(T) == alignof(uint4));

@@ -15,8 +15,10 @@ struct Span {
 
   // f(entry) for the sample's share of what no sample owns, `members` threads taking turns.
   template <typename F> __device__ void for_each_unowned(int64_t member, int64_t members, const F& f) const {
+#pragma unroll 1
     for (int64_t at = first + member; at < begin; at += members)
       f(at);
+#pragma unroll 1
     for (int64_t at = begin + count + member; at < last; at += members)
       f(at);
   }

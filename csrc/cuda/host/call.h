@@ -97,10 +97,7 @@ struct Call {
     workspace.add(found.gram, n * found.gram_stride);
     workspace.add(found.parts, n * found.visual_tiles);
     workspace.add(found.arrivals, visual.layout.samples * found.text_groups);
-    workspace.add(densities.text_log_z, m);
-    workspace.add(densities.text_weight, m);
-    workspace.add(densities.kappa, visual.layout.samples);
-    workspace.add(densities.null_weight, visual.layout.samples);
+    workspace.add(found.terms, first_term(visual.layout.samples, m));
     workspace.add(densities.log_total, visual.layout.samples);
     workspace.add(densities.log_prior, n);
     workspace.add(densities.visual_log_z, n);
@@ -120,15 +117,11 @@ struct Call {
     workspace.add(memory.arrivals, memory.teams);
   }
 
-  // bandwidth: of the cross-modal kernel; none: by the rule.
-  void normalise(const std::optional<double>& bandwidth) {
+  // bandwidth: of the cross-modal kernel; none: by the rule. The scores go to `to`; null: none are wanted.
+  void normalise(const std::optional<double>& bandwidth, const std::string& marginal, float* to) {
     const float kappa = bandwidth ? static_cast<float>(1 / (*bandwidth * *bandwidth)) : 0.0f;
     MI_PRUNER_CUDA_CHECK(normalisers(visual.layout, text.layout, found, kappa, ratio.value_or(0), densities,
-                                     memory.arrivals, rows ? memory.teams : 0, stream));
-  }
-
-  void score(const std::string& marginal, float* to) {
-    MI_PRUNER_CUDA_CHECK(cuda::scores(visual.layout, text.layout, found, densities, marginal == "joint", to, stream));
+                                     {to, marginal == "joint"}, memory.arrivals, rows ? memory.teams : 0, stream));
   }
 
   void select(const float* from, const Selecting& selecting, Picks picks) {

@@ -45,8 +45,7 @@ Tensor run_scores(const Tensor& visual, const Tokens& visual_tokens, const Token
   Tensor scores = torch::stable::new_empty(visual, shape, ScalarType::Float);
   if (empty(visual_tokens.layout)) return torch::stable::fill_(scores, 0);
   Call call(visual, visual_tokens, text_tokens, nullptr, false);
-  call.normalise(bandwidth);
-  call.score(marginal, scores.mutable_data_ptr<float>());
+  call.normalise(bandwidth, marginal, scores.mutable_data_ptr<float>());
   return scores;
 }
 
@@ -58,7 +57,7 @@ PickTensors run_select(const Tensor& scores, const Tensor& visual, const Tokens&
     out.clear();
   } else {
     Call call(visual, tokens, no_tokens(tokens), &selecting, false);
-    call.normalise(std::nullopt);
+    call.normalise(std::nullopt, {}, nullptr);
     call.select(scores.const_data_ptr<float>(), selecting, out.picks(slots, selecting));
   }
   return {out.indices, out.gains};
@@ -76,8 +75,7 @@ TokensAndPicks run_prune(const Tensor& visual, const Tokens& visual_tokens, cons
   } else {
     const Picks picks = picked.picks(slots, selecting);
     Call call(visual, visual_tokens, text_tokens, &selecting, true);
-    call.normalise(bandwidth);
-    call.score(marginal, call.scores);
+    call.normalise(bandwidth, marginal, call.scores);
     call.select(call.scores, selecting, picks);
     MI_PRUNER_CUDA_CHECK(gather(visual_tokens, call.dim, element_of(visual), picks, tokens.mutable_data_ptr(),
                                 sorted.indices.mutable_data_ptr<int64_t>(), sorted.gains.mutable_data_ptr<float>(),

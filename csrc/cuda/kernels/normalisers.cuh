@@ -3,8 +3,9 @@
 // Algorithm: a block for 4 text tokens of a sample and 2,048 of its rows first combines the parts of the bandwidth rule
 // and of the priors in order, then sums the exponentials of its rows, relative to the largest so far: for log Z of the
 // text. Where a sample has more rows, the last of its blocks to end combines what they left. Further blocks of the
-// launch, for 32 visual tokens each, combine the parts of the visual-visual normalisers. The first block of a sample
-// also leaves the weight of the null word, and how many picks a ratio of the valid visual tokens allows.
+// launch, for 32 visual tokens each, combine the parts of the visual-visual normalisers, and yet others compute the
+// scores (scores.cuh). The first block of a sample also leaves the weight of the null word, and how many picks a ratio
+// of the valid visual tokens allows.
 //
 // Bytes: the cosines once, from L2 where they fit. Flops: an exponential a cosine. Bound by latency; what can be a loop
 // is one, since most of the code runs once and has to be fetched. Determinism: a thread's share of a sum depends on the
@@ -12,13 +13,16 @@
 // ends last.
 #pragma once
 
+#include <utility>
+
 #include "cuda/base/paths.h"
-#include "cuda/base/weights.cuh"
+#include "cuda/kernels/scores.cuh"
 
 namespace mi_pruner::cuda {
 
 constexpr int kNormaliserThreads = 256; // more would wait longer for one another at each of the reductions in a row
 constexpr int kNormaliserWarps = kNormaliserThreads / 32;
+static_assert(kNormaliserThreads == kScoreThreads);         // in one launch
 constexpr int kRowsApart = kNormaliserThreads / kTextGroup; // a text token's rows are shared among so many threads
 constexpr int kThreadRows = kChunkRows / kRowsApart;        // 32 of a thread
 constexpr int kReadAtOnce = 8;                              // of them
@@ -39,49 +43,110 @@ struct Totals {
 
 __device__ inline unsigned patches_of(int64_t tokens) { return static_cast<unsigned>((tokens + kPatch - 1) / kPatch); }
 
-// `kappa` <= 0: by the rule, from the moments of the sample's own patches. All side by side: each would wait for memory
-// and for the block twice.
-template <typename Weight>
-__device__ Totals totals_of(const Similarities& found, int64_t sample, int64_t rows, int64_t columns, float kappa,
-                            const Weight& weight_of, DensityShared& shared) {
-  const PriorPart* const parts = found.prior_parts + sample * found.row_patches;
-  const float* const moments = found.moments + 3 * sample * found.row_patches * found.text_patches;
-  const unsigned across = patches_of(columns), patches = kappa > 0 ? 0 : patches_of(rows) * across;
-  const auto moment = [&](unsigned k) { return moments + 3 * (k / across * found.text_patches + k % across); };
-  // The largest weight of either prior; the number of pairs, and their sum.
-  float first[4] = {-MI_PRUNER_INFINITY, -MI_PRUNER_INFINITY, 0, 0};
-#pragma unroll 4
-  for (unsigned k = threadIdx.x; k < patches_of(rows); k += blockDim.x)
-    first[0] = fmaxf(first[0], parts[k].sum.top);
+// a / b, where it is most often a: a division is a hundred cycles of waiting.
+__device__ inline unsigned quotient(unsigned a, unsigned b) { return b == 1 ? a : a / b; }
+
+// A thread's share of `count` numbers that a block reads twice: the first kHeld of it are read at once, and held.
+template <int kHeld, typename Load> class ReadTwice {
+public:
+  __device__ ReadTwice(unsigned count, const Load& load) : count_(count), load_(load) {
+#pragma unroll
+    for (int k = 0; k < kHeld; ++k)
+      if (at(k) < count) held_[k] = load(at(k));
+  }
+
+  // In order.
+  template <typename Use> __device__ void for_each(const Use& use) const {
+#pragma unroll
+    for (int k = 0; k < kHeld; ++k)
+      if (at(k) < count_) use(held_[k]);
 #pragma unroll 1
-  for (unsigned k = threadIdx.x; k < columns; k += blockDim.x)
-    first[1] = fmaxf(first[1], weight_of(k));
-#pragma unroll 4
-  for (unsigned k = threadIdx.x; k < patches; k += blockDim.x) {
-    first[2] += moment(k)[0];
-    first[3] += moment(k)[0] * moment(k)[1];
+    for (unsigned k = at(kHeld); k < count_; k += kNormaliserThreads)
+      use(load_(k));
   }
-  block_reduce<kNormaliserWarps, Largest, Largest, Sum, Sum>(first, shared.first);
-  const float number = fmaxf(first[2], 1), mean = first[3] / number;
-  float second[4] = {};
-#pragma unroll 4
-  for (unsigned k = threadIdx.x; k < patches_of(rows); k += blockDim.x)
-    second[0] += parts[k].sum.total * expf(parts[k].sum.top - shift_of(first[0]));
-#pragma unroll 1
-  for (unsigned k = threadIdx.x; k < columns; k += blockDim.x) {
-    const float weight = weight_of(k);
-    second[1] += expf(weight - shift_of(first[1]));
-    second[3] += weight > -MI_PRUNER_INFINITY ? 1.0f : 0.0f;
+
+private:
+  static __device__ unsigned at(int k) { return threadIdx.x + k * kNormaliserThreads; }
+
+  const unsigned count_;
+  const Load load_;
+  decltype(std::declval<Load>()(0u)) held_[kHeld] = {};
+};
+
+struct Moments {
+  float number, mean, squares;
+
+  // Of the sample's own patches, `across` of them side by side.
+  struct Load {
+    const float* moments;
+    unsigned across, stride;
+
+    __device__ Moments operator()(unsigned k) const {
+      const unsigned row = quotient(k, across);
+      const float* const at = moments + 3 * (int64_t{row} * stride + (k - row * across));
+      return {at[0], at[1], at[2]};
+    }
+  };
+};
+
+struct LoadPriorSum {
+  const PriorPart* parts;
+  __device__ LogSum operator()(unsigned k) const { return parts[k].sum; }
+};
+
+// The logs of a sample's text weights, not normalised; -infinity: absent, or beyond its text.
+struct TextWeights {
+  const float* weights;
+  int64_t count;
+  __device__ float operator()(int64_t column) const { return column < count ? weights[column] : -MI_PRUNER_INFINITY; }
+};
+
+// What the totals are reduced from, on its way from memory. All side by side: each would wait for it, and for the
+// block.
+class Summands {
+public:
+  // `kappa` <= 0: by the rule, from the moments.
+  __device__ Summands(const Similarities& found, int64_t sample, int64_t rows, const TextWeights& text, float kappa)
+      : kappa_(kappa), priors_(patches_of(rows), {found.prior_parts + sample * found.row_patches}),
+        moments_(kappa > 0 ? 0 : patches_of(rows) * patches_of(text.count),
+                 {found.moments + 3 * sample * found.row_patches * found.text_patches, patches_of(text.count),
+                  static_cast<unsigned>(found.text_patches)}),
+        text_(static_cast<unsigned>(text.count), text) {}
+
+  __device__ Totals reduce(DensityShared& shared) const {
+    // The largest weight of either prior; the number of pairs, and their sum.
+    float first[4] = {-MI_PRUNER_INFINITY, -MI_PRUNER_INFINITY, 0, 0};
+    priors_.for_each([&](const LogSum& sum) { first[0] = fmaxf(first[0], sum.top); });
+    text_.for_each([&](float weight) { first[1] = fmaxf(first[1], weight); });
+    moments_.for_each([&](const Moments& of) {
+      first[2] += of.number;
+      first[3] += of.number * of.mean;
+    });
+    block_reduce<kNormaliserWarps, Largest, Largest, Sum, Sum>(first, shared.first);
+    const float number = fmaxf(first[2], 1), mean = first[3] / number;
+    float second[4] = {};
+    priors_.for_each([&](const LogSum& sum) { second[0] += sum.total * expf(sum.top - shift_of(first[0])); });
+    text_.for_each([&](float weight) {
+      second[1] += expf(weight - shift_of(first[1]));
+      second[3] += weight > -MI_PRUNER_INFINITY ? 1.0f : 0.0f;
+    });
+    moments_.for_each([&](const Moments& of) {
+      const float off = of.mean - mean;
+      second[2] += of.squares + of.number * off * off;
+    });
+    block_reduce<kNormaliserWarps, Sum, Sum, Sum, Sum>(second, shared.second);
+    return {log_of({first[0], second[0]}), log_of({first[1], second[1]}),
+            kappa_ > 0 ? kappa_ : 1 / fmaxf(sqrtf(second[2] / number), 1e-4f), second[3]};
   }
-#pragma unroll 4
-  for (unsigned k = threadIdx.x; k < patches; k += blockDim.x) {
-    const float off = moment(k)[1] - mean;
-    second[2] += moment(k)[2] + moment(k)[0] * off * off;
-  }
-  block_reduce<kNormaliserWarps, Sum, Sum, Sum, Sum>(second, shared.second);
-  return {log_of({first[0], second[0]}), log_of({first[1], second[1]}),
-          kappa > 0 ? kappa : 1 / fmaxf(sqrtf(second[2] / number), 1e-4f), second[3]};
-}
+
+private:
+  static constexpr int kHeldPatches = 4; // of 32,768 rows and up to 32 text tokens, all
+
+  const float kappa_;
+  const ReadTwice<kHeldPatches, LoadPriorSum> priors_;
+  const ReadTwice<kHeldPatches, Moments::Load> moments_;
+  const ReadTwice<1, TextWeights> text_;
+};
 
 // What `ratio` of a sample's valid visual tokens is, by a whole warp: max(1, floor(ratio * valid + 0.5)).
 __device__ inline int64_t share_of(double ratio, const Similarities& found, int64_t sample, int64_t rows) {
@@ -124,8 +189,8 @@ struct TextChunk {
 struct RowBatch {
   float cosine[kReadAtOnce], weight[kReadAtOnce];
 
-  // The thread's rows from its `start`-th on; -infinity for none. Some are read more than once, so that none has to
-  // wait for a decision.
+  // The thread's rows from its `start`-th on; where there are no more, the last one again: nothing has to wait for what
+  // is read.
   __device__ void load(const Similarities& found, const TextChunk& at, int start) {
     const float* const cosines =
         found.cosines + at.rows.begin * found.cosine_stride + at.column(threadIdx.x % kTextGroup);
@@ -137,7 +202,6 @@ struct RowBatch {
       const unsigned row = first + k * kRowsApart, read = row < last ? row : last;
       cosine[k] = *reinterpret_cast<const float*>(at_multiple(cosines, read, stride));
       weight[k] = weights[read];
-      if (row > last) weight[k] = -MI_PRUNER_INFINITY;
     }
   }
 };
@@ -154,8 +218,8 @@ __device__ inline LogSum text_part(const Similarities& found, const TextChunk& a
 #pragma unroll
     for (int k = 0; k < kReadAtOnce; ++k) {
       const float log_k = log_kernel(batch.cosine[k], totals.kappa);
-      exponent[k] = valid && batch.weight[k] > -MI_PRUNER_INFINITY ? log_k + (batch.weight[k] - totals.visual)
-                                                                   : -MI_PRUNER_INFINITY;
+      const bool there = valid && at.row(start + k) < at.rows.count && batch.weight[k] > -MI_PRUNER_INFINITY;
+      exponent[k] = there ? log_k + (batch.weight[k] - totals.visual) : -MI_PRUNER_INFINITY;
       top = fmaxf(top, exponent[k]);
     }
     part.total *= exp_fast(part.top - shift_of(top));
@@ -191,9 +255,8 @@ __device__ inline void normalise_text(const Similarities& found, const Densities
   if (warp >= kTextGroup || column >= at.columns.count) return;
   const float log_z = at.chunks() > 1 ? log_of_parts<1>(parts + column * densities.chunks, at.chunks()) : log_of(part);
   if (lane != warp) return; // the lane whose own column is the warp's
-  const int64_t token = at.columns.begin + column;
-  densities.text_log_z[token] = valid ? log_z : 0.0f;
-  densities.text_weight[token] = valid ? expf(own_weight - totals.text) : 0.0f;
+  uint64_t* const terms = found.terms + first_term(at.sample, at.columns.begin);
+  leave(terms + kSampleTerms + column, valid ? log_z : 0.0f, valid ? expf(own_weight - totals.text) : 0.0f);
 }
 
 __device__ inline void normalise_visual(const Similarities& found, const Densities& densities, int64_t program,
@@ -220,51 +283,69 @@ __device__ inline void store_log_prior(const Similarities& found, const Densitie
                                        float visual_total) {
   const int64_t end = (at.chunk + 1) * kChunkRows < at.rows.count ? (at.chunk + 1) * kChunkRows : at.rows.count;
 #pragma unroll 4
-  for (int64_t row = at.chunk * kChunkRows + threadIdx.x; row < end; row += kNormaliserThreads) {
-    const float weight = found.visual_log_weight[at.rows.begin + row];
-    densities.log_prior[at.rows.begin + row] = weight > -MI_PRUNER_INFINITY ? weight - visual_total : weight;
-  }
+  for (int64_t row = at.chunk * kChunkRows + threadIdx.x; row < end; row += kNormaliserThreads)
+    densities.log_prior[at.rows.begin + row] = log_prior_of(found.visual_log_weight[at.rows.begin + row], visual_total);
 }
 
-// Blocks of a sample: text_groups (one at least) for each of `chunks`, then those of the visual-visual normalisers.
-__global__ void __launch_bounds__(kNormaliserThreads, 3)
+// Blocks of a sample: text_groups (one at least) for each of the chunks; those of the visual-visual normalisers; those
+// of the scores.
+struct Programs {
+  unsigned text, visual, scores;
+};
+
+union NormaliserShared {
+  DensityShared densities;
+  ScoreShared scores;
+};
+
+// First the blocks of all samples' text, last those of the scores: these wait for the former, which wait for nobody,
+// and blocks start in the order of their index. Of many samples, most then find what they would wait for.
+__global__ void __launch_bounds__(kNormaliserThreads, 4)
     normaliser_kernel(const Layout visual, const Layout text, const Similarities found, const float kappa,
-                      const double ratio, const Densities densities, unsigned* const arrivals,
-                      const int64_t arrivals_count, const unsigned text_programs, const unsigned visual_programs) {
-  MI_PRUNER_SHARED(DensityShared, shared);
-  const unsigned program = blockIdx.x % (text_programs + visual_programs),
-                 sample = blockIdx.x / (text_programs + visual_programs),
-                 chunks = static_cast<unsigned>(densities.chunks);
+                      const double ratio, const Densities densities, const Scoring scoring, unsigned* const arrivals,
+                      const int64_t arrivals_count, const Programs programs) {
+  MI_PRUNER_SHARED(NormaliserShared, shared);
   if (blockIdx.x == 0)
     for (int64_t k = threadIdx.x; k < arrivals_count; k += blockDim.x)
       arrivals[k] = 0;
-  const Span rows = span_of(visual, sample);
-  const bool of_text = program < text_programs;
-  const int64_t first = of_text ? program % chunks * kChunkRows : int64_t{program - text_programs} * kLogZRows;
+  const unsigned samples = static_cast<unsigned>(visual.samples), chunks = static_cast<unsigned>(densities.chunks);
+  unsigned block = blockIdx.x, each = programs.text;
+  const bool of_text = block < samples * each;
+  bool of_scores = false;
+  if (!of_text) {
+    block -= samples * each;
+    of_scores = block >= samples * programs.visual;
+    if (of_scores) block -= samples * programs.visual;
+    each = of_scores ? programs.scores : programs.visual;
+  }
+  const unsigned sample = samples == 1 ? 0 : block / each, program = block - sample * each;
+  const Span rows = span_of(visual, sample), columns = of_text || of_scores ? span_of(text, sample) : Span{};
+  if (of_scores) return score_rows(found, sample, program, each, rows, columns, scoring, shared.scores);
+  const unsigned group = quotient(program, chunks), chunk = program - group * chunks;
+  const int64_t first = of_text ? chunk * kChunkRows : int64_t{program} * kLogZRows;
   if (first >= rows.count) return;
-  const Span columns = of_text ? span_of(text, sample) : Span{};
-  const auto weight_of = [&](int64_t column) {
-    const int64_t token = columns.begin + column;
-    return column < columns.count ? found.text_log_weight[token] : -MI_PRUNER_INFINITY;
-  };
-  const TextChunk at{sample, program / chunks, program % chunks, rows, columns};
+  const TextWeights text_weights{found.text_log_weight + columns.begin, columns.count};
+  const TextChunk at{sample, group, chunk, rows, columns};
+  const Summands summands(found, sample, rows.count, text_weights, kappa);
   const bool any = of_text && at.column(0) < columns.count;
-  const float own_weight = weight_of(at.column(threadIdx.x % kTextGroup));
+  const float own_weight = text_weights(at.column(threadIdx.x % kTextGroup));
   RowBatch batch{};
   if (any) batch.load(found, at, 0); // on their way meanwhile
-  const Totals totals = totals_of(found, sample, rows.count, columns.count, kappa, weight_of, shared);
-  if (!of_text) return normalise_visual(found, densities, program - text_programs, rows, totals.visual);
+  const Totals totals = summands.reduce(shared.densities);
+  if (!of_text) return normalise_visual(found, densities, program, rows, totals.visual);
+  if (program == 0 && threadIdx.x == 0) {
+    densities.log_total[sample] = totals.visual;
+    uint64_t* const terms = found.terms + first_term(sample, columns.begin);
+    leave(terms, totals.kappa, 1 / (totals.words + 1));
+    leave(terms + 1, totals.visual, 0);
+  }
+  if (any) normalise_text(found, densities, at, batch, totals, own_weight, shared.densities);
+  // Last: no block of this launch waits for it.
+  if (at.group == 0) store_log_prior(found, densities, at, totals.visual);
   if (program == 0 && threadIdx.x < 32 && densities.most_picks != nullptr) {
     const int64_t share = share_of(ratio, found, sample, rows.count);
     if (threadIdx.x == 0) densities.most_picks[sample] = share;
   }
-  if (program == 0 && threadIdx.x == 0) {
-    densities.log_total[sample] = totals.visual;
-    densities.kappa[sample] = totals.kappa;
-    densities.null_weight[sample] = 1 / (totals.words + 1);
-  }
-  if (at.group == 0) store_log_prior(found, densities, at, totals.visual);
-  if (any) normalise_text(found, densities, at, batch, totals, own_weight, shared);
 }
 
 } // namespace mi_pruner::cuda

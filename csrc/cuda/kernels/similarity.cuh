@@ -117,7 +117,6 @@ public:
         at_.first_column() + threadIdx.x < columns.count) {
       const int64_t column = at_.first_column() + threadIdx.x;
       found_.text_log_weight[columns.begin + column] = tile_.weight[Tile::kRows + threadIdx.x];
-      if (column % kTextGroup == 0) found_.arrivals[at_.sample * found_.text_groups + column / kTextGroup] = 0;
     }
     cosines([](float cosine) { return cosine; });
     for_each_part(false, [&](int r, int first) {
@@ -222,6 +221,15 @@ private:
   const int rank_;
 };
 
+// What the blocks of the normalisers count and wait for, of a text token.
+__device__ inline void prepare_normalisers(const Similarities& found, int64_t sample, const Span& columns,
+                                           int64_t column) {
+  uint64_t* const terms = found.terms + first_term(sample, columns.begin);
+  terms[kSampleTerms + column] = kNotThere;
+  if (column == 0) terms[0] = terms[1] = kNotThere;
+  if (column % kTextGroup == 0) found.arrivals[sample * found.text_groups + column / kTextGroup] = 0;
+}
+
 // Whether the code has instructions for the tile: elsewhere the kernel has no body, and says so by its launch bounds.
 template <typename Tile> constexpr bool runs_here() {
   return (Tile::kBlocks == 1 || kHasClusters) && (!Tile::kGroups || kHasGroups);
@@ -247,6 +255,8 @@ __device__ void compute_tile(const Tokens& visual, const Tokens& text, int64_t d
       shared.rows = rows;
       shared.columns = columns;
     }
+    if (rank == 0 && at.text() && at.first_row() == 0 && static_cast<int>(threadIdx.x) < used(columns))
+      prepare_normalisers(found, at.sample, columns, at.first_column() + threadIdx.x);
     const Rows<T> row_features = rows_of<T>(visual, at.sample, rows);
     TileSource<T, Tile> source(
         row_features, [&](int r) { return at.first_row() + r < rows.count ? at.first_row() + r : -1; },

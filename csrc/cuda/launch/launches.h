@@ -9,12 +9,10 @@ cudaError_t similarity(Dtype dtype, const Tokens& visual, const Tokens& text, in
                        const Similarities& found, cudaStream_t stream);
 
 // kappa <= 0: by the bandwidth rule. ratio: for densities.most_picks. `arrivals` (count) become 0, for a row path that
-// follows.
+// follows. The scores, too, where they are wanted.
 cudaError_t normalisers(const Layout& visual, const Layout& text, const Similarities& found, float kappa, double ratio,
-                        const Densities& densities, unsigned* arrivals, int64_t arrivals_count, cudaStream_t stream);
-
-cudaError_t scores(const Layout& visual, const Layout& text, const Similarities& found, const Densities& densities,
-                   bool joint, float* scores, cudaStream_t stream);
+                        const Densities& densities, const Scoring& scoring, unsigned* arrivals, int64_t arrivals_count,
+                        cudaStream_t stream);
 
 cudaError_t greedy_on_gram(const Layout& visual, const float* scores, const Similarities& found,
                            const Densities& densities, const Selection& selection, const Picks& picks,
