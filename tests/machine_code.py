@@ -48,9 +48,9 @@ class Loop:
 LOOPS = (
     Loop("greedy step, N <= 1,024", "greedy_kernelILNS0_10RedundancyE0ELb1E", "REDUX", 90, 235),
     Loop("greedy step, longer", "greedy_kernelILNS0_10RedundancyE0ELb0E", "REDUX", 110, 300),
-    Loop("stage, groups, a block", "similarity_kernelINS0_5BrainENS0_9TileShapeILi128ELi1E", "HGMMA", 180, 500),
-    Loop("stage, groups, a cluster", "similarity_kernelINS0_5BrainENS0_9TileShapeILi128ELi8E", "HGMMA", 180, 500),
-    Loop("stage, warps", "similarity_kernelINS0_5BrainENS0_9TileShapeILi64ELi1E", "HMMA", 180, 520),
+    Loop("stage, groups, a block", "similarity_kernelINS0_5BrainENS0_9TileShapeILi128ELi1E", "HGMMA", 180, 390),
+    Loop("stage, groups, a cluster", "similarity_kernelINS0_5BrainENS0_9TileShapeILi128ELi8E", "HGMMA", 190, 475),
+    Loop("stage, warps", "similarity_kernelINS0_5BrainENS0_9TileShapeILi64ELi1E", "HMMA", 165, 490),
 )
 
 

@@ -114,12 +114,12 @@ def test_rows_as_needed_give_the_bits_of_the_whole_matrix(dtype, redundancy):
     assert all(all_same(other, outputs[0]) for other in outputs[1:])
 
 
-@pytest.mark.parametrize("width", [640, 2200])
+@pytest.mark.parametrize(("m", "width"), [(70, 640), (5, 2200), (130, 2200)])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_neither_the_tile_nor_who_sums_it_changes_a_bit(dtype, width):
-    """Alone, a sample takes small tiles, which two blocks share if D is long; in a batch, large ones, whose part above
-    the diagonal is computed, not turned; on rows, a pick's token is always a row of the tile."""
-    n, m, keep, batch = 300, 5, 150, 64
+def test_neither_the_tile_nor_who_sums_it_changes_a_bit(dtype, m, width):
+    """The tiles of a sample alone are shared by clusters if D is long; in a batch, by nobody, and text has tiles of 64
+    columns in a launch of its own; on rows, all have 64 columns, and a pick's token is always a row of the tile."""
+    n, keep, batch = 300, 150, 64
     s = batch_of(n, m, dtype, 0, width, batch)
     together = [mi_pruner.mi_scores(s.visual, s.text, visual_prior=s.visual_prior)[0], *(x[0] for x in prune(s, keep))]
     visual, text, prior = s.visual[:1], s.text[:1], s.visual_prior[:1]

@@ -163,16 +163,18 @@ def test_equal_tokens_of_a_long_sample_give_the_bits_of_the_other_way(kind):
     ("dtype", "width"), [*itertools.product(DTYPES[:2], (150, 456, 1104)), (torch.float16, 150)], ids=str
 )
 def test_the_shape_of_a_tile_changes_no_bit(dtype, width, monkeypatch):
-    """64 columns by warps, 128 by groups of them; the eighths of a long sum by one block where there is one
-    multiprocessor, each by a block of a cluster where there are many. Stages that are filled again need a width of more
-    than four; whole ones, rows at multiples of 16 bytes."""
+    """64 columns by warps, 128 by groups of them, beside text in the same launch or (on one multiprocessor) in another;
+    the eighths of a long sum by one block, or each by a block of a cluster. Stages that are filled again need a width of
+    more than four; whole ones, rows at multiples of 16 bytes."""
     kinds = ((150, 70, "clustered"), (33, 3, "duplicates"), (64, 64, "separated"), (1, 1, "clustered"))
     samples = [inputs.make_sample(kind, n, m, width, dtype, n, "odd") for n, m, kind in kinds]
     arguments, priors = packed_arguments(samples, [60, 33, 9, 1], rows=False)
     outputs = []
-    shapes = itertools.product("01", "01" if dtype.itemsize == 2 else "0")
-    for clusters, groups in shapes:
-        monkeypatch.setenv("MI_PRUNER_HOST_BLOCKS", "1000")
+    shapes = [("1000", "0", "0"), ("1000", "1", "0")]
+    if dtype.itemsize == 2:
+        shapes += [("1000", "0", "1"), ("1000", "1", "1"), ("1", "0", "1")]
+    for blocks, clusters, groups in shapes:
+        monkeypatch.setenv("MI_PRUNER_HOST_BLOCKS", blocks)
         monkeypatch.setenv("MI_PRUNER_HOST_CLUSTERS", clusters)
         monkeypatch.setenv("MI_PRUNER_HOST_GROUPS", groups)
         scores = mi_pruner.mi_scores_varlen(*arguments[:4], *arguments[5:7], **priors)

@@ -24,9 +24,7 @@ def features(g, dtype, *shape):
 
 
 def gram(g, dtype, blocks, clusters="0", groups="0", width=456, **options):
-    os.environ.update(
-        MI_PRUNER_HOST_BLOCKS=blocks, MI_PRUNER_HOST_CLUSTERS=clusters, MI_PRUNER_HOST_GROUPS=groups
-    )
+    os.environ.update(MI_PRUNER_HOST_BLOCKS=blocks, MI_PRUNER_HOST_CLUSTERS=clusters, MI_PRUNER_HOST_GROUPS=groups)
     # 456: stages of the ring are filled again, and the last is not a whole one
     mi_pruner.prune(features(g, dtype, 1, 35, width), features(g, dtype, 1, 3, width), 4, **options)
 
@@ -41,9 +39,9 @@ def top_k(g, dtype):
     mi_pruner.greedy_select(torch.rand(1, 300, generator=g), features(g, dtype, 1, 300, 8), 20, redundancy="none")
 
 
-def long_gram(g, dtype):
+def long_gram(g, dtype):  # no warps that fetch
     cu = [torch.tensor([0, last], dtype=torch.int32) for last in (300, 4, 12)]
-    mi_pruner.prune_varlen(features(g, dtype, 300, 8), features(g, dtype, 4, 8), *cu, 1030, 4, 12, 12)  # no warps that fetch
+    mi_pruner.prune_varlen(features(g, dtype, 300, 8), features(g, dtype, 4, 8), *cu, 1030, 4, 12, 12)
 
 
 def rows(g, dtype, blocks, clusters):
