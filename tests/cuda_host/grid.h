@@ -199,13 +199,15 @@ private:
     block->shared.reset(static_cast<unsigned char*>(memory));
     for (unsigned t = 0; t < threads_; ++t) {
       // Tops at different distances from a page's end: otherwise all stacks would meet in the same lines of the cache.
-      char* top = stacks.fresh(fibers_.size()) + kStack - t * 13 % 64 * 64;
+      // Of a stack always the same: to the address sanitizer the last frames of its former fiber are still there.
+      const size_t number = fibers_.size();
+      char* top = stacks.fresh(number) + kStack - number * 13 % 64 * 64;
       void** pointer =
           reinterpret_cast<void**>(top) - 8; // six registers, the place to go to, and no place to return to
       std::memset(pointer, 0, 8 * sizeof *pointer);
       pointer[6] = reinterpret_cast<void*>(&Grid::enter);
       fibers_.push_back({pointer, block.get(), t});
-      make_ready(static_cast<unsigned>(fibers_.size() - 1));
+      make_ready(static_cast<unsigned>(number));
     }
     blocks_.push_back(std::move(block));
   }
