@@ -65,8 +65,8 @@ def kernels():
 
 def test_every_kernel_is_there_for_every_architecture(kernels):
     for name in BUDGETS:
-        # Of the dtypes, the similarities by one block or eight, wide tiles (maybe without a body) of two of them; of the
-        # modes of redundancy, the greedy ones for short and long samples.
+        # Of the dtypes, the similarities by one block or eight, wide tiles (maybe without a body) of two of them; of
+        # the modes of redundancy, the greedy ones for short and long samples.
         counts = {"TileShapeILi64E": 6, "TileShapeILi128ELi8E": 2, "TileShapeILi128ELi1E": 2}
         count = (counts | {"rows_kernel": 3, "greedy_kernel": 6}).get(name, 1)
         for architecture in ARCHITECTURES:

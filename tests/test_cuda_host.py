@@ -164,8 +164,8 @@ def test_equal_tokens_of_a_long_sample_give_the_bits_of_the_other_way(kind):
 )
 def test_the_shape_of_a_tile_changes_no_bit(dtype, width, monkeypatch):
     """64 columns by warps, 128 by groups of them, beside text in the same launch or (on one multiprocessor) in another;
-    the eighths of a long sum by one block, or each by a block of a cluster. Stages that are filled again need a width of
-    more than four; whole ones, rows at multiples of 16 bytes."""
+    the eighths of a long sum by one block, or each by a block of a cluster. Stages that are filled again need a width
+    of more than four; whole ones, rows at multiples of 16 bytes."""
     kinds = ((150, 70, "clustered"), (33, 3, "duplicates"), (64, 64, "separated"), (1, 1, "clustered"))
     samples = [inputs.make_sample(kind, n, m, width, dtype, n, "odd") for n, m, kind in kinds]
     arguments, priors = packed_arguments(samples, [60, 33, 9, 1], rows=False)
