@@ -1,14 +1,16 @@
-// Cosines of 128 tokens with 64 others or, of halves by groups of warps, with 128; by a block, or by a cluster of eight.
+// Cosines of 128 tokens with 64 others or, of halves by groups of warps, with 128; by a block, or by a cluster of
+// eight.
 //
 // Algorithm: features arrive 128 bytes of a token at a time (64 halves or 32 floats), in a ring of stages filled by
-// cp.async, and are multiplied by eight warps: halves on the tensor cores, 32 x 32 cosines a warp or 64 x 128 a group of
-// four; floats by fused multiply-adds. Squared norms are summed beside the product, those of halves as the diagonal of a
-// product of tokens with themselves, and the cosine is the product over both norms: no normalised feature is ever
+// cp.async, and are multiplied by eight warps: halves on the tensor cores, 32 x 32 cosines a warp or 64 x 128 a group
+// of four; floats by fused multiply-adds. Squared norms are summed beside the product, those of halves as the diagonal
+// of a product of tokens with themselves, and the cosine is the product over both norms: no normalised feature is ever
 // written. Columns that are rows of the tile, too (on the diagonal), are read from these.
 //
 // Why 32 x 32: a warp reads its rows and its columns from shared memory, which bounds a tile: 64 KB a stage for 8 warps
-// of 32 x 32, 80 KB for 16 x 64. The sums of 64 x 32 (48 KB) would not leave registers for two blocks. Groups read 48 KB
-// for twice as many cosines, and hold no factors in registers; what bounds them are the norms (docs/kernels-cuda.md).
+// of 32 x 32, 80 KB for 16 x 64. The sums of 64 x 32 (48 KB) would not leave registers for two blocks. Groups read 48
+// KB for twice as many cosines, and hold no factors in registers; what bounds them are the norms
+// (docs/kernels-cuda.md).
 //
 // Sums: D is cut into eight shares of whole stages. Each is summed from zero, by the matrix instructions themselves,
 // and added to the others in float32, in order. The tensor cores cut off where float32 rounds: over all of a long D
