@@ -123,25 +123,21 @@ public:
     }
   }
 
-  // Collectives are among it, so all of a warp begin it at once or late.
+  // Collectives are among it, so all of a warp begin it at once or late; one after another, as it was begun.
   void begin(std::function<void()> work) {
     Fiber& fiber = fibers_[current_];
     // The same for all threads that have begun as much.
-    if ((seed_ * (2 * ++fiber.begun + 1) >> 40) % 2 == 1)
-      work();
-    else
-      fiber.work.emplace_back(std::move(work), fiber.work_groups);
+    const bool at_once = (seed_ * (2 * ++fiber.begun + 1) >> 40) % 2 == 1;
+    fiber.work.emplace_back(std::move(work), fiber.work_groups);
+    if (at_once) finish_all_work();
   }
 
   void commit_work() { ++fibers_[current_].work_groups; }
 
   void finish_work(unsigned pending) {
     const size_t own = current_;
-    while (!fibers_[own].work.empty() && fibers_[own].work.front().second + pending < fibers_[own].work_groups) {
-      const auto work = std::move(fibers_[own].work.front().first);
-      fibers_[own].work.erase(fibers_[own].work.begin());
-      work();
-    }
+    while (!fibers_[own].work.empty() && fibers_[own].work.front().second + pending < fibers_[own].work_groups)
+      do_first_work(own);
   }
 
   void pause() {
@@ -173,6 +169,18 @@ public:
   }
 
 private:
+  void finish_all_work() {
+    const size_t own = current_;
+    while (!fibers_[own].work.empty())
+      do_first_work(own);
+  }
+
+  void do_first_work(size_t fiber) {
+    const auto work = std::move(fibers_[fiber].work.front().first);
+    fibers_[fiber].work.erase(fibers_[fiber].work.begin());
+    work(); // others may have their turns meanwhile
+  }
+
   // One line of a template's instances is several barriers.
   static bool same(const Where& a, const Where& b) {
     const auto equal = [](const char* x, const char* y) { return x == y || std::strcmp(x, y) == 0; };
