@@ -213,16 +213,31 @@ def test_a_prune_is_four_launches(rows, redundancy):
     assert launches.value - before == 4
 
 
+def test_rows_may_be_far_apart():
+    """128 MiB, of which only what is used is ever touched: distances of 32 bits would be too short."""
+    x = inputs.make_sample("clustered", 36, 2, 64, torch.bfloat16).visual[None]
+    stride = 2**26
+    far = torch.empty(36 * stride, dtype=torch.bfloat16).as_strided((1, 36, 64), (36 * stride, stride, 1))
+    far.copy_(x)
+    assert inputs.same_bits(mi_pruner.mi_scores(x, far), mi_pruner.mi_scores(x, x))
+    assert inputs.same_bits(mi_pruner.mi_scores(far, x), mi_pruner.mi_scores(x, x))
+
+
 # ---- threads ---------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("seed", ["1", "2", "3"])
-@pytest.mark.parametrize("way", ["gram", "rows", "cluster"])
+@pytest.mark.parametrize("way", ["gram", "rows", "cluster", "groups"])
 def test_the_order_of_the_threads_changes_no_bit(way, seed, monkeypatch):
-    rows = way != "gram"
+    """Groups of warps: of a D whose shares have several stages, so that one is filled while products are made."""
+    rows = way in ("rows", "cluster")
+    dtypes, width = (torch.float32, torch.float16), 70
+    if way == "groups":
+        dtypes, width = (torch.bfloat16, torch.float16), 2304
+        monkeypatch.setenv("MI_PRUNER_HOST_GROUPS", "1")
     first = int(seed) - 1
     modes = MODES[:1] if way == "cluster" else MODES[first : first + 2]  # all four between the seeds
     in_clusters(monkeypatch, 2 if way == "cluster" else 0)
-    for dtype, options in zip(itertools.cycle((torch.float32, torch.float16)), modes, strict=False):
-        samples = [inputs.make_sample("clustered", n, m, 70, dtype, n, "float") for n, m in ((150, 70), (20, 3))]
+    for dtype, options in zip(itertools.cycle(dtypes), modes, strict=False):
+        samples = [inputs.make_sample("clustered", n, m, width, dtype, n, "float") for n, m in ((150, 70), (20, 3))]
         arguments, priors = packed_arguments(samples, [50, 20], rows)
         monkeypatch.delenv("MI_PRUNER_HOST_SEED", raising=False)
         expected = mi_pruner.prune_varlen(*arguments, **priors, **options)

@@ -14,8 +14,8 @@ namespace mi_pruner::cuda {
 enum class Dtype { kFloat16, kBFloat16, kFloat32 };
 enum class Redundancy { kMean, kChain, kMax };
 
-// Tiles of cosines: of a sample's rows with 64 columns by a block, or, where there are few tiles, with 128 by a
-// cluster. What text tiles leave for the bandwidth rule, and rows for the prior, they leave for each kPatch tokens;
+// Tiles of cosines: of a sample's rows with 64 columns or, of halves where the GPU multiplies by groups of warps, with
+// 128. What text tiles leave for the bandwidth rule, and rows for the prior, they leave for each kPatch tokens;
 // what visual tiles leave of a row's normaliser, for each kTileColumns columns.
 constexpr int kTileRows = 128, kTileColumns = 64, kWideColumns = 128, kPatch = 32;
 
@@ -56,7 +56,7 @@ struct Tokens {
   Layout layout;
   const void* features;
   int64_t batch_stride, stride;
-  bool aligned;       // every row starts at a multiple of 16 bytes, those of a sample within 2^31 of these
+  bool aligned;       // every row starts at a multiple of 16 bytes, and near the one before (tensors.h)
   const float* prior; // (total), null: uniform
 };
 
