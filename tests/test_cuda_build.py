@@ -95,7 +95,7 @@ def test_the_instructions_that_were_meant_are_used():
     code = dump("-sass", "-arch", "sm_90a")
     copies = "LDGSTS.E.BYPASS.LTC256B.128"
     matrices = ("HMMA.16816.F32.BF16", "HMMA.16816.F32 ", "HGMMA.64x128x16.F32.BF16", "HGMMA.64x128x16.F32 ")
-    for instruction in (*matrices, "LDSM.16.M88.4", copies, "REDUX.MAX"):
+    for instruction in (*matrices, "FENCE.VIEW.ASYNC", "LDSM.16.M88.4", copies, "REDUX.MAX"):
         assert instruction in code, instruction
     # Nothing is computed in float64 but the ratio of the valid tokens, which is not fused.
     assert sorted(re.findall(r"\b(DADD|DMUL|DFMA)\b", code)) == ["DADD", "DMUL"]

@@ -61,11 +61,14 @@ def main():
                 packed(dtype, options, 41, 50, g)
             for clusters in ("0", "1"):
                 os.environ["MI_PRUNER_HOST_CLUSTERS"] = clusters
-                os.environ["MI_PRUNER_HOST_GROUPS"] = str(seed % 2)
+                os.environ["MI_PRUNER_HOST_GROUPS"] = "1"  # of halves
                 os.environ["MI_PRUNER_HOST_BLOCKS"] = "8"
                 options = OPTIONS[seed + int(clusters)]
                 packed(dtype, options, MANY, MANY, g, garbled=seed == 0)
                 dense((1, 70, 3, 1104), dtype, options, g)  # all eighths of a long sum, by a block or by eight
+            os.environ["MI_PRUNER_HOST_BLOCKS"] = "1"
+            dense((1, 70, 3, 72), dtype, OPTIONS[seed], g)  # wide tiles apart from the text's
+            os.environ.update(MI_PRUNER_HOST_GROUPS="0", MI_PRUNER_HOST_CLUSTERS="0")
     print("all was run")
 
 
