@@ -254,7 +254,8 @@ __device__ __forceinline__ void cluster_barrier() {
   asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
-// The same where a block ends: others may still read its shared memory, and nothing is written for them any more.
+// The same where a block ends: others may still read its shared memory, and nothing is written for them any more. What
+// has been read itself is in registers by then, as sums and stores have used it: nothing is left to be ordered.
 __device__ __forceinline__ void cluster_end() {
   __syncwarp();
   asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");

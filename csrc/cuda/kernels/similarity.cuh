@@ -7,9 +7,9 @@
 // computed, but left by the tile across it, turned. The first tile of some rows leaves their log weights and, for each
 // 32, their share of the sum of the visual prior.
 //
-// Where there are few tiles, and D is long, a cluster of eight blocks shares one of twice the size: each sums a share
-// of D, and then sees to an eighth of the rows. Every number that is left belongs to two tokens, to 32 rows, to 32 x 32
-// pairs, or to a row and 64 columns: it has the same bits from all of them.
+// Where there are few tiles, and D is long, a cluster of eight blocks shares each: every one sums a share of D, and
+// then sees to an eighth of the rows. Every number that is left belongs to two tokens, to 32 rows, to 32 x 32 pairs, or
+// to a row and 64 columns: it has the same bits from all of them.
 //
 // Cost: 2 D flops a cosine, of half of the matrix. Bytes: `visual` once (M <= 64: one column of tiles; what the gram
 // reads again comes from L2), the text once a row of tiles, the cosines once. Bound by memory for the scores, by shared
@@ -272,7 +272,7 @@ __device__ void compute_tile(const Tokens& visual, const Tokens& text, int64_t d
                 Tile::kColumns, shared.tile);
   __syncthreads();
   const TileEnd<Tile> end(found, shared);
-  if (at.tile == 0) end.store_rows();
+  if (at.tile == 0) end.store_rows(); // where the text has a launch of its own, by both: the same values
   if (at.text())
     end.store_text();
   else

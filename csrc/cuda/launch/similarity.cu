@@ -1,7 +1,5 @@
 #include "cuda/kernels/similarity.cuh"
 
-#include <type_traits>
-
 #include "cuda/launch/launch.cuh"
 #include "cuda/launch/launches.h"
 

@@ -21,8 +21,8 @@
 //
 // Floats are not three TF32 products: those are good to about 22 bits, and models on a GPU run in half precision.
 //
-// Shared memory: three stages of 24 or 32 KB, rows of 128 bytes whose 16-byte pieces are permuted by the row (no bank
-// conflicts); after the product, the sums.
+// Shared memory: three stages of 24 or 32 KB (six, of a wide tile by a block), rows of 128 bytes whose 16-byte pieces
+// are permuted by the row (no bank conflicts); after the product, the sums.
 #pragma once
 
 #include "cuda/tile/source.cuh"
