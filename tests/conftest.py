@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 import pytest
@@ -12,6 +13,8 @@ from mi_pruner._dispatch import BACKENDS
 
 from .cuda_host import build as cuda_host
 from .inputs import CUDA_ON_HOST, INTERPRETED, UNDER_TEST, running
+
+gc.disable()  # what is imported stays, and need not be looked at again and again
 
 _COMMON = {
     "deadline": None,  # the first call of a size pays for caches
@@ -25,7 +28,7 @@ _PROFILE = "interpreter" if INTERPRETED else "host" if CUDA_ON_HOST else "ci"
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", _PROFILE))
 
 if CUDA_ON_HOST:
-    BACKENDS["cuda"] = cuda_host.backend(cuda_host.build(cuda_host.LIBRARY.parent, "-O2"))
+    BACKENDS["cuda"] = cuda_host.backend(cuda_host.build(cuda_host.PLAIN))
 
 
 APART = {f"tests/test_{name}.py" for name in ("cuda_host", "histogram", "instruction_sets", "triton", "triton_compile")}
@@ -51,33 +54,19 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
+def pytest_collection_finish():
+    gc.freeze()
+    gc.enable()
+
+
 def pytest_report_header():
     return f"mi_pruner backends under test: {', '.join(UNDER_TEST)} (MI_PRUNER_TEST_BACKENDS names others)"
 
 
 if INTERPRETED:
-    import numpy as np
-    from triton.runtime import interpreter
+    from . import interpreter
 
-    # Every call of a function in a kernel patches triton.language: a third of the time. Once for a module is enough: a
-    # launch patches what kernels see, and what the language's own functions see is never restored.
-    _patched = set()
-
-    def _call(self, *arguments, **options):
-        if self.fn.__module__ not in _patched:
-            interpreter._patch_lang(self.fn)
-            _patched.add(self.fn.__module__)
-        return self.rewrite()(*arguments, **options)
-
-    interpreter.InterpretedFunction.__call__ = _call
-
-    # A GPU's minimum and maximum drop a NaN; numpy's, which the interpreter takes, keep it.
-    for name, function in (("create_minnumf", np.fmin), ("create_maxnumf", np.fmax)):
-        setattr(
-            interpreter.InterpreterBuilder,
-            name,
-            lambda self, lhs, rhs, function=function: self.binary_op(lhs, rhs, function),
-        )
+    interpreter.mend()
 
 
 @pytest.fixture(params=UNDER_TEST)
@@ -91,6 +80,17 @@ def backend(request):
 def device(backend):
     """Where the tensors of the backend under test live."""
     return "cuda" if BACKENDS[backend].device == "cuda" else "cpu"
+
+
+@pytest.fixture
+def _overflows_seen():
+    """In the interpreter, sums and products of integers are looked at."""
+    if not INTERPRETED:
+        yield
+        return
+    interpreter.see_overflows(True)
+    yield
+    interpreter.see_overflows(False)
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ def test_counts_are_reproducible(monkeypatch, tmp_path):
         pytest.skip("needs valgrind")
     monkeypatch.setattr(instructions, "WORKLOADS", {"once": TINY, "again": TINY})
     monkeypatch.setattr(instructions, "BUILD", tmp_path / "build")
+    monkeypatch.setenv("CMAKE_BUILD_TYPE", "Debug")  # compiled sooner
     assert command.main(["instructions", "--out", str(tmp_path)]) == 0
     once, again = record.read(tmp_path / instructions.FILE, Count)
     assert once.instructions == again.instructions > 10_000

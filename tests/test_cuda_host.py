@@ -204,7 +204,7 @@ def test_scores_of_many_rows(n, marginal):
 @pytest.mark.parametrize("redundancy", ["mean", "none"])
 @pytest.mark.parametrize("rows", [False, True], ids=["gram", "rows"])
 def test_a_prune_is_four_launches(rows, redundancy):
-    launches = ctypes.c_uint.in_dll(ctypes.CDLL(str(cuda_host.LIBRARY)), "mi_pruner_host_launches")
+    launches = ctypes.c_uint.in_dll(ctypes.CDLL(str(cuda_host.PLAIN.library)), "mi_pruner_host_launches")
     arguments, priors = packed_arguments(
         [inputs.make_sample("clustered", 20, 3, 8, seed=1, visual_prior="float")], [5], rows
     )

@@ -20,10 +20,7 @@ pytestmark = [on_the_host, pytest.mark.slow]
 @pytest.fixture(scope="module")
 def faults(tmp_path_factory):
     runtime("libasan.so")
-    program = tmp_path_factory.mktemp("faults") / "faults"
-    sources = [cuda_host.HERE / "faults.cpp", cuda_host.HERE / "cuda_host.cpp"]
-    cuda_host.run(cuda_host.compiler(), *cuda_host.FLAGS, *cuda_host.SANITIZE, *sources, "-o", program)
-    return program
+    return cuda_host.build_faults(cuda_host.ADDRESSES, tmp_path_factory.mktemp("faults"))
 
 
 def run_fault(program, name, seed):
@@ -68,5 +65,5 @@ def test_a_planted_fault_is_reported(name, report, faults):
 
 def test_no_kernel_touches_foreign_memory_or_undefined_behaviour():
     runtime("libasan.so")
-    library = cuda_host.build(cuda_host.ROOT / "build/cuda_host_sanitized", *cuda_host.SANITIZE)
+    library = cuda_host.build(cuda_host.ADDRESSES)
     run_sanitized(cuda_host.HERE / "workload.py", library)

@@ -22,8 +22,8 @@ pytestmark = [on_the_host, pytest.mark.slow]
 def run_for_races(*command, **environment):
     done = subprocess.run(
         command,
-        # What the harness has its library do (copies, allocations) is no kernel's.
-        env={**os.environ, "TSAN_OPTIONS": "ignore_interceptors_accesses=1", **environment},
+        # What the harness has its library do (copies, allocations) is no kernel's. And at the end nobody is waited for.
+        env={**os.environ, "TSAN_OPTIONS": "ignore_interceptors_accesses=1 atexit_sleep_ms=0", **environment},
         capture_output=True,
         text=True,
         check=False,
@@ -36,13 +36,7 @@ def run_for_races(*command, **environment):
 @pytest.fixture(scope="module")
 def races(tmp_path_factory):
     runtime("libtsan.so")
-    folder = tmp_path_factory.mktemp("races")
-    for name, flags in (("faults", cuda_host.SEEN), ("cuda_host", ())):
-        source, target = cuda_host.HERE / f"{name}.cpp", folder / f"{name}.o"
-        cuda_host.run(cuda_host.compiler(), *cuda_host.FLAGS, *cuda_host.RACES, *flags, "-c", source, "-o", target)
-    program = folder / "faults"
-    cuda_host.run(cuda_host.compiler(), *cuda_host.SEEN, folder / "faults.o", folder / "cuda_host.o", "-o", program)
-    return program
+    return cuda_host.build_faults(cuda_host.RACES, tmp_path_factory.mktemp("races"))
 
 
 @pytest.mark.parametrize("name", ["neighbours", "waits-for-a-block", "cluster"])
@@ -71,8 +65,7 @@ def test_a_planted_race_is_reported(name, kernel, races):
 
 def test_no_kernel_has_a_race():
     tsan = runtime("libtsan.so")
-    folder = cuda_host.ROOT / "build/cuda_host_races"
-    library = cuda_host.build(folder, *cuda_host.RACES, of_kernels=cuda_host.SEEN)
+    library = cuda_host.build(cuda_host.RACES)
     command = (sys.executable, cuda_host.HERE / "races_workload.py", library)
     environment = {"PYTHONPATH": str(cuda_host.ROOT), "LD_PRELOAD": f"{tsan} {runtime('libstdc++.so')}"}
     with ThreadPoolExecutor() as threads:

@@ -9,7 +9,6 @@ import math
 
 import pytest
 import torch
-import torch._dynamo.testing
 
 import mi_pruner
 from mi_pruner._dispatch import BACKENDS
@@ -211,8 +210,10 @@ def test_calls_on_several_streams_do_not_mix(gpu):
 
 
 def test_compiled_once_for_all_sizes(gpu):
+    from torch._dynamo.testing import CompileCounter  # two seconds, for this test alone
+
     compiled = torch.compile(lambda v, t: mi_pruner.prune(v, t, v.shape[1] // 4), fullgraph=True, dynamic=True)
-    counter = torch._dynamo.testing.CompileCounter()
+    counter = CompileCounter()
     counted = torch.compile(
         lambda v, t: mi_pruner.prune(v, t, v.shape[1] // 4), fullgraph=True, dynamic=True, backend=counter
     )

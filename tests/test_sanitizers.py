@@ -9,13 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKLOAD = Path(__file__).with_name("sanitizer_workload.py")
 PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-INSTRUCTION_SETS = ("baseline", "avx2", "avx512")  # one that the processor lacks falls back to the baseline
+INSTRUCTION_SETS = ("baseline", "avx2", "avx512")
 
 
 def runtime(name):
@@ -66,4 +67,6 @@ def run_sanitized(*program, **environment):
 
 @pytest.mark.parametrize("isa", INSTRUCTION_SETS)
 def test_no_operator_touches_foreign_memory_or_undefined_behaviour(sanitized, isa):
+    if isa == "avx512" and torch.backends.cpu.get_cpu_capability() != "AVX512":
+        pytest.skip(f"the processor has no {isa}: the baseline would run again")
     run_sanitized(WORKLOAD, MI_PRUNER_ISA=isa, MI_PRUNER_LIBRARY=str(sanitized))

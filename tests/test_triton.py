@@ -124,6 +124,7 @@ def test_rounds_are_enough_for_one_and_a_half_rows_a_pick_and_never_more_than_al
     assert row_launches.row_rounds(1, 1) == 1
 
 
+@pytest.mark.usefixtures("_overflows_seen")
 def test_packed_samples_of_any_length_and_garbage_in_cu(path, device):
     """Slots and tokens of no sample, an empty sample, more slots than tokens."""
     visual, text = (x[0].to(device) for x in exact_features(150, 12, 10))

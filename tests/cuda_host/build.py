@@ -20,10 +20,39 @@ CUDA = ROOT / "csrc" / "cuda"
 WARNINGS = ("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas")  # the pragmas are nvcc's
 # As nvcc is told: sums are fused where the source says so and nowhere else.
 FLAGS = ("-std=c++20", "-fPIC", "-fvisibility=hidden", "-g1", "-ffp-contract=off", *WARNINGS, "-DMI_PRUNER_CUDA_HOST")
-SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer", "-O1")
-# The thread sanitizer sees what the kernels do; the harness tells it what that means (races.h).
-RACES = ("-O1", "-DMI_PRUNER_HOST_RACES")
-SEEN = ("-fsanitize=thread",)
+
+
+@dataclasses.dataclass(frozen=True)
+class Way:
+    """To build: where, and what a sanitizer sees. What the harness does, it tells it itself."""
+
+    folder: Path
+    harness: tuple[str, ...] = ()  # flags
+    sanitizer: tuple[str, ...] = ()  # flags of what is seen
+    seen: tuple[str, ...] = ()  # stems of sources, beside the kernels
+
+    @property
+    def library(self) -> Path:
+        return self.folder / "cuda_host.so"
+
+    def compile(self, source: Path, target: Path, *flags: object) -> None:
+        is_seen = source.suffix == ".cu" or source.stem in self.seen
+        own = self.sanitizer if is_seen else ()
+        run(compiler(), *FLAGS, "-O2", *self.harness, *own, *flags, "-x", "c++", "-c", source, "-o", target)
+
+    def link(self, target: Path, *what: object) -> None:
+        run(compiler(), *self.sanitizer[:1], *what, "-o", target)
+
+
+PLAIN = Way(ROOT / "build/cuda_host")  # what MI_PRUNER_CUDA_HOST=1 loads
+ADDRESSES = Way(
+    ROOT / "build/cuda_host_sanitized",
+    ("-DMI_PRUNER_HOST_ADDRESSES",),
+    ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer", "-Og"),
+    ("register", "instructions", "faults"),
+)
+RACES = Way(ROOT / "build/cuda_host_races", ("-DMI_PRUNER_HOST_RACES",), ("-fsanitize=thread", "-O1"), ("faults",))
+HARNESS = tuple(HERE / f"{name}.cpp" for name in ("cuda_host", "instructions"))
 
 
 def compiler() -> str | None:
@@ -42,14 +71,11 @@ def torch_folder() -> Path:
     return Path(spec.submodule_search_locations[0])
 
 
-LIBRARY = ROOT / "build/cuda_host/cuda_host.so"  # the one that MI_PRUNER_CUDA_HOST=1 loads
-
-
-def build(folder: Path, *flags: str, of_kernels: tuple[str, ...] = ()) -> Path:
-    """Compiles what has changed since the last time, the kernels with flags of their own; returns the library."""
+def build(way: Way) -> Path:
+    """Compiles what has changed since the last time; returns the library."""
+    folder = way.folder
     folder.mkdir(parents=True, exist_ok=True)
-    kernels = sorted((CUDA / "launch").glob("*.cu"))
-    sources = [*kernels, CUDA / "host" / "register.cpp", *(HERE / name for name in ("cuda_host.cpp", "matrices.cpp"))]
+    sources = [*sorted((CUDA / "launch").glob("*.cu")), CUDA / "host" / "register.cpp", *HARNESS]
     headers = [path for top in (CUDA.parent, HERE) for path in top.rglob("*") if path.suffix in (".h", ".cuh")]
     newest = max(path.stat().st_mtime for path in headers)
     includes = (f"-I{CUDA.parent}", f"-I{HERE}", "-isystem", torch_folder() / "include")
@@ -57,18 +83,25 @@ def build(folder: Path, *flags: str, of_kernels: tuple[str, ...] = ()) -> Path:
 
     def compile_one(source: Path, target: Path) -> None:
         if not target.exists() or target.stat().st_mtime < max(newest, source.stat().st_mtime):
-            defines = "-DTORCH_TARGET_VERSION=0x020b000000000000"
-            own = of_kernels if source in kernels else ()
-            run(compiler(), *FLAGS, *flags, *own, defines, *includes, "-x", "c++", "-c", source, "-o", target)
+            way.compile(source, target, "-DTORCH_TARGET_VERSION=0x020b000000000000", *includes)
 
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
         list(threads.map(compile_one, sources, objects))
-    library = folder / "cuda_host.so"
+    library = way.library
     if not library.exists() or library.stat().st_mtime < max(path.stat().st_mtime for path in objects):
         lib, staged = torch_folder() / "lib", folder / "cuda_host.new"  # half a file would pass for a fresh one
-        run(compiler(), "-shared", *flags, "-o", staged, *objects, f"-L{lib}", "-ltorch", "-ltorch_cpu")
+        way.link(staged, "-shared", *objects, f"-L{lib}", "-ltorch", "-ltorch_cpu")
         staged.replace(library)
     return library
+
+
+def build_faults(way: Way, folder: Path) -> Path:
+    """The program of faults.cpp."""
+    objects = [folder / f"{source.stem}.o" for source in (HERE / "faults.cpp", *HARNESS)]
+    for source, target in zip((HERE / "faults.cpp", *HARNESS), objects, strict=True):
+        way.compile(source, target)
+    way.link(folder / "faults", *objects)
+    return folder / "faults"
 
 
 def backend(library: Path) -> Backend:

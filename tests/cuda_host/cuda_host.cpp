@@ -30,7 +30,8 @@ mi_pruner_switch:
   popq %r12
   popq %rbx
   popq %rbp
-  ret
+  popq %rcx
+  jmp *%rcx # not a return: the processor would look for it where this fiber has never been called from
 .size mi_pruner_switch, . - mi_pruner_switch
 )");
 
@@ -122,31 +123,5 @@ namespace mi_pruner::cuda {
 void copy_async(void* shared, const void* global, unsigned bytes) { host::grid->copy(shared, global, bytes); }
 void commit_copies() { host::grid->commit(); }
 void wait_for_copies(unsigned pending) { host::grid->finish_copies(pending); }
-
-void Arrivals::count(int64_t bytes) {
-  host::races::reads(this, sizeof *this); // what starts them is to come before
-  host::races::release(this);
-  missing -= bytes;
-  if (!expected || missing != 0) return;
-  expected = false;
-  ++over;
-}
-
-void start_arrivals(Arrivals* arrivals) {
-  host::races::writes(arrivals, sizeof *arrivals);
-  *arrivals = {};
-}
-
-void expect_arrivals(Arrivals* arrivals, unsigned bytes) {
-  arrivals->expected = true;
-  arrivals->count(-int64_t{bytes});
-}
-
-void wait_for_arrivals(const Arrivals* arrivals, unsigned phase) {
-  host::races::reads(arrivals, sizeof *arrivals);
-  while (static_cast<const volatile Arrivals*>(arrivals)->over % 2 == phase % 2) // as on the GPU: no phase but this one
-    wait_a_moment();
-  host::races::acquire(const_cast<Arrivals*>(arrivals));
-}
 
 } // namespace mi_pruner::cuda

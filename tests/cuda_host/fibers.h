@@ -15,6 +15,9 @@
 namespace mi_pruner::cuda::host {
 
 constexpr size_t kStack = 128 * 1024, kPage = 4096;
+// For the thread sanitizer, which knows 8,128 threads at most, no block of a launch takes the place of one before it,
+// but those of 256 threads of the sixteenth.
+constexpr size_t kSeenPlaces = 16 * 256;
 
 struct Barrier {
   unsigned arrived = 0;
@@ -51,58 +54,48 @@ struct Copy {
   const void* from;
   unsigned bytes, group;
 
-  void run() const {
-    access();
-    std::memset(to, 0, 16);
-    if (bytes > 0) std::memcpy(to, from, bytes);
-  }
+  void run() const;    // instructions.cpp
+  void access() const; // at any time between its start and the wait for it
+};
 
-  // At any time between its start and the wait for it.
-  void access() const {
-    races::reads(from, bytes);
-    races::writes(to, 16);
-  }
+// What a fiber leaves behind for the next in its place, as long as the process lives: its stack, whose lowest page is
+// never there, and its thread to the thread sanitizer.
+struct Place {
+  char* stack;
+  races::Thread thread;
 };
 
 struct Fiber {
   void* stack_pointer;
   Block* block;
   unsigned thread;
+  const Place* place;
   bool done = false;
   std::vector<Copy> copies{};                                     // on their way, oldest first
   unsigned groups = 0;                                            // committed
   std::vector<std::pair<std::function<void()>, unsigned>> work{}; // begun, oldest first, and its group
   unsigned begun = 0, work_groups = 0;                            // works; groups committed
-  races::Thread logical{};
 };
 
-// Stacks live as long as the process; the lowest page of each is never there.
-class Stacks {
+class Places {
 public:
-  char* at(size_t number) {
-    while (stacks_.size() <= number)
-      stacks_.push_back(map(nullptr, 0));
-    return stacks_[number];
-  }
-
-  // For a new fiber. To the thread sanitizer, what another one did on the same stack would be a race: mapped anew.
-  char* fresh(size_t number) {
-    char* stack = at(number);
-    return races::kSeen ? map(stack, MAP_FIXED) : stack;
+  const Place* at(size_t number) {
+    while (places_.size() <= number)
+      places_.push_back({new_stack(), {}});
+    return &places_[number];
   }
 
 private:
-  static char* map(void* where, int flags) {
-    const races::Unseen unseen;
-    void* memory = mmap(where, kStack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | flags, -1, 0);
+  static char* new_stack() {
+    void* memory = mmap(nullptr, kStack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (memory == MAP_FAILED) std::abort();
     mprotect(memory, kPage, PROT_NONE);
     return static_cast<char*>(memory);
   }
 
-  std::vector<char*> stacks_;
+  std::deque<Place> places_;
 };
 
-inline Stacks stacks;
+inline Places places;
 
 } // namespace mi_pruner::cuda::host

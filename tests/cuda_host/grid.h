@@ -5,7 +5,7 @@
 
 #include "fibers.h"
 
-#if defined(__SANITIZE_ADDRESS__)
+#ifdef MI_PRUNER_HOST_ADDRESSES
 #include <sanitizer/common_interface_defs.h>
 #endif
 
@@ -28,15 +28,14 @@ public:
   bool run(unsigned first, unsigned last) {
     blocks_.clear();
     clusters_.clear();
-    before_ = std::move(fibers_);
     fibers_.clear();
     ready_ = 0;
     favourite_ = 0;
     for (unsigned b = first; b < last; ++b)
       add_block(b);
     idle_ = 0;
-    while (ready_ > 0 && error_.empty())
-      resume(next());
+    races::release(&main_stack_);
+    go_on(main_stack_);
     if (error_.empty())
       for (const Fiber& fiber : fibers_)
         if (!fiber.done) fail("thread " + std::to_string(fiber.thread) + " waits for ever");
@@ -69,8 +68,8 @@ public:
     idle_ = 0;
     ++barrier.opened;
     barrier.arrived = 0;
-    for (const unsigned fiber : barrier.waiting)
-      make_ready(fiber);
+    for (auto fiber = barrier.waiting.rbegin(); fiber != barrier.waiting.rend(); ++fiber)
+      make_ready_first(*fiber);
     barrier.waiting.clear();
   }
 
@@ -143,13 +142,18 @@ public:
   void pause() {
     if (++idle_ > 1000 * fibers_.size()) fail("all threads spin for ever");
     make_ready(current_);
+    if (random_ == 0) ++favourite_;
     leave();
   }
 
   void body() {
-#if defined(__SANITIZE_ADDRESS__)
-    __sanitizer_finish_switch_fiber(nullptr, &main_bottom_, &main_size_);
+#ifdef MI_PRUNER_HOST_ADDRESSES
+    const void* bottom = nullptr; // of who was left: at first the host
+    size_t size = 0;
+    __sanitizer_finish_switch_fiber(nullptr, &bottom, &size);
+    if (main_bottom_ == nullptr) main_bottom_ = bottom, main_size_ = size;
 #endif
+    races::acquire(&main_stack_);
     thread_();
     Fiber& fiber = fibers_[current_];
     fiber.done = true;
@@ -209,12 +213,13 @@ private:
       // Tops at different distances from a page's end: otherwise all stacks would meet in the same lines of the cache.
       // Of a stack always the same: to the address sanitizer the last frames of its former fiber are still there.
       const size_t number = fibers_.size();
-      char* top = stacks.fresh(number) + kStack - number * 13 % 64 * 64;
+      const Place* place = places.at(races::kSeen ? seen_++ % kSeenPlaces : number);
+      char* top = place->stack + kStack - number * 13 % 64 * 64;
       void** pointer =
           reinterpret_cast<void**>(top) - 8; // six registers, the place to go to, and no place to return to
       std::memset(pointer, 0, 8 * sizeof *pointer);
       pointer[6] = reinterpret_cast<void*>(&Grid::enter);
-      fibers_.push_back({pointer, block.get(), t});
+      fibers_.push_back({pointer, block.get(), t, place});
       make_ready(static_cast<unsigned>(number));
     }
     blocks_.push_back(std::move(block));
@@ -227,18 +232,21 @@ private:
     ++ready_;
   }
 
+  void make_ready_first(unsigned fiber) {
+    fibers_[fiber].block->ready.push_front(fiber);
+    ++ready_;
+  }
+
   unsigned random(size_t below) {
     random_ = random_ * 6364136223846793005u + 1442695040888963407u;
     return static_cast<unsigned>((random_ >> 33) % below);
   }
 
-  // First come, first served, block by block; or at random, one block running ahead of the others for a while.
+  // The threads that were last to be made ready, so that a warp goes on as far as it can, and with it its block until
+  // it waits for others; or at random, one block running ahead of the others for a while.
   unsigned next() {
     --ready_;
-    if (random_ == 0)
-      ++favourite_;
-    else if (random(512) == 0)
-      favourite_ = random(blocks_.size());
+    if (random_ != 0 && random(512) == 0) favourite_ = random(blocks_.size());
     while (blocks_[favourite_ %= blocks_.size()]->ready.empty())
       favourite_ += 1;
     std::deque<unsigned>& ready = blocks_[favourite_]->ready;
@@ -248,35 +256,39 @@ private:
     return fiber;
   }
 
-  void resume(unsigned fiber) {
-    current_ = fiber;
-    fibers_[fiber].block->started = true;
-    threadIdx.x = fibers_[fiber].thread;
-    blockIdx.x = fibers_[fiber].block->index;
-    blockDim.x = threads_;
-#if defined(__SANITIZE_ADDRESS__)
+  // From where `own` is to be saved to the next fiber, or to the host if there is none; returns when it is its turn
+  // again.
+  void go_on(void*& own, [[maybe_unused]] bool ended = false) {
+    void *to = main_stack_, *logical = host_;
+    [[maybe_unused]] const void* bottom = main_bottom_;
+    [[maybe_unused]] size_t size = main_size_;
+    if (ready_ > 0 && error_.empty()) {
+      current_ = next();
+      Fiber& fiber = fibers_[current_];
+      if (&fiber.stack_pointer == &own) return;
+      fiber.block->started = true;
+      threadIdx.x = fiber.thread;
+      blockIdx.x = fiber.block->index;
+      blockDim.x = threads_;
+      to = fiber.stack_pointer;
+      logical = fiber.place->thread.get();
+      bottom = fiber.place->stack;
+      size = kStack;
+    }
+#ifdef MI_PRUNER_HOST_ADDRESSES
     void* fake = nullptr;
-    __sanitizer_start_switch_fiber(&fake, stacks.at(fiber), kStack);
+    __sanitizer_start_switch_fiber(ended ? nullptr : &fake, bottom, size);
 #endif
-    races::switch_to(fibers_[fiber].logical.get());
-    mi_pruner_switch(&main_stack_, fibers_[fiber].stack_pointer);
-#if defined(__SANITIZE_ADDRESS__)
+    races::switch_to(logical);
+    mi_pruner_switch(&own, to);
+#ifdef MI_PRUNER_HOST_ADDRESSES
     __sanitizer_finish_switch_fiber(fake, nullptr, nullptr);
 #endif
   }
 
-  // Back to the scheduler; returns when it is this fiber's turn again.
   void leave() {
     Fiber& fiber = fibers_[current_];
-#if defined(__SANITIZE_ADDRESS__)
-    void* fake = nullptr;
-    __sanitizer_start_switch_fiber(fiber.done ? nullptr : &fake, main_bottom_, main_size_);
-#endif
-    races::switch_to(host_);
-    mi_pruner_switch(&fiber.stack_pointer, main_stack_);
-#if defined(__SANITIZE_ADDRESS__)
-    __sanitizer_finish_switch_fiber(fake, nullptr, nullptr);
-#endif
+    go_on(fiber.stack_pointer, fiber.done);
   }
 
   const unsigned threads_;
@@ -285,7 +297,8 @@ private:
   const std::function<void()>& thread_;
   std::vector<std::unique_ptr<Block>> blocks_;
   std::vector<std::unique_ptr<Cluster>> clusters_;
-  std::vector<Fiber> fibers_, before_; // of the block before: the thread sanitizer forgets who is gone
+  std::vector<Fiber> fibers_;
+  size_t seen_ = 0; // by the thread sanitizer, in the launch
   size_t ready_ = 0, favourite_ = 0, idle_ = 0;
   uint64_t random_, seed_;
   unsigned current_ = 0;

@@ -6,8 +6,6 @@
 #include <cstddef>
 
 #ifdef MI_PRUNER_HOST_RACES
-#include <utility>
-
 #include <sanitizer/tsan_interface.h>
 
 extern "C" {
@@ -25,18 +23,12 @@ namespace mi_pruner::cuda::host::races {
 #ifdef MI_PRUNER_HOST_RACES
 constexpr bool kSeen = true;
 
-// What its creator did before comes before all that it does.
 class Thread {
 public:
-  Thread() : fiber_(__tsan_create_fiber(0)) {}
-  Thread(Thread&& other) noexcept : fiber_(std::exchange(other.fiber_, nullptr)) {}
-  ~Thread() {
-    if (fiber_ != nullptr) __tsan_destroy_fiber(fiber_);
-  }
   void* get() const { return fiber_; }
 
 private:
-  void* fiber_;
+  void* fiber_ = __tsan_create_fiber(0);
 };
 
 inline void* current() { return __tsan_get_current_fiber(); }

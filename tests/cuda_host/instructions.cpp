@@ -1,8 +1,46 @@
-// ldmatrix and mma, in the layouts of the PTX manual, lane by lane; see cuda_host.h.
-#include "cuda_host.h"
-#include "races.h"
+// What the instructions of ptx.cuh do to memory: cp.async; mbarrier; ldmatrix and mma, in the layouts of the PTX
+// manual, lane by lane. Apart from the harness, as the address sanitizer is to see it.
+#include "fibers.h"
 
 namespace mi_pruner::cuda {
+
+void host::Copy::access() const {
+  races::reads(from, bytes);
+  races::writes(to, 16);
+}
+
+void host::Copy::run() const {
+  access();
+  std::memset(to, 0, 16);
+  if (bytes > 0) std::memcpy(to, from, bytes);
+}
+
+void Arrivals::count(int64_t bytes) {
+  host::races::reads(this, sizeof *this); // what starts them is to come before
+  host::races::release(this);
+  missing -= bytes;
+  if (!expected || missing != 0) return;
+  expected = false;
+  ++over;
+}
+
+void start_arrivals(Arrivals* arrivals) {
+  host::races::writes(arrivals, sizeof *arrivals);
+  *arrivals = {};
+}
+
+void expect_arrivals(Arrivals* arrivals, unsigned bytes) {
+  arrivals->expected = true;
+  arrivals->count(-int64_t{bytes});
+}
+
+void wait_for_arrivals(const Arrivals* arrivals, unsigned phase) {
+  host::races::reads(arrivals, sizeof *arrivals);
+  while (static_cast<const volatile Arrivals*>(arrivals)->over % 2 == phase % 2) // as on the GPU: no phase but this one
+    wait_a_moment();
+  host::races::acquire(const_cast<Arrivals*>(arrivals));
+}
+
 namespace {
 
 struct MatricesLane {
@@ -49,10 +87,13 @@ namespace {
 
 // Halves k to k + 7 of a token, of rows of 128 bytes whose 16-byte pieces are permuted by the row: bits 4 to 6 of an
 // address by bits 7 to 9.
-void load_piece(SharedAddress start, int token, int k, float (*widened)(uint16_t), float (&to)[8]) {
+const uint16_t* piece_at(SharedAddress start, int token, int k) {
   const SharedAddress plain = start + token * 128 + k * 2, place = plain ^ (plain >> 7 & 7) << 4;
-  const uint16_t* const from = reinterpret_cast<const uint16_t*>(place);
-  host::races::reads(from, 16);
+  return reinterpret_cast<const uint16_t*>(place);
+}
+
+void load_piece(SharedAddress start, int token, int k, float (*widened)(uint16_t), float (&to)[8]) {
+  const uint16_t* const from = piece_at(start, token, k);
   for (int i = 0; i < 8; ++i)
     to[i] = widened(from[i]);
 }
@@ -88,13 +129,12 @@ void multiply_rows(float (&c)[16][4], SharedAddress rows, SharedAddress columns,
           lanes[lane]->c[group][i] = static_cast<float>(sum);
         }
   };
-  // What is read together is not seen by the race check: here each lane reads its part of it.
-  float piece[8];
+  // What is read together is not seen by the race check: here each lane tells of its part.
   const int lane = threadIdx.x % 32;
   for (int half = 0; half < 2; ++half) {
-    load_piece(own, lane % 16, 8 * half, widened, piece);
+    host::races::reads(piece_at(own, lane % 16, 8 * half), 16);
     for (int r = lane; r < 128; r += 32)
-      load_piece(columns, r, 8 * half, widened, piece);
+      host::races::reads(piece_at(columns, r, 8 * half), 16);
   }
   host::exchange(RowsLane{c}, complete, where);
 }
