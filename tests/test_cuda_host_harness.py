@@ -18,9 +18,9 @@ pytestmark = [on_the_host, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
-def faults(tmp_path_factory):
+def faults():
     runtime("libasan.so")
-    return cuda_host.build_faults(cuda_host.ADDRESSES, tmp_path_factory.mktemp("faults"))
+    return cuda_host.build_faults(cuda_host.ADDRESSES)
 
 
 def run_fault(program, name, seed):

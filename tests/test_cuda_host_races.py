@@ -34,9 +34,9 @@ def run_for_races(*command, **environment):
 
 
 @pytest.fixture(scope="module")
-def races(tmp_path_factory):
+def races():
     runtime("libtsan.so")
-    return cuda_host.build_faults(cuda_host.RACES, tmp_path_factory.mktemp("races"))
+    return cuda_host.build_faults(cuda_host.RACES)
 
 
 @pytest.mark.parametrize("name", ["neighbours", "waits-for-a-block", "cluster"])

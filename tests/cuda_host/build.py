@@ -7,6 +7,7 @@ import importlib.util
 import os
 import shutil
 import subprocess
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,6 +21,7 @@ CUDA = ROOT / "csrc" / "cuda"
 WARNINGS = ("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas")  # the pragmas are nvcc's
 # As nvcc is told: sums are fused where the source says so and nowhere else.
 FLAGS = ("-std=c++20", "-fPIC", "-fvisibility=hidden", "-g1", "-ffp-contract=off", *WARNINGS, "-DMI_PRUNER_CUDA_HOST")
+FLAGS += ("-DTORCH_TARGET_VERSION=0x020b000000000000",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,13 +37,26 @@ class Way:
     def library(self) -> Path:
         return self.folder / "cuda_host.so"
 
-    def compile(self, source: Path, target: Path, *flags: object) -> None:
-        is_seen = source.suffix == ".cu" or source.stem in self.seen
-        own = self.sanitizer if is_seen else ()
-        run(compiler(), *FLAGS, "-O2", *self.harness, *own, *flags, "-x", "c++", "-c", source, "-o", target)
+    def object(self, source: Path) -> Path:
+        """Compiles it, if it has changed since the last time: what has no flags of its own, for all ways."""
+        seen = source.suffix == ".cu" or source.stem in self.seen
+        flags = (*(self.harness if source.parent == HERE else ()), *(self.sanitizer if seen else ()))
+        target = (self.folder if flags else PLAIN.folder) / f"{source.stem}.o"
+        if not target.exists() or target.stat().st_mtime < max(source.stat().st_mtime, *map(changed, headers())):
+            includes = (f"-I{CUDA.parent}", f"-I{HERE}", "-isystem", torch_folder() / "include")
+            run(compiler(), *FLAGS, "-O2", *flags, *includes, "-x", "c++", "-c", source, "-o", target)
+        return target
 
-    def link(self, target: Path, *what: object) -> None:
-        run(compiler(), *self.sanitizer[:1], *what, "-o", target)
+    def link(self, target: Path, sources: Iterable[Path], *flags: object) -> Path:
+        """The library or program `target` of the folder, if it is older than what it is made of."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
+            objects = list(threads.map(self.object, sources))
+        if not target.exists() or changed(target) < max(map(changed, objects)):
+            staged = target.with_suffix(".new")  # half a file would pass for a fresh one
+            run(compiler(), *self.sanitizer[:1], "-o", staged, *objects, *flags)
+            staged.replace(target)
+        return target
 
 
 PLAIN = Way(ROOT / "build/cuda_host")  # what MI_PRUNER_CUDA_HOST=1 loads
@@ -71,37 +86,23 @@ def torch_folder() -> Path:
     return Path(spec.submodule_search_locations[0])
 
 
+def changed(path: Path) -> float:
+    return path.stat().st_mtime
+
+
+def headers() -> list[Path]:
+    return [path for top in (CUDA.parent, HERE) for path in top.rglob("*") if path.suffix in (".h", ".cuh")]
+
+
 def build(way: Way) -> Path:
-    """Compiles what has changed since the last time; returns the library."""
-    folder = way.folder
-    folder.mkdir(parents=True, exist_ok=True)
-    sources = [*sorted((CUDA / "launch").glob("*.cu")), CUDA / "host" / "register.cpp", *HARNESS]
-    headers = [path for top in (CUDA.parent, HERE) for path in top.rglob("*") if path.suffix in (".h", ".cuh")]
-    newest = max(path.stat().st_mtime for path in headers)
-    includes = (f"-I{CUDA.parent}", f"-I{HERE}", "-isystem", torch_folder() / "include")
-    objects = [folder / f"{source.stem}.o" for source in sources]
-
-    def compile_one(source: Path, target: Path) -> None:
-        if not target.exists() or target.stat().st_mtime < max(newest, source.stat().st_mtime):
-            way.compile(source, target, "-DTORCH_TARGET_VERSION=0x020b000000000000", *includes)
-
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
-        list(threads.map(compile_one, sources, objects))
-    library = way.library
-    if not library.exists() or library.stat().st_mtime < max(path.stat().st_mtime for path in objects):
-        lib, staged = torch_folder() / "lib", folder / "cuda_host.new"  # half a file would pass for a fresh one
-        way.link(staged, "-shared", *objects, f"-L{lib}", "-ltorch", "-ltorch_cpu")
-        staged.replace(library)
-    return library
+    """The library with the operators."""
+    sources = (*sorted((CUDA / "launch").glob("*.cu")), CUDA / "host" / "register.cpp", *HARNESS)
+    return way.link(way.library, sources, "-shared", f"-L{torch_folder() / 'lib'}", "-ltorch", "-ltorch_cpu")
 
 
-def build_faults(way: Way, folder: Path) -> Path:
+def build_faults(way: Way) -> Path:
     """The program of faults.cpp."""
-    objects = [folder / f"{source.stem}.o" for source in (HERE / "faults.cpp", *HARNESS)]
-    for source, target in zip((HERE / "faults.cpp", *HARNESS), objects, strict=True):
-        way.compile(source, target)
-    way.link(folder / "faults", *objects)
-    return folder / "faults"
+    return way.link(way.folder / "faults", (HERE / "faults.cpp", *HARNESS))
 
 
 def backend(library: Path) -> Backend:

@@ -15,9 +15,9 @@
 namespace mi_pruner::cuda::host {
 
 constexpr size_t kStack = 128 * 1024, kPage = 4096;
-// For the thread sanitizer, which knows 8,128 threads at most, no block of a launch takes the place of one before it,
-// but those of 256 threads of the sixteenth.
-constexpr size_t kSeenPlaces = 16 * 256;
+// Threads to the thread sanitizer, which knows 8,128 at most, and to which each costs half a megabyte and 2 ms. A block
+// of 256 comes after the ninth before it to it: not the same of the cluster before.
+constexpr size_t kSeenPlaces = 9 * 256;
 
 struct Barrier {
   unsigned arrived = 0;
