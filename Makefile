@@ -9,7 +9,7 @@ CXX_FILES := $(shell find csrc bench tests/cuda_host -name '*.h' -o -name '*.cpp
 BUILD_FILES := pyproject.toml setup.py CMakeLists.txt $(CXX_FILES)
 
 # All cores, where a thread that spins while it waits would take one from another.
-PYTEST := OMP_WAIT_POLICY=passive $(BIN)/pytest --numprocesses auto --dist loadscope --no-loadscope-reorder
+PYTEST := OMP_WAIT_POLICY=passive OPENBLAS_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadscope --no-loadscope-reorder
 
 # The CUDA kernels as C++ on the CPU: what is theirs, and the guarantees of every backend.
 CUDA_HOST_TESTS := $(addprefix tests/test_,cuda_host.py cuda_host_harness.py cuda_host_races.py backends.py packed.py \
@@ -41,7 +41,7 @@ demo: $(VENV)/.installed-demo
 test: lint
 	$(PYTEST) $(ARGS)
 	TRITON_INTERPRET=1 $(PYTEST) tests/test_triton.py tests/test_histogram.py
-	MI_PRUNER_CUDA_HOST=1 $(PYTEST) $(CUDA_HOST_TESTS)
+	MI_PRUNER_CUDA_HOST=1 OMP_NUM_THREADS=1 $(PYTEST) $(CUDA_HOST_TESTS)
 
 test-fast: build
 	$(PYTEST) -m 'not slow' $(ARGS)

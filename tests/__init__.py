@@ -1,0 +1,3 @@
+import gc
+
+gc.disable()  # a quarter of the time that torch takes to be imported; conftest.py has it back

@@ -14,8 +14,6 @@ from mi_pruner._dispatch import BACKENDS
 from .cuda_host import build as cuda_host
 from .inputs import CUDA_ON_HOST, INTERPRETED, UNDER_TEST, running
 
-gc.disable()  # what is imported stays, and need not be looked at again and again
-
 _COMMON = {
     "deadline": None,  # the first call of a size pays for caches
     "suppress_health_check": [HealthCheck.function_scoped_fixture],  # `device` chooses the backend; it holds no state
@@ -31,7 +29,7 @@ if CUDA_ON_HOST:
     BACKENDS["cuda"] = cuda_host.backend(cuda_host.build(cuda_host.PLAIN))
 
 
-APART = {f"tests/test_{name}.py" for name in ("cuda_host", "histogram", "instruction_sets", "triton", "triton_compile")}
+APART = {f"tests/test_{name}.py" for name in ("cuda_host", "histogram", "instruction_sets", "triton")}
 
 
 @pytest.hookimpl(optionalhook=True)  # pytest-xdist need not be there
@@ -55,6 +53,7 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish():
+    """What was imported stays: it need not be looked at again and again."""
     gc.freeze()
     gc.enable()
 

@@ -162,7 +162,7 @@ def test_picks_are_nested_and_budgets_are_kept(redundancy, path, device):
 
 
 @pytest.mark.parametrize("redundancy", inputs.REDUNDANCIES)
-def test_a_ratio_is_of_the_valid_tokens_and_counted_in_float64(redundancy, path, device):
+def test_a_ratio_is_of_the_valid_tokens(redundancy, path, device):
     """0.58 of 25 is less than 14.5, but not in float32. Tokens of gains below `min_gain` are valid, too."""
     s = inputs.make_sample("separated", 29, 3, 8).to(device)
     s.visual[3:6] = math.nan
@@ -172,6 +172,10 @@ def test_a_ratio_is_of_the_valid_tokens_and_counted_in_float64(redundancy, path,
     for min_gain, count in ((None, 14), (19.5, 9)):  # scores of 20 to 28; redundancy is below 1
         indices, _ = mi_pruner.greedy_select(scores, s.visual[None], 29, min_gain=min_gain, **options)
         assert (indices >= 0).sum() == count
+
+
+@pytest.mark.usefixtures("path")
+def test_a_ratio_is_counted_in_float64(device):
     check_counts_of_ratios(OTHER_IN_FLOAT32[:7], device)
 
 
