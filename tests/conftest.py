@@ -1,35 +1,22 @@
-"""Fixtures of the whole suite: the backends under test."""
+"""How the tests are spread over processes, and in which order. What they share is in fixtures.py."""
 
 from __future__ import annotations
 
 import gc
-import os
 
 import pytest
-import torch
-from hypothesis import HealthCheck, settings
-
-from mi_pruner._dispatch import BACKENDS
 
 from .cuda_host import build as cuda_host
-from .inputs import CUDA_ON_HOST, INTERPRETED, UNDER_TEST, running
-
-_COMMON = {
-    "deadline": None,  # the first call of a size pays for caches
-    "suppress_health_check": [HealthCheck.function_scoped_fixture],  # `device` chooses the backend; it holds no state
-}
-settings.register_profile("ci", max_examples=30, derandomize=True, database=None, **_COMMON)
-settings.register_profile("explore", max_examples=300, **_COMMON)  # HYPOTHESIS_PROFILE=explore pytest ...
-settings.register_profile("interpreter", max_examples=4, derandomize=True, database=None, **_COMMON)
-settings.register_profile("host", max_examples=12, derandomize=True, database=None, **_COMMON)  # a fiber a CUDA thread
-_PROFILE = "interpreter" if INTERPRETED else "host" if CUDA_ON_HOST else "ci"
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", _PROFILE))
-
-if CUDA_ON_HOST:
-    BACKENDS["cuda"] = cuda_host.backend(cuda_host.build(cuda_host.PLAIN))
-
 
 APART = {f"tests/test_{name}.py" for name in ("cuda_host", "histogram", "instruction_sets", "triton")}
+
+
+def pytest_configure(config):
+    """The process that only deals tests out to others builds for them, and spares itself torch."""
+    if cuda_host.ASKED_FOR:
+        cuda_host.build(cuda_host.PLAIN)
+    if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):
+        config.pluginmanager.import_plugin("tests.fixtures")
 
 
 @pytest.hookimpl(optionalhook=True)  # pytest-xdist need not be there
@@ -56,46 +43,3 @@ def pytest_collection_finish():
     """What was imported stays: it need not be looked at again and again."""
     gc.freeze()
     gc.enable()
-
-
-def pytest_report_header():
-    return f"mi_pruner backends under test: {', '.join(UNDER_TEST)} (MI_PRUNER_TEST_BACKENDS names others)"
-
-
-if INTERPRETED:
-    from . import interpreter
-
-    interpreter.mend()
-
-
-@pytest.fixture(params=UNDER_TEST)
-def backend(request):
-    """The name of a backend, which runs every operator called in the test."""
-    with running(request.param):
-        yield request.param
-
-
-@pytest.fixture
-def device(backend):
-    """Where the tensors of the backend under test live."""
-    return "cuda" if BACKENDS[backend].device == "cuda" else "cpu"
-
-
-@pytest.fixture
-def _overflows_seen():
-    """In the interpreter, sums and products of integers are looked at."""
-    if not INTERPRETED:
-        yield
-        return
-    interpreter.see_overflows(True)
-    yield
-    interpreter.see_overflows(False)
-
-
-@pytest.fixture
-def _poisoned():
-    """Fresh memory holds NaN (the largest number, for integers) until it is written."""
-    torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
-    yield
-    torch.use_deterministic_algorithms(False)

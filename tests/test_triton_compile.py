@@ -66,7 +66,8 @@ def launches_of_every_kind(dtype):
     visual, _ = features(1, 2880, 32, 4096, dtype)
     call("greedy_select", prior(1, 2880), visual, 320, redundancy="max")
     visual, _ = features(1, 4096 + 1, 33, 3584, dtype)
-    call("greedy_select", prior(1, 4097), visual, 1025, redundancy="chain", min_gain=0.0, ratio=0.1)
+    for redundancy in ("chain", "max"):
+        call("greedy_select", prior(1, 4097), visual, 1025, redundancy=redundancy, min_gain=0.0, ratio=0.1)
     cu = torch.empty(5, dtype=torch.int32, device="meta")
     flat = torch.empty(9000, 1152, dtype=dtype, device="meta")
     call("prune_varlen", flat, flat, cu, cu, cu, 2880, 77, 320, 1280)

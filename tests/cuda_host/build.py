@@ -10,11 +10,12 @@ import subprocess
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    from mi_pruner._dispatch import Backend
 
-from mi_pruner._dispatch import BACKENDS, Backend
-
+ASKED_FOR = os.environ.get("MI_PRUNER_CUDA_HOST") == "1"
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).parent
 CUDA = ROOT / "csrc" / "cuda"
@@ -107,5 +108,9 @@ def build_faults(way: Way) -> Path:
 
 def backend(library: Path) -> Backend:
     """The backend "cuda" on a library that `build` made: its operators take CPU tensors."""
+    import torch
+
+    from mi_pruner._dispatch import BACKENDS
+
     torch.ops.load_library(library)
     return dataclasses.replace(BACKENDS["cuda"], device="cpu", missing=None, probe=lambda index: None)

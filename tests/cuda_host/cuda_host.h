@@ -1,8 +1,8 @@
 // The CUDA kernels as plain C++ on the CPU: one fiber for each CUDA thread.
 //
-// A fiber runs until it has to wait for others: at a barrier, a warp collective, a spin on memory. Which goes on next
-// is first come, first served, or random by seed. Blocks (or clusters of them) run one after another, in random orders
-// four at a time, the next four when these have ended: a block may wait for those before it. Those of a cooperative
+// A fiber runs until it has to wait for others: at a barrier, a warp collective, a spin on memory. Next goes on one of
+// those that were last let go, so that a warp comes as far as it can by itself, or any, by a seed. Blocks (or clusters
+// of them) run one after another, in random orders four at a time, the next four when these have ended: a block may wait for those before it. Those of a cooperative
 // launch run together. What is checked on the way: threads of a block (of a warp, of a cluster) that wait at different
 // places of the source, that end while others wait, or that wait for ever; fresh shared memory holds NaN. A missing
 // barrier shows as a wrong result under some seed, a write out of bounds under the address sanitizer: shared memory is
