@@ -85,10 +85,11 @@ ncu() {
 # own that nobody reads: what fails is a report of a read, or of another kernel.
 racecheck() {
   compute-sanitizer --tool racecheck "$PY" -m tests.sanitizer_workload cuda few | awk '
-    { print }
-    /(Read|Write) access at/ && (/Read access/ || !/greedy_kernel/) { races = 1 }
+    { print; fflush() }
+    /(Read|Write) access at/ ? /Read access/ || !/greedy_kernel/ : /[Ii]nternal|Error:/ { failed = 1 }
     /all was run/ { whole = 1 }
-    END { exit races || !whole ? 9 : 0 }'
+    /RACECHECK SUMMARY/ { told = 1 }
+    END { exit failed || !whole || !told ? 9 : 0 }'
 }
 export -f racecheck
 

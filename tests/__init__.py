@@ -1,3 +1,5 @@
 import gc
+import sys
 
-gc.disable()  # a quarter of the time that torch takes to be imported; conftest.py has it back
+if "pytest" in sys.modules:
+    gc.disable()  # a quarter of the time that torch takes to be imported; conftest.py has it back

@@ -8,7 +8,7 @@ import pytest
 
 from .cuda_host import build as cuda_host
 
-APART = {f"tests/test_{name}.py" for name in ("cuda_host", "histogram", "instruction_sets", "triton")}
+APART = {f"tests/test_{name}.py" for name in ("backends", "cuda_host", "histogram", "instruction_sets", "triton")}
 
 
 def pytest_configure(config):

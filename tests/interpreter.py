@@ -12,9 +12,10 @@ _numpy_types: dict[str, np.dtype] = {}
 
 
 def see_overflows(whether: bool) -> None:
-    """Of sums and products of integers: an assertion in the kernel, and a fifth of the time."""
+    """Of sums and products of integers, as an error. By default they are looked for, for a fifth of the time, and what
+    is found is dropped, as all assertions in kernels are unless one debugs."""
     builder = interpreter.interpreter_builder
-    builder.options = dataclasses.replace(builder.options, sanitize_overflow=whether)
+    builder.options = dataclasses.replace(builder.options, sanitize_overflow=whether, debug=whether)
 
 
 def mend() -> None:

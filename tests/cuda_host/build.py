@@ -21,8 +21,8 @@ HERE = Path(__file__).parent
 CUDA = ROOT / "csrc" / "cuda"
 WARNINGS = ("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas")  # the pragmas are nvcc's
 # As nvcc is told: sums are fused where the source says so and nowhere else.
-FLAGS = ("-std=c++20", "-fPIC", "-fvisibility=hidden", "-g1", "-ffp-contract=off", *WARNINGS, "-DMI_PRUNER_CUDA_HOST")
-FLAGS += ("-DTORCH_TARGET_VERSION=0x020b000000000000",)
+FLAGS = ("-std=c++20", "-fPIC", "-fvisibility=hidden", "-O2", "-g1", "-ffp-contract=off", *WARNINGS)
+DEFINES = ("-DMI_PRUNER_CUDA_HOST", "-DTORCH_TARGET_VERSION=0x020b000000000000")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,25 +38,23 @@ class Way:
     def library(self) -> Path:
         return self.folder / "cuda_host.so"
 
-    def object(self, source: Path) -> Path:
+    def compiled(self, source: Path) -> Path:
         """Compiles it, if it has changed since the last time: what has no flags of its own, for all ways."""
         seen = source.suffix == ".cu" or source.stem in self.seen
         flags = (*(self.harness if source.parent == HERE else ()), *(self.sanitizer if seen else ()))
         target = (self.folder if flags else PLAIN.folder) / f"{source.stem}.o"
         if not target.exists() or target.stat().st_mtime < max(source.stat().st_mtime, *map(changed, headers())):
             includes = (f"-I{CUDA.parent}", f"-I{HERE}", "-isystem", torch_folder() / "include")
-            run(compiler(), *FLAGS, "-O2", *flags, *includes, "-x", "c++", "-c", source, "-o", target)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            make(target, *FLAGS, *DEFINES, *flags, *includes, "-x", "c++", "-c", source)
         return target
 
     def link(self, target: Path, sources: Iterable[Path], *flags: object) -> Path:
         """The library or program `target` of the folder, if it is older than what it is made of."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
-            objects = list(threads.map(self.object, sources))
+            objects = list(threads.map(self.compiled, sources))
         if not target.exists() or changed(target) < max(map(changed, objects)):
-            staged = target.with_suffix(".new")  # half a file would pass for a fresh one
-            run(compiler(), *self.sanitizer[:1], "-o", staged, *objects, *flags)
-            staged.replace(target)
+            make(target, *self.sanitizer[:1], *objects, *flags)
         return target
 
 
@@ -75,10 +73,14 @@ def compiler() -> str | None:
     return shutil.which(os.environ.get("CXX", "g++"))
 
 
-def run(*command: object) -> None:
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
+def make(target: Path, *flags: object) -> None:
+    """By the compiler, in one piece: half a file, or one of two processes, would pass for a fresh one."""
+    staged = target.with_name(f"{target.name}.{os.getpid()}")
+    command = [str(part) for part in (compiler(), *flags, "-o", staged)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{done.args}\n{done.stdout}\n{done.stderr}")
+    staged.replace(target)
 
 
 def torch_folder() -> Path:
@@ -92,7 +94,10 @@ def changed(path: Path) -> float:
 
 
 def headers() -> list[Path]:
-    return [path for top in (CUDA.parent, HERE) for path in top.rglob("*") if path.suffix in (".h", ".cuh")]
+    """What all is made by, with the flags that stand here."""
+    return [Path(__file__)] + [
+        path for top in (CUDA.parent, HERE) for path in top.rglob("*") if path.suffix in (".h", ".cuh")
+    ]
 
 
 def build(way: Way) -> Path:

@@ -31,7 +31,7 @@ mi_pruner_switch:
   popq %rbx
   popq %rbp
   popq %rcx
-  jmp *%rcx # not a return: the processor would look for it where this fiber has never been called from
+  jmp *%rcx # a return would be guessed wrong: by the calls of the fiber that is left
 .size mi_pruner_switch, . - mi_pruner_switch
 )");
 

@@ -2,12 +2,13 @@
 //
 // A fiber runs until it has to wait for others: at a barrier, a warp collective, a spin on memory. Next goes on one of
 // those that were last let go, so that a warp comes as far as it can by itself, or any, by a seed. Blocks (or clusters
-// of them) run one after another, in random orders four at a time, the next four when these have ended: a block may wait for those before it. Those of a cooperative
-// launch run together. What is checked on the way: threads of a block (of a warp, of a cluster) that wait at different
-// places of the source, that end while others wait, or that wait for ever; fresh shared memory holds NaN. A missing
-// barrier shows as a wrong result under some seed, a write out of bounds under the address sanitizer: shared memory is
-// an allocation of its exact size, which goes when its block ends; races show under the thread sanitizer: races.h. What
-// is not: the order that the hardware keeps, and the encoding of the instructions in ptx.cuh.
+// of them) run one after another, in random orders four at a time, the next four when these have ended: a block may
+// wait for those before it. Those of a cooperative launch run together. What is checked on the way: threads of a block
+// (of a warp, of a cluster) that wait at different places of the source, that end while others wait, or that wait for
+// ever; fresh shared memory holds NaN. A missing barrier shows as a wrong result under some seed, a write out of bounds
+// under the address sanitizer: shared memory is an allocation of its exact size, which goes when its block ends; races
+// show under the thread sanitizer: races.h. What is not: the order that the hardware keeps, and the encoding of the
+// instructions in ptx.cuh.
 #pragma once
 
 #include <math.h>
@@ -65,7 +66,7 @@ namespace mi_pruner::cuda::host {
 
 using Where = std::source_location;
 
-// Runs `thread` in every thread of every block. MI_PRUNER_HOST_SEED: of the order, 0 by default: as they come.
+// Runs `thread` in every thread of every block. MI_PRUNER_HOST_SEED: of the order; 0 by default, a warp after another.
 // Every `cluster` neighbouring blocks are a cluster.
 cudaError_t run(unsigned blocks, unsigned threads, size_t shared, bool cooperative, unsigned cluster,
                 const std::function<void()>& thread);

@@ -1,6 +1,7 @@
 // The scheduler: which fiber goes on next, who waits where, and what is an error.
 #pragma once
 
+#include <cstdio>
 #include <string>
 
 #include "fibers.h"
@@ -167,7 +168,8 @@ public:
       if (barrier->arrived > 0) fail("divergent barrier: a thread ends while others wait at " + place(barrier->where));
     if (fiber.block->ended == threads_) {
       races::acquire(fiber.block);
-      fiber.block->shared.reset(); // others of its cluster may not use it any more
+      races::writes(fiber.block->shared.get(), shared_); // nobody reads it any more
+      fiber.block->shared.reset();                       // others of its cluster may not use it any more
     }
     leave();
   }
@@ -213,6 +215,10 @@ private:
       // Tops at different distances from a page's end: otherwise all stacks would meet in the same lines of the cache.
       // Of a stack always the same: to the address sanitizer the last frames of its former fiber are still there.
       const size_t number = fibers_.size();
+      if (races::kSeen && number == kSeenPlaces) {
+        std::fprintf(stderr, "more threads at a time than places: kSeenPlaces in %s\n", __FILE__);
+        std::abort();
+      }
       const Place* place = places.at(races::kSeen ? seen_++ % kSeenPlaces : number);
       char* top = place->stack + kStack - number * 13 % 64 * 64;
       void** pointer =
@@ -243,7 +249,8 @@ private:
   }
 
   // The threads that were last to be made ready, so that a warp goes on as far as it can, and with it its block until
-  // it waits for others; or at random, one block running ahead of the others for a while.
+  // it waits for others: who looks for what others write must call wait_a_moment. Or at random, one block running ahead
+  // of the others for a while.
   unsigned next() {
     --ready_;
     if (random_ != 0 && random(512) == 0) favourite_ = random(blocks_.size());
@@ -265,7 +272,7 @@ private:
     if (ready_ > 0 && error_.empty()) {
       current_ = next();
       Fiber& fiber = fibers_[current_];
-      if (&fiber.stack_pointer == &own) return;
+      if (&fiber.stack_pointer == &own) return; // its own turn again
       fiber.block->started = true;
       threadIdx.x = fiber.thread;
       blockIdx.x = fiber.block->index;

@@ -57,6 +57,7 @@ def main():
         if part == "gram":
             gram(g, torch.bfloat16, "5")
             gram(g, torch.float32, "1", width=70, redundancy="chain")  # fewer stages than the ring has
+            gram(g, torch.float32, "5", width=320)  # the last stage where the sums are to be
             gram(g, torch.float32, "5", clusters="1", width=560)  # eighths of a sum by eight blocks
             gram(g, torch.bfloat16, "1", groups="1", width=1104)  # by groups of warps
             gram(g, torch.float16, "50", clusters="1", groups="1", width=1104)  # and eight blocks
