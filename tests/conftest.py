@@ -13,9 +13,10 @@ APART = {f"tests/test_{name}.py" for name in ("backends", "cuda_host", "histogra
 
 def pytest_configure(config):
     """The process that only deals tests out to others builds for them, and spares itself torch."""
-    if cuda_host.ASKED_FOR:
+    is_worker = hasattr(config, "workerinput")
+    if cuda_host.CUDA_ON_HOST and not is_worker:
         cuda_host.build(cuda_host.PLAIN)
-    if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):
+    if is_worker or not config.getoption("numprocesses", None):
         config.pluginmanager.import_plugin("tests.fixtures")
 
 

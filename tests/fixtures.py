@@ -25,7 +25,7 @@ _PROFILE = "interpreter" if INTERPRETED else "host" if CUDA_ON_HOST else "ci"
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", _PROFILE))
 
 if CUDA_ON_HOST:
-    BACKENDS["cuda"] = cuda_host.backend(cuda_host.build(cuda_host.PLAIN))
+    BACKENDS["cuda"] = cuda_host.backend(cuda_host.PLAIN.library)
 
 if INTERPRETED:
     from . import interpreter

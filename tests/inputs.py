@@ -16,12 +16,11 @@ from torch import Tensor
 import mi_pruner
 from mi_pruner._dispatch import BACKENDS
 
-from .cuda_host import build as cuda_host
+from .cuda_host.build import CUDA_ON_HOST
 
 # The backends that the suite runs on: with TRITON_INTERPRET=1 Triton's kernels, with MI_PRUNER_CUDA_HOST=1 the CUDA
 # kernels, compiled as C++ (tests/cuda_host), both on CPU tensors.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-CUDA_ON_HOST = cuda_host.ASKED_FOR
 SLOW = INTERPRETED or CUDA_ON_HOST  # a call takes a hundred times as long: what backends share is tried less often
 _DEFAULT = "triton" if INTERPRETED else "cuda" if CUDA_ON_HOST else "reference,cpu"
 UNDER_TEST = os.environ.get("MI_PRUNER_TEST_BACKENDS", _DEFAULT).split(",")

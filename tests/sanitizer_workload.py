@@ -66,7 +66,7 @@ def dense(shape, dtype, seed):
         mi_pruner.prune(v, text, n, **priors, budget=budget, **options)
         mi_pruner.prune(v, text, 0.3, **priors, **options)
     if "histogram_mi_scores" not in BACKENDS[BACKEND].lacks:
-        for v, bins in ((visual, 2), (odd, 16), (visual, 64)):
+        for v, bins in itertools.product((visual, odd), (2, 16, 64)):
             mi_pruner.histogram_mi_scores(v, text, **priors, bins=bins)
     # every second sample, rows inside wider ones, rows that stand still
     wide = torch.zeros(2 * b, n, d + 3, dtype=dtype, device=DEVICE)[::2, :, 1 : d + 1]

@@ -94,10 +94,9 @@ def check_budgets(launches, architecture):
     ("architecture", "dtype"), [*((x, torch.float32) for x in ARCHITECTURES), (90, torch.float16)], ids=str
 )
 def test_every_tile_compiles_to_tensor_cores_within_its_budget(architecture, dtype):
-    tiled = TILED if architecture == 90 else {"similarity_kernel"}
-    with recorded(architecture, compiles=tiled) as launches:
+    with recorded(architecture, compiles=TILED) as launches:
         launches_of_every_tile(dtype)
-    assert check_budgets(launches, architecture) == tiled
+    assert check_budgets(launches, architecture) == TILED
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

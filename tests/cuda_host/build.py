@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from mi_pruner._dispatch import Backend
 
-ASKED_FOR = os.environ.get("MI_PRUNER_CUDA_HOST") == "1"
+CUDA_ON_HOST = os.environ.get("MI_PRUNER_CUDA_HOST") == "1"
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).parent
 CUDA = ROOT / "csrc" / "cuda"
@@ -30,8 +30,8 @@ class Way:
     """To build: where, and what a sanitizer sees. What the harness does, it tells it itself."""
 
     folder: Path
-    harness: tuple[str, ...] = ()  # flags
-    sanitizer: tuple[str, ...] = ()  # flags of what is seen
+    harness_flags: tuple[str, ...] = ()
+    sanitizer_flags: tuple[str, ...] = ()  # of what is seen
     seen: tuple[str, ...] = ()  # stems of sources, beside the kernels
 
     @property
@@ -41,9 +41,9 @@ class Way:
     def compiled(self, source: Path) -> Path:
         """Compiles it, if it has changed since the last time: what has no flags of its own, for all ways."""
         seen = source.suffix == ".cu" or source.stem in self.seen
-        flags = (*(self.harness if source.parent == HERE else ()), *(self.sanitizer if seen else ()))
+        flags = (*(self.harness_flags if source.parent == HERE else ()), *(self.sanitizer_flags if seen else ()))
         target = (self.folder if flags else PLAIN.folder) / f"{source.stem}.o"
-        if not target.exists() or target.stat().st_mtime < max(source.stat().st_mtime, *map(changed, headers())):
+        if older(target, (source, *headers())):
             includes = (f"-I{CUDA.parent}", f"-I{HERE}", "-isystem", torch_folder() / "include")
             target.parent.mkdir(parents=True, exist_ok=True)
             make(target, *FLAGS, *DEFINES, *flags, *includes, "-x", "c++", "-c", source)
@@ -53,8 +53,8 @@ class Way:
         """The library or program `target` of the folder, if it is older than what it is made of."""
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
             objects = list(threads.map(self.compiled, sources))
-        if not target.exists() or changed(target) < max(map(changed, objects)):
-            make(target, *self.sanitizer[:1], *objects, *flags)
+        if older(target, objects):
+            make(target, *self.sanitizer_flags[:1], *objects, *flags)
         return target
 
 
@@ -89,8 +89,8 @@ def torch_folder() -> Path:
     return Path(spec.submodule_search_locations[0])
 
 
-def changed(path: Path) -> float:
-    return path.stat().st_mtime
+def older(target: Path, sources: Iterable[Path]) -> bool:
+    return not target.exists() or target.stat().st_mtime < max(path.stat().st_mtime for path in sources)
 
 
 def headers() -> list[Path]:
