@@ -25,12 +25,13 @@ def finish_kernel(
     longest_visual,
     visual_prior_ptr,
     dim,
+    kappa,
     cu_keep_ptr,
     keep_total,
     longest_keep,
     rank_ptr,
     rho_ptr,
-    log_prior_ptr,
+    log2_prior_ptr,
     row_slot_ptr,
     log_total_ptr,
     state_ptr,
@@ -43,7 +44,6 @@ def finish_kernel(
     part_top_ptr,
     part_sum_ptr,
     row_tiles,
-    kappa,
     weight,
     min_gain,
     index_ptr,
@@ -67,7 +67,7 @@ def finish_kernel(
     own = sample.to(tl.int64) * row_stride
     rank_ptr += own
     rho_ptr += own
-    log_prior_ptr += own
+    log2_prior_ptr += own
     row_slot_ptr += own
     candidate_ptr += sample * BLOCK
     row_ptr += own * row_slots
@@ -92,13 +92,12 @@ def finish_kernel(
         step, limit, missing = advance(
             rank_ptr,
             rho_ptr,
-            log_prior_ptr,
+            log2_prior_ptr,
             row_slot_ptr,
             count,
             row_ptr,
             row_stride,
             row_log_z_ptr,
-            kappa,
             weight,
             min_gain,
             index_ptr + slot,

@@ -1,7 +1,8 @@
-"""Greedy selection of a sample by one program: the gains stay in registers, a step reads one row of cosines.
+"""Greedy selection of a sample by one program: the gains stay in registers, a step reads one row of log K.
 
-Algorithm: a step takes the largest gain (the lowest index among equals: both in one 64-bit key, one reduction), stores
-it, and adds the redundancy of the pick with every token, R[i, s] = π_i exp(ℓ) ℓ with ℓ = (cos - 1)/h² - log Z_s.
+Algorithm: a step takes the largest gain (the lowest index among equals), stores it, and adds the redundancy of the pick
+with every token, R[i, s] = π_i exp(ℓ) ℓ with ℓ = log K(v_i, v_s) - log Z_s. A token that can't be picked has a score of
+NaN; its ρ is computed, too, and never looked at.
 Mapping: program = sample; token = lane.
 Cost a step: N exponentials, one reduction, N floats read. Bound by latency: K × (reduction + row read).
 Determinism: no sum crosses lanes; the sum over picks runs in their order.
@@ -13,8 +14,18 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .step import added_redundancy, finish_slots, gain_key, gain_of, key_gain, key_index, pick_limit, ranked_score
-from .tokens import COUNTS, log_weight, span
+from .step import (
+    LOG2_E,
+    added_redundancy,
+    best_keys,
+    finish_slots,
+    gain_of,
+    key_gain,
+    key_index,
+    pick_limit,
+    ranked_score,
+)
+from .tokens import COUNTS, in_fours, log_weight, span
 
 
 @triton.jit(do_not_specialize=COUNTS)
@@ -29,7 +40,6 @@ def greedy_kernel(
     gram_stride,
     log_z_ptr,
     log_total_ptr,
-    kappa,
     weight,
     cu_keep_ptr,
     keep_total,
@@ -53,12 +63,12 @@ def greedy_kernel(
     weights = log_weight(visual_prior_ptr, start + at, inverse, mask)
     available = weights > float("-inf")
     limit = pick_limit(slots, tl.sum(available.to(tl.int32), axis=0), budget_ptr, ratio_bits, sample)
-    log_prior = tl.where(available, weights - tl.load(log_total_ptr + sample), float("-inf"))
-    score = ranked_score(tl.load(score_ptr + start + at, mask=mask, other=0.0))
+    log2_prior = tl.where(available, weights - tl.load(log_total_ptr + sample), float("-inf")) * LOG2_E
+    score = tl.where(available, ranked_score(tl.load(score_ptr + start + at, mask=mask, other=0.0)), float("nan"))
     rho = tl.zeros((TOKENS,), tl.float32)
     step = 0
     while step < limit:
-        key = tl.max(gain_key(gain_of(score, rho, weight, step, REDUNDANCY), at, available), axis=0)
+        key = tl.max(best_keys(gain_of(score, rho, weight, step, REDUNDANCY), at, TOKENS), axis=0)
         pick = key_index(key)
         best = key_gain(key)
         if STOPS and best < min_gain:
@@ -66,12 +76,12 @@ def greedy_kernel(
         else:
             tl.store(index_ptr + slot + step, pick.to(tl.int64))
             tl.store(gain_ptr + slot + step, best)
-            available = available & (at != pick)
+            score = tl.where(at == pick, float("nan"), score)
             step += 1
-            row = tl.load(gram_ptr + (start + pick) * gram_stride + at, mask=mask, other=0.0)
+            row = tl.load(gram_ptr + (start + pick) * gram_stride + at, mask=in_fours(at, count), other=0.0)
             log_z = tl.load(log_z_ptr + start + pick)
-            pick_log_prior = 0.0
+            pick_log2_prior = 0.0
             if REDUNDANCY == "chain":
-                pick_log_prior = tl.max(tl.where(at == pick, log_prior, float("-inf")), axis=0)
-            rho = added_redundancy(rho, row, log_z, log_prior, pick_log_prior, kappa, step, REDUNDANCY)
+                pick_log2_prior = tl.max(tl.where(at == pick, log2_prior, float("-inf")), axis=0)
+            rho = added_redundancy(rho, row, log_z, log2_prior, pick_log2_prior, step, REDUNDANCY)
     finish_slots(index_ptr, gain_ptr, slot, step, slots, cu_keep_ptr, sample, samples, keep_total, longest_keep)

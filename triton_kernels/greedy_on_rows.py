@@ -1,7 +1,7 @@
-"""Greedy selection among many tokens: exact, on rows of cosines computed for the best candidates only.
+"""Greedy selection among many tokens: exact, on rows of log K computed for the best candidates only.
 
-Algorithm: only the cosines with *picked* tokens are needed, and what will be picked is nearly known in advance. A round
-is two launches. `advance_kernel` takes greedy steps until the best token has no row of cosines yet, then lists that
+Algorithm: only log K with the *picked* tokens is needed, and what will be picked is nearly known in advance. A round
+is two launches. `advance_kernel` takes greedy steps until the best token has no row of log K yet, then lists that
 token and the next best without a row: BLOCK candidates. `rows_kernel` (rows.py) computes their rows on all
 multiprocessors, and their parts of log Z. The host launches as many rounds as candidates that are picked two times in
 three would need, so it never waits for the device; `finish_kernel` (finish.py) takes the steps that are left, if any,
@@ -12,7 +12,7 @@ Mapping: `start_`, `advance_` and `finish_kernel`: program = sample, all tokens 
 Cost: a step reads 4 and writes 1 floats a token: 20 N bytes through one multiprocessor. A round reads `visual` once:
 2 · N · BLOCK · D flops, N · D · itemsize bytes. Bound by the steps (one multiprocessor's share of L2) for small D, by
 memory for large D.
-Memory: (rounds + 1) · BLOCK · N floats of cosines, rounds · BLOCK ≈ 1.5 K and at most N.
+Memory: (rounds + 1) · BLOCK · N floats of log K, rounds · BLOCK ≈ 1.5 K and at most N.
 Bits: a cosine, a normaliser and a gain have the bits of `similarity.py` and `greedy_on_gram.py`: a packed sample may
 run here that alone would run there.
 """
@@ -23,8 +23,19 @@ import triton
 import triton.language as tl
 
 from .rows import BLOCKS, LIMIT, STATE, STEP, WAITING, store_log_z
-from .step import ABSENT, added_redundancy, gain_key, gain_of, key_gain, key_index, pick_limit, ranked_score
-from .tokens import COUNTS, log_total, log_weight, span
+from .step import (
+    ABSENT,
+    LOG2_E,
+    added_redundancy,
+    best_keys,
+    gain_key,
+    gain_of,
+    key_gain,
+    key_index,
+    pick_limit,
+    ranked_score,
+)
+from .tokens import COUNTS, in_fours, log_total, log_weight, span
 
 STEP_CHUNK = 4096  # 8 tokens a lane of 16 warps; a quarter of it, in `finish_kernel`, is a multiple of GROUP
 GROUP = tl.constexpr(256)  # tokens that a candidate's successor is looked for among
@@ -45,7 +56,7 @@ def start_kernel(
     ratio_bits,
     rank_ptr,
     rho_ptr,
-    log_prior_ptr,
+    log2_prior_ptr,
     row_slot_ptr,
     log_total_ptr,
     state_ptr,
@@ -66,9 +77,11 @@ def start_kernel(
         weight = log_weight(visual_prior_ptr, start + at, inverse, mask)
         score = tl.load(score_ptr + start + at, mask=mask, other=0.0)
         rank = tl.where(weight > float("-inf"), ranked_score(score), float("nan"))
+        log_prior = tl.where(weight > float("-inf"), weight - total, float("-inf"))
+        mask = in_fours(at, count)
         tl.store(rank_ptr + own + at, rank, mask=mask)
         tl.store(rho_ptr + own + at, tl.zeros((CHUNK,), tl.float32), mask=mask)
-        tl.store(log_prior_ptr + own + at, tl.where(weight > float("-inf"), weight - total, float("-inf")), mask=mask)
+        tl.store(log2_prior_ptr + own + at, log_prior * LOG2_E, mask=mask)
         tl.store(row_slot_ptr + own + at, tl.full((CHUNK,), -1, tl.int32), mask=mask)
     tl.store(log_total_ptr + sample, total)
     at = tl.arange(0, STATE)
@@ -79,52 +92,49 @@ def start_kernel(
 def _scan(
     rank_ptr,
     rho_ptr,
-    log_prior_ptr,
+    log2_prior_ptr,
     count,
     row_at,
     log_z,
     pick,
-    kappa,
     weight,
     step,
     REDUNDANCY: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
     """Adds the redundancy with `pick` (none if negative) and returns the best key."""
-    best = tl.full((), ABSENT, tl.int64)
+    best = tl.full((CHUNK // 128,), ABSENT, tl.int64)
     new = pick >= 0
-    pick_log_prior = 0.0
+    pick_log2_prior = 0.0
     if REDUNDANCY == "chain":
-        pick_log_prior = tl.load(log_prior_ptr + pick, mask=new, other=0.0)
+        pick_log2_prior = tl.load(log2_prior_ptr + pick, mask=new, other=0.0)
     for first in range(0, count, CHUNK):
         at = first + tl.arange(0, CHUNK)
-        mask = at < count
+        mask = in_fours(at, count)
         rank = tl.load(rank_ptr + at, mask=mask, other=float("nan"))
         rho = tl.load(rho_ptr + at, mask=mask, other=0.0)
         if new:
-            log_prior = tl.load(log_prior_ptr + at, mask=mask, other=float("-inf"))
-            cosines = tl.load(row_at + at, mask=mask, other=0.0)
-            rho = added_redundancy(rho, cosines, log_z, log_prior, pick_log_prior, kappa, step, REDUNDANCY)
+            log2_prior = tl.load(log2_prior_ptr + at, mask=mask, other=float("-inf"))
+            row = tl.load(row_at + at, mask=mask, other=0.0)
+            rho = added_redundancy(rho, row, log_z, log2_prior, pick_log2_prior, step, REDUNDANCY)
             rank = tl.where(at == pick, float("nan"), rank)
             tl.store(rho_ptr + at, rho, mask=mask)
-            tl.store(rank_ptr + at, rank, mask=mask & (at == pick))
-        key = gain_key(gain_of(rank, rho, weight, step, REDUNDANCY), at, rank == rank)
-        best = tl.maximum(best, tl.max(key, axis=0))
+        best = tl.maximum(best, best_keys(gain_of(rank, rho, weight, step, REDUNDANCY), at, CHUNK))
+    tl.store(rank_ptr + pick, float("nan"), mask=new)
     tl.debug_barrier()  # the next scan's lanes may read what others stored
-    return best
+    return tl.max(best, axis=0)
 
 
 @triton.jit
 def advance(
     rank_ptr,
     rho_ptr,
-    log_prior_ptr,
+    log2_prior_ptr,
     row_slot_ptr,
     count,
     row_ptr,
     row_stride,
     row_log_z_ptr,
-    kappa,
     weight,
     min_gain,
     index_ptr,
@@ -142,9 +152,7 @@ def advance(
     log_z = 0.0
     going = step < limit
     while going:
-        best = _scan(
-            rank_ptr, rho_ptr, log_prior_ptr, count, row_at, log_z, pick, kappa, weight, step, REDUNDANCY, CHUNK
-        )
+        best = _scan(rank_ptr, rho_ptr, log2_prior_ptr, count, row_at, log_z, pick, weight, step, REDUNDANCY, CHUNK)
         pick = key_index(best)
         gain = key_gain(best)
         row_slot = tl.load(row_slot_ptr + pick)
@@ -167,8 +175,9 @@ def advance(
 
 
 @triton.jit
-def _missing_keys(rank_ptr, rho_ptr, row_slot_ptr, at, mask, weight, step, REDUNDANCY: tl.constexpr):
+def _missing_keys(rank_ptr, rho_ptr, row_slot_ptr, at, count, weight, step, REDUNDANCY: tl.constexpr):
     """Keys of the tokens that can be picked and have no row; ABSENT for the others."""
+    mask = in_fours(at, count)
     rank = tl.load(rank_ptr + at, mask=mask, other=float("nan"))
     rho = tl.load(rho_ptr + at, mask=mask, other=0.0)
     row_slot = tl.load(row_slot_ptr + at, mask=mask, other=0)
@@ -199,7 +208,7 @@ def choose(
     tl.debug_barrier()  # other lanes read here what was stored before: ranks and ρ, and below their groups' keys
     for first in range(0, count, CHUNK):
         at = first + tl.arange(0, CHUNK)
-        keys = _missing_keys(rank_ptr, rho_ptr, row_slot_ptr, at, at < count, weight, step, REDUNDANCY)
+        keys = _missing_keys(rank_ptr, rho_ptr, row_slot_ptr, at, count, weight, step, REDUNDANCY)
         tl.store(
             group_ptr + first // GROUP + tl.arange(0, per_chunk), tl.max(tl.reshape(keys, (per_chunk, GROUP)), axis=1)
         )
@@ -212,7 +221,7 @@ def choose(
         tl.store(candidate_ptr + j, token)
         taken = tl.maximum(token, 0) // GROUP
         at = taken * GROUP + tl.arange(0, GROUP)
-        keys = _missing_keys(rank_ptr, rho_ptr, row_slot_ptr, at, at < count, weight, step, REDUNDANCY)
+        keys = _missing_keys(rank_ptr, rho_ptr, row_slot_ptr, at, count, weight, step, REDUNDANCY)
         best = tl.where(group == taken, tl.max(tl.where(keys < top, keys, ABSENT), axis=0), best)
     tl.debug_barrier()
     slots = tl.arange(0, BLOCK)
@@ -230,7 +239,7 @@ def advance_kernel(
     longest_keep,
     rank_ptr,
     rho_ptr,
-    log_prior_ptr,
+    log2_prior_ptr,
     row_slot_ptr,
     log_total_ptr,
     state_ptr,
@@ -243,7 +252,6 @@ def advance_kernel(
     part_top_ptr,
     part_sum_ptr,
     row_tiles,
-    kappa,
     weight,
     min_gain,
     index_ptr,
@@ -279,13 +287,12 @@ def advance_kernel(
         step, limit, missing = advance(
             rank_ptr + own,
             rho_ptr + own,
-            log_prior_ptr + own,
+            log2_prior_ptr + own,
             row_slot_ptr + own,
             count,
             row_ptr + own * row_slots,
             row_stride,
             row_log_z_ptr,
-            kappa,
             weight,
             min_gain,
             index_ptr + slot,

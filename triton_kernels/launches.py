@@ -128,7 +128,7 @@ class Similarities:
     text_inverse: Tensor  # (total M,)
     cosines: Tensor  # (total N, M)
     moments: Tensor  # (B, row tiles, text tiles, 3)
-    gram: Tensor  # (total N, N)
+    gram: Tensor  # (total N, N) log K
     part_top: Tensor  # (row tiles, total N)
     part_sum: Tensor
     row_tiles: int
@@ -172,7 +172,7 @@ def tile_options(tile: tiles.Tile, dtype: torch.dtype) -> dict:
 
 
 def similarities(visual: Tokens, text: Tokens | None, gram: bool, visual_kappa: float) -> Similarities:
-    """Norms of all tokens, cosines with the text, and with `gram` those of the visual tokens."""
+    """Norms of all tokens, cosines with the text, and with `gram` log K of the visual tokens."""
     size = tiles.tile(visual.features.dtype, _architecture(visual.features.device))
     row_tiles = triton.cdiv(visual.longest, size.rows)
     visual_tiles = triton.cdiv(visual.longest, size.columns) if gram else 0
@@ -329,9 +329,9 @@ def top_k_picks(visual: Tokens, ranks: Tensor, inverse: Tensor, slots: Slots, ho
 def gram_picks(
     visual: Tokens, ranks: Tensor, found: Similarities, left: Normalisers, slots: Slots, how: Selection
 ) -> tuple[Tensor, Tensor]:
-    """Indices and gains in the order of the picks, from all cosines."""
+    """Indices and gains in the order of the picks, from log K of all pairs."""
     indices, gains = empty_slots(visual, slots)
-    tokens = max(32, triton.next_power_of_2(visual.longest))
+    tokens = max(128, triton.next_power_of_2(visual.longest))
     greedy_on_gram.greedy_kernel[(visual.samples,)](
         ranks,
         *visual.place,
@@ -341,7 +341,6 @@ def gram_picks(
         found.gram.stride(0),
         left.visual_log_z,
         left.log_total,
-        how.kappa,
         how.redundancy_weight,
         *slots.place,
         how.budget,

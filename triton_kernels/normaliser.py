@@ -12,7 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .similarity import normaliser_part
+from .similarity import log_kernel, normaliser_part
 from .tokens import COUNTS, add_exp, log_total, log_weight, span
 
 PARTS = tl.constexpr(128)  # tiles' moments combined at a time
@@ -35,8 +35,9 @@ def _kappa(moment_ptr, sample, row_tiles, text_tiles, own_rows, own_columns):
         number = tl.load(part, mask=k < own_rows * own_columns, other=0.0)
         numbers += number
         sums += number * tl.load(part + 1, mask=k < own_rows * own_columns, other=0.0)
-    total = tl.maximum(tl.sum(numbers, axis=0), 1.0)
-    mean = tl.sum(sums, axis=0) / total
+    pairs, cosines = tl.split(tl.sum(tl.join(numbers, sums), axis=0))  # one reduction
+    total = tl.maximum(pairs, 1.0)
+    mean = cosines / total
     squares = tl.zeros((PARTS,), tl.float32)
     for first in range(0, own_rows * own_columns, PARTS):
         k = first + at
@@ -88,7 +89,7 @@ def _text_part(
         log_prior = log_weight(prior_ptr, start + rows, inverse, mask)
         at = cosine_ptr + (start + rows)[:, None] * cosine_stride + columns[None, :]
         cosines = tl.load(at, mask=mask[:, None] & column_mask[None, :], other=0.0)
-        chunk_top, chunk_total = normaliser_part(cosines, log_prior, kappa)
+        chunk_top, chunk_total = normaliser_part(log_kernel(cosines, kappa), log_prior)
         top, total = add_exp(top, total, chunk_top, chunk_total)
     return top, total
 

@@ -18,7 +18,7 @@ def row_rounds(tokens: int, picks: int) -> int:
 def row_picks(
     visual: Tokens, ranks: Tensor, found: Similarities, slots: Slots, how: Selection
 ) -> tuple[Tensor, Tensor]:
-    """Indices and gains in the order of the picks, from rows of cosines of the best candidates."""
+    """Indices and gains in the order of the picks, from rows of log K of the best candidates."""
     indices, gains = empty_slots(visual, slots)
     samples, longest = visual.samples, visual.longest
     rounds = row_rounds(longest, slots.longest)
@@ -26,13 +26,13 @@ def row_picks(
     group = greedy_on_rows.GROUP.value
     groups = max(greedy_on_rows.STEP_CHUNK // group, triton.next_power_of_2(triton.cdiv(longest, group)))
     stride = round_up(longest, 16)
-    rank, rho, log_prior = visual.floats(3, samples, stride)
+    rank, rho, log2_prior = visual.floats(3, samples, stride)
     row_slot, log_total = visual.ints(samples, stride), visual.floats(samples)
     state, candidates = visual.ints(samples, rows.STATE.value), visual.ints(samples, rows.BLOCK)
-    cosines = visual.floats(samples * row_slots, stride)
+    table = (visual.floats(samples * row_slots, stride), stride)
     parts = visual.floats(2, samples, found.row_tiles, rows.BLOCK)
     tile = tile_options(found.tile, visual.features.dtype)
-    memory = (rank, rho, log_prior, row_slot, log_total, state)
+    memory = (rank, rho, log2_prior, row_slot, log_total, state)
     greedy_on_rows.start_kernel[(samples,)](
         ranks,
         *visual.place,
@@ -46,7 +46,6 @@ def row_picks(
         CHUNK=greedy_on_rows.STEP_CHUNK // 2,  # 16 tokens a lane of 4 warps
         **EXACT,
     )
-    table = (cosines, stride)
     block = (candidates, *table, row_slots, *parts, found.row_tiles)
     steps = (
         *memory,
@@ -57,7 +56,6 @@ def row_picks(
         row_slots,
         *parts,
         found.row_tiles,
-        how.kappa,
         how.redundancy_weight,
         how.threshold,
         indices,
@@ -70,13 +68,20 @@ def row_picks(
         "GROUPS": groups,
         "CHUNK": greedy_on_rows.STEP_CHUNK,
     }
-    features = (visual.rows, *visual.strides(visual.rows), *visual.place, visual.prior, visual.rows.shape[-1])
+    features = (
+        visual.rows,
+        *visual.strides(visual.rows),
+        *visual.place,
+        visual.prior,
+        visual.rows.shape[-1],
+        how.kappa,
+    )
     for _ in range(rounds):
         greedy_on_rows.advance_kernel[(samples,)](
             *visual.place, *slots.place, *steps, **options, TILE_ROWS=found.tile.rows, num_warps=16, **EXACT
         )
         rows.rows_kernel[(samples * found.row_tiles * (rows.BLOCK // found.tile.columns),)](
-            *features, how.kappa, state, *block, BLOCK=rows.BLOCK, **tile
+            *features, state, *block, BLOCK=rows.BLOCK, **tile
         )
     options["CHUNK"] //= 4  # half the warps, and registers full of a tile
     finish.finish_kernel[(samples,)](*features, *slots.place, *steps, samples, **options, **tile)

@@ -1,4 +1,4 @@
-"""Rows of cosines for the candidates of `greedy_on_rows.py`, and their normalisers; the state that its kernels share.
+"""Rows of log K for the candidates of `greedy_on_rows.py`, and their normalisers; the state that its kernels share.
 
 Mapping: program = tile of ROWS tokens × COLUMNS candidates. Cost: see there.
 """
@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from .normaliser import combined_parts
-from .similarity import cosine_tile, normaliser_part
+from .similarity import cosine_tile, log_kernel, normaliser_part
 from .tokens import COUNTS, first_row, log_weight, span
 
 # 128: a round's steps outweigh its fixed cost, and `visual` is read once for two tiles of columns.
@@ -52,7 +52,7 @@ def candidate_tile(
     WIDEN: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Cosines of a tile of tokens with a tile of candidates, and its parts of their normalisers."""
+    """log K of a tile of tokens with a tile of candidates, and its parts of their normalisers."""
     rows = row_tile * ROWS + tl.arange(0, ROWS)
     columns = column_tile * COLUMNS + tl.arange(0, COLUMNS)
     tokens = tl.load(candidate_ptr + columns)
@@ -75,8 +75,9 @@ def candidate_tile(
     )
     log_prior = log_weight(visual_prior_ptr, start + rows, row_inverse, rows < count)
     at = row_ptr + columns[None, :].to(tl.int64) * row_stride + rows[:, None]
-    tl.store(at, cosines, mask=(rows < count)[:, None] & mask[None, :])
-    top, total = normaliser_part(cosines, log_prior, kappa)
+    log_kernels = log_kernel(cosines, kappa)
+    tl.store(at, log_kernels, mask=(rows < count)[:, None] & mask[None, :])
+    top, total = normaliser_part(log_kernels, log_prior)
     tl.store(part_top_ptr + row_tile * BLOCK + columns, top, mask=mask)
     tl.store(part_sum_ptr + row_tile * BLOCK + columns, total, mask=mask)
 

@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from .normaliser import combined_parts
+from .similarity import log_kernel
 from .tokens import COUNTS, fill_unowned, log_total, log_weight, span
 
 SCORE_ROWS, SCORE_COLUMNS = 32, 32  # 8 cosines a lane; 64 columns would spill
@@ -141,5 +142,5 @@ def _log_r(
     log_z = combined_parts(top_ptr + start + columns, sum_ptr + start + columns, total, chunks, present) - prior_total
     pairs = valid[:, None] & present[None, :]
     cosines = tl.load(row_at[:, None] + columns[None, :], mask=pairs, other=0.0)
-    log_r = tl.where(pairs, (cosines - 1) * kappa - log_z[None, :], float("-inf"))
+    log_r = tl.where(pairs, log_kernel(cosines, kappa) - log_z[None, :], float("-inf"))
     return log_r, tl.where(present, tl.exp(log_w - weight_total), 0.0)

@@ -3,8 +3,8 @@
 Algorithm: a tile of ROWS visual tokens times COLUMNS tokens of either kind, summed over D on the tensor cores; squared
 norms are summed beside it, and the epilogue divides by them, so that no normalised feature is ever written. A tile of
 text columns leaves cosines (total N, M) and its share of the bandwidth rule: the count, mean and sum of squared
-deviations of its valid pairs. A tile of visual columns leaves the cosines transposed (a token's row contiguous) and,
-for each column, the tile's part of its normaliser: max and sum of exp over the rows.
+deviations of its valid pairs. A tile of visual columns leaves log K transposed (a token's row contiguous) and, for each
+column, the tile's part of its normaliser: max and sum of exp over the rows.
 Mapping: one program a tile; column tiles next to one another share their rows in L2.
 Cost: 2·D flops a cosine. Bytes: `visual` once a column tile (from memory once: then L2), its COLUMNS' features once a
 row tile, the cosines once. Bound by memory for few text tokens, by the tensor cores for visual columns.
@@ -68,9 +68,14 @@ def cosine_tile(
 
 
 @triton.jit
-def normaliser_part(cosines, log_prior, kappa):
-    """max and sum of exp, over a tile's rows, of log prior + (cosine - 1) kappa."""
-    exponent = tl.where((log_prior > float("-inf"))[:, None], log_prior[:, None] + (cosines - 1) * kappa, float("-inf"))
+def log_kernel(cosines, kappa):
+    return (cosines - 1) * kappa
+
+
+@triton.jit
+def normaliser_part(log_kernels, log_prior):
+    """max and sum of exp, over a tile's rows, of log prior + log K."""
+    exponent = tl.where((log_prior > float("-inf"))[:, None], log_prior[:, None] + log_kernels, float("-inf"))
     top = tl.max(exponent, axis=0)
     shift = tl.where(top == float("-inf"), 0.0, top)
     return top, tl.sum(tl.exp(exponent - shift[None, :]), axis=0)
@@ -168,8 +173,9 @@ def similarity_kernel(
             tl.store(moment_ptr + 2, tl.sum(deviation * deviation))
         else:
             at = gram_ptr + (start + columns)[None, :] * gram_stride + rows[:, None]
-            tl.store(at, cosines, mask=row_mask[:, None] & column_mask[None, :])
-            top, total = normaliser_part(cosines, log_prior, kappa)
+            log_kernels = log_kernel(cosines, kappa)
+            tl.store(at, log_kernels, mask=row_mask[:, None] & column_mask[None, :])
+            top, total = normaliser_part(log_kernels, log_prior)
             part = row_tile.to(tl.int64) * visual_total + start + columns
             tl.store(part_top_ptr + part, top, mask=column_mask)
             tl.store(part_sum_ptr + part, total, mask=column_mask)

@@ -8,14 +8,28 @@ import triton.language as tl
 from .tokens import fill, fill_unowned
 
 ABSENT = tl.constexpr(-(2**63))  # below every key
+UNRANKED = tl.constexpr(-(2**31))
+LOG2_E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def gain_rank(gain):
+    """int32 in the order of gains; -0 counts as 0, and NaN, where a token can't be picked, is below all."""
+    bits = tl.where(gain == 0, 0.0, gain).to(tl.int32, bitcast=True)
+    return tl.where(gain == gain, tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits), UNRANKED)
+
+
+@triton.jit
+def rank_key(rank, index):
+    """int64 keys in the order of picks: larger gain first, then lower index; ABSENT where a token can't be picked."""
+    key = (rank.to(tl.int64) << 32) | (0x7FFFFFFF - index).to(tl.int64)
+    return tl.where(rank == UNRANKED, ABSENT, key)
 
 
 @triton.jit
 def gain_key(gain, index, available):
-    """int64 keys in the order of picks: larger gain first, then lower index."""
-    bits = tl.where(gain == 0, 0.0, gain).to(tl.int32, bitcast=True)
-    ordered = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
-    return tl.where(available, (ordered.to(tl.int64) << 32) | (0x7FFFFFFF - index).to(tl.int64), ABSENT)
+    """Of `available` tokens, ABSENT of others."""
+    return rank_key(tl.where(available, gain_rank(gain), UNRANKED), index)
 
 
 @triton.jit
@@ -48,22 +62,35 @@ def pick_limit(slots, valid, budget_ptr, ratio_bits, sample):
 
 
 @triton.jit
-def added_redundancy(rho, cosines, log_z, log_prior, pick_log_prior, kappa, step, REDUNDANCY: tl.constexpr):
-    """Σ or max of R[i, s] over the picks, from that over all but the last of the `step` picks, of normalised priors."""
-    present = log_prior > float("-inf")
-    log_r = tl.where(present, (cosines - 1) * kappa - log_z, 0.0)
-    extra = tl.where(present, tl.exp(tl.where(present, log_r + log_prior, 0.0)) * log_r, 0.0)
+def added_redundancy(rho, log_kernel, log_z, log2_prior, pick_log2_prior, step, REDUNDANCY: tl.constexpr):
+    """Σ or max of R[i, s] over the picks, from that over all but the last of the `step` picks, of normalised priors.
+    Of tokens that can't be picked, it is not looked at."""
+    log_r = log_kernel - log_z
+    extra = tl.exp2(tl.fma(log_r, LOG2_E, log2_prior)) * log_r
     if REDUNDANCY == "chain":
-        extra = extra * tl.exp(pick_log_prior)
+        extra = extra * tl.exp2(pick_log2_prior)
     return tl.where(step == 1, extra, tl.maximum(rho, extra)) if REDUNDANCY == "max" else rho + extra
 
 
 @triton.jit
 def gain_of(score, rho, weight, step, REDUNDANCY: tl.constexpr):
-    """Marginal gains after `step` picks: the score minus `weight` times the redundancy with them."""
+    """Marginal gains after `step` picks: the score minus `weight` times the redundancy with them, 0 before any."""
     if REDUNDANCY == "mean":
         weight = weight / tl.maximum(step, 1)
-    return tl.where(step > 0, score - weight * rho, score)
+    return tl.fma(rho, -weight, score)
+
+
+@triton.jit
+def best_keys(gain, at, TOKENS: tl.constexpr):
+    """The largest key of each 128 tokens in a row, (TOKENS // 128,), whose gains are NaN where one can't be picked.
+
+    Most of a reduction, without 64-bit numbers: a lane's four neighbours, then a warp by `redux`."""
+    gains, places = tl.reshape(gain, (TOKENS // 4, 4)), tl.reshape(at, (TOKENS // 4, 4))
+    top = tl.max(gains, axis=1)
+    first = tl.min(tl.where(gains == top[:, None], places, 0x7FFFFFFF), axis=1)
+    ranks, places = tl.reshape(gain_rank(top), (TOKENS // 128, 32)), tl.reshape(first, (TOKENS // 128, 32))
+    best = tl.max(ranks, axis=1)
+    return rank_key(best, tl.min(tl.where(ranks == best[:, None], places, 0x7FFFFFFF), axis=1))
 
 
 @triton.jit

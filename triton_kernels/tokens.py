@@ -18,8 +18,8 @@ COUNTS = (
     "programs", "row_programs", "text_programs", "visual_programs", "chunks", "row_tiles", "text_tiles",
     "visual_tiles", "row_slots", "longest", "bins", "ratio_bits",
 )  # fmt: skip
-LOG_CHUNK = tl.constexpr(2048)  # tokens a step of `log_total`: 16 a lane, 32768 tokens in 16 steps
-FILL_CHUNK = tl.constexpr(1024)
+LOG_CHUNK = tl.constexpr(1024)  # tokens a step of `log_total`: 8 a lane
+FILL_CHUNK = tl.constexpr(512)  # not LOG_CHUNK: vectors of one length may get one layout, and the sums its order
 SCAN_CHUNK = tl.constexpr(256)  # samples of a packed batch looked at in one step
 _TINY = tl.constexpr(2.0**-126)  # the smallest normal float32
 _SCALE = tl.constexpr(2.0**64)  # brings denormal priors into the range of the logarithm
@@ -81,6 +81,13 @@ def fill_unowned(ptr, value, width, cu_ptr, sample, samples, total, longest):
 
 
 @triton.jit
+def in_fours(at, count):
+    """Which of the places `at` are before `count`, or after it in the same four: a lane reads four at once. Arrays that
+    are read so are padded."""
+    return at // 4 * 4 < count
+
+
+@triton.jit
 def inverse_norm(square):
     """1 / norm from squared norms: 0 below the smallest normal number, NaN where not finite."""
     inverse = tl.where(square >= _TINY, 1 / tl.sqrt(tl.maximum(square, _TINY)), 0.0)
@@ -116,18 +123,20 @@ def add_exp(top, total, new_top, new_total):
 def log_total(prior_ptr, inverse_ptr, start, count):
     """log of the sum of the priors of a sample's valid tokens (-inf: none), and how many they are.
 
-    The order of a sum over lanes follows the number of warps: kernels that call this have 4.
+    Lanes sum by themselves, and once together. The order follows the number of warps: kernels that call this have 4.
     """
     at = tl.arange(0, LOG_CHUNK)
-    top = float("-inf")
-    total = 0.0
-    valid = 0
+    tops = tl.full((LOG_CHUNK,), float("-inf"), tl.float32)
+    totals = tl.zeros((LOG_CHUNK,), tl.float32)
+    numbers = tl.zeros((LOG_CHUNK,), tl.int32)
     for first in range(0, count, LOG_CHUNK):
         mask = first + at < count
         inverse = tl.load(inverse_ptr + start + first + at, mask=mask, other=float("nan"))
         weight = log_weight(prior_ptr, start + first + at, inverse, mask)
-        chunk_top = tl.max(weight, axis=0)
-        shift = tl.where(chunk_top == float("-inf"), 0.0, chunk_top)
-        top, total = add_exp(top, total, chunk_top, tl.sum(tl.exp(weight - shift), axis=0))
-        valid += tl.sum((weight > float("-inf")).to(tl.int32), axis=0)
+        present = weight > float("-inf")
+        tops, totals = add_exp(tops, totals, weight, tl.where(present, 1.0, 0.0))
+        numbers += present.to(tl.int32)
+    top = tl.max(tops, axis=0)
+    total = tl.sum(totals * tl.exp(tops - tl.where(top == float("-inf"), 0.0, top)), axis=0)
+    valid = tl.sum(numbers, axis=0)
     return tl.where(valid > 0, top + tl.log(tl.where(valid > 0, total, 1.0)), float("-inf")), valid
