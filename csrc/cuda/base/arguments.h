@@ -45,10 +45,15 @@ constexpr int kMostShared = 99 * 1024;
 constexpr int kTextGroup = 4;
 constexpr int64_t kChunkRows = 2048;
 
-// Samples in an array of `total` entries: `longest` each, or packed by `cu` (samples + 1), at most `longest` each.
+// Samples in an array of `total` entries: `longest` each, or packed as `given` (samples + 1), at most `longest` each.
+// What is given may be anything: the similarities read it, and leave in `cu` what it comes to, for the kernels after
+// them: clamped to [0, total], and non-decreasing.
 struct Layout {
-  const int32_t* cu;
+  const int32_t* given; // null: dense
   int64_t samples, total, longest;
+  uint32_t* cu = nullptr; // (samples + 1)
+
+  constexpr bool packed() const { return given != nullptr; }
 };
 
 // Visual or text tokens; strides in elements, `batch_stride` for dense ones only.

@@ -24,26 +24,40 @@ struct Span {
   }
 };
 
-// To be called by whole warps. Dense: `longest` entries a sample. Packed: what `cu` says is clamped to [0, total], to
-// be non-decreasing, and to the longest length, as the CPU backend does.
-__device__ inline Span span_of(const Layout& layout, int64_t sample) {
-  if (layout.cu == nullptr) {
-    const int64_t begin = sample * layout.longest;
-    return {begin, layout.longest, begin, begin + layout.longest};
-  }
+// Where a packed sample begins, and the next one does.
+struct Ends {
+  unsigned begin, end;
+};
+
+// What is given up to the sample's end, clamped to [0, total] and made non-decreasing, as the CPU backend does: by a
+// warp, which reads all of it.
+__device__ inline Ends find_ends(const Layout& layout, int64_t sample) {
   const int total = static_cast<int>(layout.total < 0x7fffffff ? layout.total : 0x7fffffff);
   unsigned begin = 0, end = 0;
-#pragma unroll 4 // 128 samples at once; the sixteen that the compiler would take are most of a kernel's code
+#pragma unroll 4 // 128 samples at once; the sixteen that the compiler would take are much code
   for (int64_t k = threadIdx.x % 32; k <= sample + 1; k += 32) {
-    const int entry = layout.cu[k];
+    const int entry = layout.given[k];
     const unsigned clamped = static_cast<unsigned>(entry < 0 ? 0 : entry < total ? entry : total);
     end = clamped > end ? clamped : end;
     if (k <= sample && clamped > begin) begin = clamped;
   }
-  begin = __reduce_max_sync(kFullWarp, begin);
-  end = __reduce_max_sync(kFullWarp, end);
-  const int64_t count = end - begin < layout.longest ? end - begin : layout.longest;
-  return {begin, count, sample == 0 ? 0 : int64_t{begin}, sample + 1 == layout.samples ? layout.total : int64_t{end}};
+  return {__reduce_max_sync(kFullWarp, begin), __reduce_max_sync(kFullWarp, end)};
+}
+
+__device__ inline Span dense_span(const Layout& layout, int64_t sample) {
+  const int64_t begin = sample * layout.longest;
+  return {begin, layout.longest, begin, begin + layout.longest};
+}
+
+__device__ inline Span packed_span(const Layout& layout, int64_t sample, const Ends& ends) {
+  const int64_t length = ends.end - ends.begin, count = length < layout.longest ? length : layout.longest;
+  return {ends.begin, count, sample == 0 ? 0 : ends.begin, sample + 1 == layout.samples ? layout.total : ends.end};
+}
+
+// For the launches after the similarities.
+__device__ inline Span span_of(const Layout& layout, int64_t sample) {
+  if (!layout.packed()) return dense_span(layout, sample);
+  return packed_span(layout, sample, {layout.cu[sample], layout.cu[sample + 1]});
 }
 
 // Rows of features, `stride` elements apart.
@@ -54,7 +68,7 @@ template <typename T> struct Rows {
 };
 
 template <typename T> __device__ Rows<T> rows_of(const Tokens& tokens, int64_t sample, const Span& span) {
-  const int64_t offset = tokens.layout.cu == nullptr ? sample * tokens.batch_stride : span.begin * tokens.stride;
+  const int64_t offset = tokens.layout.packed() ? span.begin * tokens.stride : sample * tokens.batch_stride;
   return {static_cast<const T*>(tokens.features) + offset, tokens.stride, tokens.aligned};
 }
 

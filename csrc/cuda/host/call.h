@@ -50,7 +50,8 @@ inline Selecting selecting_of(double bandwidth, const std::string& redundancy, d
 // One call of an operator: what its launches share.
 struct Call {
   const Tensor& features;
-  const Tokens visual, text;
+  Tokens visual, text;
+  Layout slots;
   const bool rows; // of the selection, if greedy: computed as they are needed
   const std::optional<double> ratio;
   Dtype dtype;
@@ -63,11 +64,17 @@ struct Call {
   float* scores = nullptr;
 
   // The similarities; `selecting` null: for the scores only. Room for scores where they are not given.
-  Call(const Tensor& features, const Tokens& visual, const Tokens& text, const Selecting* selecting, bool own_scores)
-      : features(features), visual(visual), text(text),
+  Call(const Tensor& features, const Tokens& visual, const Tokens& text, const Layout& slots,
+       const Selecting* selecting, bool own_scores)
+      : features(features), visual(visual), text(text), slots(slots),
         rows(selecting != nullptr && selecting->greedy && !takes_gram_path(visual.layout.longest)),
         ratio(selecting == nullptr ? std::nullopt : selecting->ratio), dtype(dtype_of(features)),
         dim(features.size(features.dim() - 1)), stream(current_stream(features)) {
+    start(selecting, own_scores);
+  }
+
+  // Not in the constructor, where arguments hide what they are copied to.
+  void start(const Selecting* selecting, bool own_scores) {
     const bool gram = selecting != nullptr && selecting->greedy && !rows;
     reserve(gram);
     if (ratio) workspace.add(densities.most_picks, visual.layout.samples);
@@ -75,7 +82,7 @@ struct Call {
     if (own_scores) workspace.add(scores, visual.layout.total);
     workspace.allocate(features);
     const float kappa = selecting == nullptr ? 0.0f : selecting->how.kappa;
-    MI_PRUNER_CUDA_CHECK(similarity(dtype, visual, text, dim, kappa, found, stream));
+    MI_PRUNER_CUDA_CHECK(similarity(dtype, visual, text, slots, dim, kappa, found, stream));
   }
 
   void reserve(bool gram) {
@@ -89,6 +96,8 @@ struct Call {
     found.text_tiles = std::max<int64_t>(tiles(text.layout.longest, kTileColumns), gram ? 0 : 1);
     found.cosine_stride = tiles(text.layout.longest, 4) * 4;
     found.gram_stride = gram ? tiles(visual.layout.longest, 4) * 4 : 0;
+    for (Layout* layout : {&visual.layout, &text.layout, &slots})
+      if (layout->packed()) workspace.add(layout->cu, layout->samples + 1);
     workspace.add(found.visual_log_weight, n);
     workspace.add(found.text_log_weight, m);
     workspace.add(found.cosines, n * found.cosine_stride);

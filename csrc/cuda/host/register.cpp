@@ -44,7 +44,7 @@ Tensor run_scores(const Tensor& visual, const Tokens& visual_tokens, const Token
                   const std::string& marginal) {
   Tensor scores = torch::stable::new_empty(visual, shape, ScalarType::Float);
   if (empty(visual_tokens.layout)) return torch::stable::fill_(scores, 0);
-  Call call(visual, visual_tokens, text_tokens, nullptr, false);
+  Call call(visual, visual_tokens, text_tokens, {}, nullptr, false);
   call.normalise(bandwidth, marginal, scores.mutable_data_ptr<float>());
   return scores;
 }
@@ -56,9 +56,9 @@ PickTensors run_select(const Tensor& scores, const Tensor& visual, const Tokens&
   if (empty(tokens.layout) || slots.total == 0) {
     out.clear();
   } else {
-    Call call(visual, tokens, no_tokens(tokens), &selecting, false);
+    Call call(visual, tokens, no_tokens(tokens), slots, &selecting, false);
     call.normalise(std::nullopt, {}, nullptr);
-    call.select(scores.const_data_ptr<float>(), selecting, out.picks(slots, selecting));
+    call.select(scores.const_data_ptr<float>(), selecting, out.picks(call.slots, selecting));
   }
   return {out.indices, out.gains};
 }
@@ -73,11 +73,11 @@ TokensAndPicks run_prune(const Tensor& visual, const Tokens& visual_tokens, cons
     sorted.clear();
     torch::stable::fill_(tokens, 0);
   } else {
-    const Picks picks = picked.picks(slots, selecting);
-    Call call(visual, visual_tokens, text_tokens, &selecting, true);
+    Call call(visual, visual_tokens, text_tokens, slots, &selecting, true);
+    const Picks picks = picked.picks(call.slots, selecting);
     call.normalise(bandwidth, marginal, call.scores);
     call.select(call.scores, selecting, picks);
-    MI_PRUNER_CUDA_CHECK(gather(visual_tokens, call.dim, element_of(visual), picks, tokens.mutable_data_ptr(),
+    MI_PRUNER_CUDA_CHECK(gather(call.visual, call.dim, element_of(visual), picks, tokens.mutable_data_ptr(),
                                 sorted.indices.mutable_data_ptr<int64_t>(), sorted.gains.mutable_data_ptr<float>(),
                                 call.stream));
   }

@@ -69,7 +69,7 @@ inline Layout packed_layout(const char* name, const Tensor& cu, int64_t total, i
 
 inline Tokens tokens_of(const char* name, const Tensor& tensor, const Layout& layout, const OptionalTensor& prior) {
   const int64_t last = tensor.dim() - 1, element = element_of(tensor);
-  const int64_t batch_stride = layout.cu == nullptr ? tensor.stride(0) : 0, stride = tensor.stride(last - 1);
+  const int64_t batch_stride = layout.packed() ? 0 : tensor.stride(0), stride = tensor.stride(last - 1);
   // Tiles reckon with distances of 32 bits: in pieces of 16 bytes over a sample, in bytes over 32 of its tokens.
   const bool near = (layout.longest == 0 || stride * element / 16 <= 0x7fffffff / layout.longest) &&
                     stride * element < int64_t{1} << 27;

@@ -22,7 +22,7 @@ __device__ inline void copy_token(const Tokens& visual, int64_t sample, const Sp
   const int64_t bytes = dim * element;
   const unsigned char* from = nullptr;
   if (index >= 0) {
-    const int64_t offset = visual.layout.cu == nullptr ? sample * visual.batch_stride : span.begin * visual.stride;
+    const int64_t offset = visual.layout.packed() ? span.begin * visual.stride : sample * visual.batch_stride;
     from = static_cast<const unsigned char*>(visual.features) + (offset + index * visual.stride) * element;
   }
   if (visual.aligned && bytes % 16 == 0)

@@ -5,7 +5,7 @@
 // bandwidth rule: the number, mean and sum of squared deviations of the valid pairs of each 32 x 32. A tile of visual
 // columns leaves log K, and each row's shares of its normaliser over the columns; those above the diagonal are not
 // computed, but left by the tile across it, turned. The first tile of some rows leaves their log weights and, for each
-// 32, their share of the sum of the visual prior.
+// 32, their share of the sum of the visual prior. A sample's first tile leaves where it lies in what is packed.
 //
 // Where there are few tiles, and D is long, a cluster of eight blocks shares each: every one sums a share of D, and
 // then sees to an eighth of the rows. Every number that is left belongs to two tokens, to 32 rows, to 32 x 32 pairs, or
@@ -88,6 +88,7 @@ template <typename Tile> struct SimilarityShared {
   TileShared<Tile> tile;
   SimilarityTile<Tile> at; // of the block, as the spans: there are no registers for them beside the product
   Span rows, columns;
+  Ends ends[2]; // of the sample's visual tokens and of its text, where they are packed
 };
 static_assert(sizeof(SimilarityShared<BlockTile>) <= kMostShared);
 
@@ -230,6 +231,25 @@ __device__ inline void prepare_normalisers(const Similarities& found, int64_t sa
   if (column % kTextGroup == 0) found.arrivals[sample * found.text_groups + column / kTextGroup] = 0;
 }
 
+// Where a packed sample's visual tokens and its text lie, to all threads. The first of its tiles leaves both, and where
+// its slots are, for the launches that follow.
+template <typename Tile>
+__device__ void find_all_ends(const Layout& visual, const Layout& text, const Layout& slots,
+                              const SimilarityTile<Tile>& at, Ends (&ends)[2]) {
+  const int warp = threadIdx.x / 32;
+  const bool first = blockIdx.x % Tile::kBlocks == 0 && at.row_tile == 0 && at.tile == 0;
+  const Layout layout = warp == 0 ? visual : warp == 1 ? text : slots;
+  if (warp < (first ? 3 : 2) && layout.packed()) {
+    const Ends own = find_ends(layout, at.sample);
+    if (threadIdx.x % 32 == 0) {
+      if (warp < 2) ends[warp] = own;
+      if (first && at.sample == 0) layout.cu[0] = own.begin;
+      if (first) layout.cu[at.sample + 1] = own.end;
+    }
+  }
+  __syncthreads();
+}
+
 // Whether the code has instructions for the tile: elsewhere the kernel has no body, and says so by its launch bounds.
 template <typename Tile> constexpr bool runs_here() {
   return (Tile::kBlocks == 1 || kHasClusters) && (!Tile::kGroups || kHasGroups);
@@ -237,7 +257,7 @@ template <typename Tile> constexpr bool runs_here() {
 
 // `tiles`: of a sample.
 template <typename T, typename Tile>
-__device__ void compute_tile(const Tokens& visual, const Tokens& text, int64_t dim, float kappa,
+__device__ void compute_tile(const Tokens& visual, const Tokens& text, const Layout& slots, int64_t dim, float kappa,
                              const Similarities& found, unsigned tiles, SimilarityShared<Tile>& shared) {
   {
     const SimilarityTile<Tile> at(found, blockIdx.x / Tile::kBlocks, tiles);
@@ -246,8 +266,12 @@ __device__ void compute_tile(const Tokens& visual, const Tokens& text, int64_t d
       const int64_t left = columns.count - at.first_column();
       return left < 0 ? 0 : left < Tile::kColumns ? static_cast<int>(left) : Tile::kColumns;
     };
-    const Span rows = span_of(visual.layout, at.sample);
-    const Span columns = at.text() ? span_of(text.layout, at.sample) : rows;
+    if (visual.layout.packed()) find_all_ends(visual.layout, text.layout, slots, at, shared.ends);
+    const auto span = [&](const Layout& layout, const Ends& ends) {
+      return layout.packed() ? packed_span(layout, at.sample, ends) : dense_span(layout, at.sample);
+    };
+    const Span rows = span(visual.layout, shared.ends[0]),
+               columns = at.text() ? span(text.layout, shared.ends[1]) : rows;
     // A sample without text still needs the norms of its visual tokens: the first tile of a row always runs.
     if (at.first_row() >= rows.count || (used(columns) == 0 && at.tile > 0)) return;
     if (threadIdx.x == 0) {
@@ -282,10 +306,10 @@ __device__ void compute_tile(const Tokens& visual, const Tokens& text, int64_t d
 
 template <typename T, typename Tile>
 __global__ void __launch_bounds__(runs_here<Tile>() ? kTileThreads : 32, Tile::kResident)
-    similarity_kernel(const Tokens visual, const Tokens text, const int64_t dim, const float kappa,
+    similarity_kernel(const Tokens visual, const Tokens text, const Layout slots, const int64_t dim, const float kappa,
                       const Similarities found, const unsigned tiles) {
   MI_PRUNER_SHARED(SimilarityShared<Tile>, shared);
-  if constexpr (runs_here<Tile>()) compute_tile<T>(visual, text, dim, kappa, found, tiles, shared);
+  if constexpr (runs_here<Tile>()) compute_tile<T>(visual, text, slots, dim, kappa, found, tiles, shared);
 }
 
 } // namespace mi_pruner::cuda

@@ -5,8 +5,9 @@
 
 namespace mi_pruner::cuda {
 
-cudaError_t similarity(Dtype dtype, const Tokens& visual, const Tokens& text, int64_t dim, float kappa,
-                       const Similarities& found, cudaStream_t stream);
+// `slots`: of a selection that follows; a layout's `cu` is left for the other launches.
+cudaError_t similarity(Dtype dtype, const Tokens& visual, const Tokens& text, const Layout& slots, int64_t dim,
+                       float kappa, const Similarities& found, cudaStream_t stream);
 
 // kappa <= 0: by the bandwidth rule. ratio: for densities.most_picks. `arrivals` (count) become 0, for a row path that
 // follows. The scores, too, where they are wanted.

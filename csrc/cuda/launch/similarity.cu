@@ -5,8 +5,8 @@
 
 namespace mi_pruner::cuda {
 
-cudaError_t similarity(Dtype dtype, const Tokens& visual, const Tokens& text, int64_t dim, float kappa,
-                       const Similarities& found, cudaStream_t stream) {
+cudaError_t similarity(Dtype dtype, const Tokens& visual, const Tokens& text, const Layout& slots, int64_t dim,
+                       float kappa, const Similarities& found, cudaStream_t stream) {
   int device = 0, processors = 0;
   cudaError_t error = cudaGetDevice(&device);
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
@@ -30,7 +30,7 @@ cudaError_t similarity(Dtype dtype, const Tokens& visual, const Tokens& text, in
       const auto kernel = similarity_kernel<T, Tile>;
       error = runs(kernel, shape_of(tile), Tile::kGroups, launched);
       if (launched && error == cudaSuccess)
-        error = run(kernel, shape_of(tile), stream, visual, text, dim, kappa, found, tiles(Tile::kColumns));
+        error = run(kernel, shape_of(tile), stream, visual, text, slots, dim, kappa, found, tiles(Tile::kColumns));
     };
     // No more than one tile for a multiprocessor: then clusters share each, if D is long enough for all blocks.
     const bool gram = found.visual_tiles > 0, text_too = found.text_tiles > 0,
@@ -47,10 +47,10 @@ cudaError_t similarity(Dtype dtype, const Tokens& visual, const Tokens& text, in
       if (apart && error == cudaSuccess) {
         Similarities part = found;
         part.visual_tiles = 0;
-        error = similarity(dtype, visual, text, dim, kappa, part, stream);
+        error = similarity(dtype, visual, text, slots, dim, kappa, part, stream);
         part = found;
         part.text_tiles = 0;
-        return error == cudaSuccess ? similarity(dtype, visual, text, dim, kappa, part, stream) : error;
+        return error == cudaSuccess ? similarity(dtype, visual, text, slots, dim, kappa, part, stream) : error;
       }
     }
     launch_if(few, TileShape<kTileColumns, kShares>());
