@@ -72,17 +72,24 @@ struct RowQuad : TokenQuad {
         memory.rho[span.begin + first + e] = rho[e];
       }
   }
-
-  // The better one of `best` and these tokens.
-  __device__ Post best(float scale, Post best) const {
-#pragma unroll
-    for (int e = 0; e < kQuad; ++e) {
-      const uint64_t candidate = key(e, scale);
-      if (candidate > best.key) best = {candidate, slot[e]};
-    }
-    return best;
-  }
 };
+
+// The best of a thread's tokens, in ascending order: gains are compared as they are, and make one key.
+template <int kQuads> __device__ Post best_of(const RowQuad (&quads)[kQuads], float scale) {
+  float gain[kQuads][kQuad], most = MI_PRUNER_NAN;
+#pragma unroll
+  for (int k = 0; k < kQuads; ++k)
+    most = fmaxf(most, most_of(quads[k], scale, gain[k]));
+  int index = 0;
+  int32_t slot = kNoRow;
+#pragma unroll
+  for (int at = kQuads * kQuad - 1; at >= 0; --at) {
+    if (gain[at / kQuad][at % kQuad] != most) continue;
+    index = quads[at / kQuad].first + at % kQuad;
+    slot = quads[at / kQuad].slot[at % kQuad];
+  }
+  return {isnan(most) ? 0 : key_of(most, index), slot};
+}
 
 // The best of a warp's candidates, to all lanes: keys differ.
 __device__ inline Post warp_best(const Post& mine) {

@@ -11,11 +11,10 @@ __device__ inline float redundancy_of(float log_kernel, float log_z, float log2_
   return exp2_fast(fmaf(log_r, kLog2E, log2_prior)) * log_r;
 }
 
-// rho once the `picked`-th pick (from 1) has joined; chain: `prior` is that of the pick.
-__device__ inline float joined(float rho, float redundancy, Redundancy mode, int picked, float prior) {
-  const float most = picked == 1 ? redundancy : fmaxf(rho, redundancy);
-  const float sum = mode == Redundancy::kChain ? fmaf(redundancy, prior, rho) : rho + redundancy;
-  return mode == Redundancy::kMax ? most : sum; // all computed: cheaper than branches
+// rho, 0 before any, once the `picked`-th pick (from 1) has joined; `weight`: of chain the pick's prior, else 1.
+__device__ inline float joined(float rho, float redundancy, Redundancy mode, int picked, float weight) {
+  const float sum = fmaf(redundancy, weight, rho); // both computed: cheaper than a branch
+  return mode == Redundancy::kMax && picked > 1 ? fmaxf(rho, redundancy) : sum;
 }
 
 // What rho is multiplied by after `picked` picks.

@@ -30,11 +30,6 @@ struct TokenQuad {
 
   __device__ bool has(int e) const { return !isnan(score[e]); }
 
-  __device__ uint64_t key(int e, float scale) const {
-    const float gain = gain_from(score[e], rho[e], scale);
-    return isnan(gain) ? 0 : key_of(gain, first + e);
-  }
-
   __device__ void remove(int pick) {
     const int place = pick - first;
 #pragma unroll
@@ -44,12 +39,20 @@ struct TokenQuad {
 
   // `log_kernels` of the `picked`-th pick with these tokens. Those not to be picked are computed, too, and never looked
   // at: without branches, the four run side by side.
-  __device__ void join(const float4& log_kernels, float log_z, float prior, Redundancy mode, int picked) {
+  __device__ void join(const float4& log_kernels, float log_z, float weight, Redundancy mode, int picked) {
     const float log_kernel[kQuad] = {log_kernels.x, log_kernels.y, log_kernels.z, log_kernels.w};
 #pragma unroll
     for (int e = 0; e < kQuad; ++e)
-      rho[e] = joined(rho[e], redundancy_of(log_kernel[e], log_z, log2_prior[e]), mode, picked, prior);
+      rho[e] = joined(rho[e], redundancy_of(log_kernel[e], log_z, log2_prior[e]), mode, picked, weight);
   }
 };
+
+// The largest gain of a thread's tokens, NaN where none is to be picked.
+__device__ inline float most_of(const TokenQuad& tokens, float scale, float (&gain)[kQuad]) {
+#pragma unroll
+  for (int e = 0; e < kQuad; ++e)
+    gain[e] = gain_from(tokens.score[e], tokens.rho[e], scale);
+  return fmaxf(fmaxf(gain[0], gain[1]), fmaxf(gain[2], gain[3]));
+}
 
 } // namespace mi_pruner::cuda

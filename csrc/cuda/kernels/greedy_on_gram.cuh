@@ -60,14 +60,6 @@ private:
 };
 static_assert(GreedyShared::bytes(kGramTokens) <= kMostShared);
 
-// The largest gain of a thread's tokens, NaN where none is to be picked.
-__device__ inline float most_of(const TokenQuad& tokens, float scale, float (&gain)[kQuad]) {
-#pragma unroll
-  for (int e = 0; e < kQuad; ++e)
-    gain[e] = gain_from(tokens.score[e], tokens.rho[e], scale);
-  return fmaxf(fmaxf(gain[0], gain[1]), fmaxf(gain[2], gain[3]));
-}
-
 // The best of the warps' bests, the lowest index among equals: `seen` of the warp whose number is this lane's.
 __device__ inline Ranked best_of(const Ranked& seen) {
   const unsigned rank = __reduce_max_sync(kFullWarp, seen.rank);
@@ -126,9 +118,9 @@ __device__ unsigned take_steps(GreedyShared& shared, const Steps& steps, TokenQu
     const bool picked = pick.rank >= least;
     if (picked) ++step;
     last = !picked || step == steps.limit;
-    const float prior = kMode == Redundancy::kChain ? expf(__ldg(log_prior + pick.index)) : 0.0f;
+    const float weight = kMode == Redundancy::kChain ? expf(__ldg(log_prior + pick.index)) : 1.0f;
     tokens.remove(static_cast<int>(pick.index));
-    tokens.join(row, log_z, prior, kMode, static_cast<int>(step));
+    tokens.join(row, log_z, weight, kMode, static_cast<int>(step));
   } while (!last);
   return step;
 }
@@ -178,8 +170,8 @@ __device__ unsigned take_long_steps(GreedyShared& shared, const Steps& steps, To
         prefetch(from + at);
       fetched = next;
     }
-    const float prior = kMode == Redundancy::kChain ? expf(__ldg(log_prior + pick.index)) : 0.0f;
-    tokens.join(row, log_z, prior, kMode, static_cast<int>(step));
+    const float weight = kMode == Redundancy::kChain ? expf(__ldg(log_prior + pick.index)) : 1.0f;
+    tokens.join(row, log_z, weight, kMode, static_cast<int>(step));
   }
   return step;
 }

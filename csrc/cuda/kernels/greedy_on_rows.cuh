@@ -84,7 +84,7 @@ private:
       }
       if (++picked == limit) break;
       remove(span, held, pick);
-      if (selection.redundancy == Redundancy::kChain) prior = expf(densities.log_prior[span.begin + pick]);
+      if (selection.redundancy == Redundancy::kChain) weight = expf(densities.log_prior[span.begin + pick]);
       missing = best.slot == kNoRow;
       place = missing ? products % kGenerations * kTileRows : best.slot;
     }
@@ -141,22 +141,20 @@ private:
           log_kernels[k] = fetched ? exchange.at(k) : __ldcg(reinterpret_cast<const float4*>(row + held[k].first));
 #pragma unroll
       for (int k = 0; k < kHeldQuads; ++k)
-        held[k].join(log_kernels[k], log_z, prior, selection.redundancy, picked);
+        held[k].join(log_kernels[k], log_z, weight, selection.redundancy, picked);
     }
-    Post best{0, kNoRow};
-#pragma unroll
-    for (int k = 0; k < kHeldQuads; ++k)
-      best = held[k].best(scale, best);
+    Post best = best_of(held, scale);
     const Deal deal = dealt_for_steps();
     for (int k = kHeldQuads; deal.first(k) < span.count; ++k) {
-      RowQuad other;
+      RowQuad others[1], &other = others[0];
       other.load(scores, densities.log_prior, memory, span, deal.first(k));
       if (picked > 0) {
-        other.join(__ldcg(reinterpret_cast<const float4*>(row + other.first)), log_z, prior, selection.redundancy,
+        other.join(__ldcg(reinterpret_cast<const float4*>(row + other.first)), log_z, weight, selection.redundancy,
                    picked);
         other.store(memory, span);
       }
-      best = other.best(scale, best);
+      const Post post = best_of(others, scale);
+      if (post.key > best.key) best = post;
     }
     return best;
   }
@@ -291,9 +289,9 @@ private:
   const unsigned team, member;
   TeamBarrier barrier;
   unsigned round = 0; // agreements so far: posts alternate between two places
-  // Where the team is: its sample, picks and products of it; the last pick's row, and its prior (for chain).
+  // Where the team is: its sample, picks and products of it; the last pick's row, and its weight in rho.
   int64_t sample, picked = 0, products = 0, place = 0;
-  float prior = 0;
+  float weight = 1;
 };
 
 template <typename T>
