@@ -9,6 +9,7 @@ COMMANDS = {  # name -> (module, what it does); imported when called: a run need
     "robustness": ("robustness", "what each competitor does with duplicates, batches and padding"),
     "histogram": ("speed.histogram", "the histogram estimator against plain PyTorch"),
     "instructions": ("speed.instructions", "instructions that the CPU kernels execute, by valgrind"),
+    "machine-code": ("speed.machine_code", "what a turn of the CUDA kernels' loops costs, from their machine code"),
     "goals": ("speed.goals", "on a GPU: the performance goals, a line each, and the time of every kernel"),
     "smoke": ("smoke", "on a GPU: one way through the kernels against the reference"),
     "prefill": ("speed.prefill", "on a GPU: a decoder stack of each model's size, all tokens against the kept ones"),

@@ -12,10 +12,10 @@ from bench import __main__ as command
 from bench import cases, competitors, everything, record
 from bench.competitors import COMPETITORS
 from bench.measure import Call, floor, memory, timing
-from bench.pages import documents, plot, tables
+from bench.pages import documents, expected, plot, tables
 from bench.pages.kept import Kept
 from bench.pages.pictures import _spread
-from bench.speed import histogram, prefill, run
+from bench.speed import goals, histogram, machine_code, prefill, run
 from bench.speed.language_models import MODELS, LanguageModel
 from bench.speed.rows import Entry, Row, newest, rows
 
@@ -417,12 +417,37 @@ def test_pictures_and_tables_from_a_run(tiny_run, tmp_path, capsys):
 
 
 def test_the_blocks_of_the_documents_are_those_that_are_filled():
-    blocks = dict.fromkeys(tables.blocks(Kept({}, [], [], [], [], []), []), "")
+    blocks = dict.fromkeys(tables.blocks(Kept({}, [], [], [], [], [], []), []), "")
     for name in plot.DOCUMENTS:
         text = (record.ROOT / name).read_text(encoding="utf-8")
         assert documents.fill(text, blocks, "bench") != text
     with pytest.raises(ValueError, match="block nothing: expected one of picture-cpu-tokens"):
         documents.fill("<!-- bench:nothing --><!-- /bench:nothing -->", blocks, "bench")
+
+
+def test_what_kernels_take_at_least():
+    """100 instructions and 198 cycles a turn, at 1,980 cycles a us."""
+    loops = [
+        machine_code.Count("2026-01-01", "abc", "13.0", "sm_90a", name, 100, 198, "command")
+        for name in machine_code.LOOPS
+    ]
+    shared = ("2026-01-02T00:00", "abd", "command", "GPU", "cuda", 1, "2.11")
+    times = [
+        goals.KernelTime(*shared, "cuda", "greedy_select", 1, 576, 64, "greedy_kernel", 1.0, us) for us in (90.0, 64.65)
+    ]
+    text = expected.block(loops, times)
+    steps = (
+        "| greedy, 1 × 576 → 64 | greedy step, N ≤ 1,024: 100, 198 | 64 × 2 | 6.4 | **6.46** |  |  |  | 64.7 | 10 % |"
+    )
+    assert steps in text
+    similarity = (
+        "| similarity, 1 × 576 → 64 | stage, wgmma, a cluster: 100, 198 | 8 × 2 | 0.8 | 0.808 | 2.07 | **4.29** |"
+    )
+    assert f"{similarity}  | – | – |" in text
+    scores = "| similarity, 1 × 32,768 | stage, mma.sync: 100, 198 | 64 × 4 | 6.4 | 12.9 | 16.5 |  | **81.4** | – | – |"
+    assert scores in text
+    assert "Measured: commit abd, 2026-01-02." in text
+    assert expected.block([], times) == "*Not measured yet.*"
 
 
 def test_labels_are_spread():

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import pytest
 
+from bench import __main__ as command
+from bench import record
+from bench.speed import machine_code
 from mi_pruner import _native
-
-from . import machine_code
 
 pytestmark = pytest.mark.slow
 
@@ -111,22 +112,61 @@ def test_clusters_are_used_where_there_are_any(kernels, architecture):
 
 
 @pytest.mark.usefixtures("kernels")
-@pytest.mark.parametrize("loop", machine_code.LOOPS, ids=lambda loop: loop.name)
+@pytest.mark.parametrize("loop", machine_code.LOOPS)
 def test_the_hot_loops_are_short(loop):
-    """The floors of docs/kernels-cuda.md are reckoned from them."""
-    code = dump("-sass", "-arch", machine_code.ARCHITECTURE)
-    way = machine_code.turn(machine_code.instructions(code, loop.kernel), loop.mark)
-    assert len(way) <= loop.most_instructions
-    assert sum(x.stall for x in way) <= loop.most_stalls
+    bounds = machine_code.LOOPS[loop]
+    way = machine_code.turn_of(str(_native.library_path()), bounds)
+    assert len(way) <= bounds.most_instructions
+    assert machine_code.stalls(way) <= bounds.most_stalls
 
 
-def test_a_turn_of_a_loop_takes_the_cheapest_way_that_meets_all_marks():
-    """From a listing, where the upper word of an instruction is in the line after it."""
-    texts = ("MOV R1, R2", "@P0 BRA 0x30", "NOP", "REDUX.MAX UR4, R1", "@!P1 BRA 0x60", "NOP", "BRA 0x10", "EXIT")
+@pytest.mark.usefixtures("kernels")
+def test_the_documents_reckon_with_the_machine_code_that_there_is():
+    kept = {count.loop: count for count in record.read(record.RESULTS / machine_code.FILE, machine_code.Count)}
+    found = {count.loop: count for count in machine_code.count_all(str(_native.library_path()))}
+    assert kept.keys() == found.keys()
+    (kept_by,), (made_by,) = ({count.compiler for count in counts.values()} for counts in (kept, found))
+    if kept_by != made_by:
+        pytest.skip(f"counted for nvcc {kept_by}, the library is made by {made_by}")
+    for loop, count in found.items():
+        now = (count.instructions, count.stalls)
+        assert now == (kept[loop].instructions, kept[loop].stalls), f"{loop}: python -m bench machine-code, then plot"
+
+
+def listing(*texts):
+    """As cuobjdump prints it: the upper word of an instruction is in the line after it. Stall counts from 1."""
     lines = ["Function : a_kernel"]
     for k, text in enumerate(texts):
         lines += [f"  /*{16 * k:04x}*/  {text} ;  /* 0x{0:016x} */", f"  /* 0x{(k + 1) << 41:016x} */"]
-    code = machine_code.instructions("\n".join(lines), "a_kernel")
+    return "\n".join(lines)
+
+
+def test_a_turn_of_a_loop_takes_the_cheapest_way_that_meets_all_marks():
+    text = listing(
+        "MOV R1, R2", "@P0 BRA 0x30", "NOP", "REDUX.MAX UR4, R1", "@!P1 BRA 0x60", "MUFU.EX2 R1, R1", "BRA 0x10", "EXIT"
+    )  # fmt: skip
+    code = machine_code.instructions(text, "a_kernel")
     assert [x.stall for x in code] == list(range(1, 9))
     assert [x.address for x in machine_code.turn(code, "REDUX")] == [0x10, 0x30, 0x40, 0x60]
-    assert machine_code.instructions("\n".join(lines), "another") == []
+    assert [x.address for x in machine_code.turn(code, "REDUX", "MUFU")] == [0x10, 0x30, 0x40, 0x50, 0x60]
+    assert machine_code.instructions(text, "another") == []
+    with pytest.raises(LookupError, match="no loop with HMMA"):
+        machine_code.turn(code, "HMMA")
+
+
+def test_a_turn_of_a_loop_stays_out_of_loops_inside():
+    code = machine_code.instructions(
+        listing("REDUX.MAX UR4, R1", "@P0 BRA 0x40", "MUFU.EX2 R1, R1", "@P1 BRA 0x20", "BRA 0x0"), "a_kernel"
+    )
+    assert [x.address for x in machine_code.turn(code, "REDUX", "MUFU")] == [0x0, 0x10, 0x40]
+
+
+def test_counts_need_kernels(tmp_path, capsys):
+    library = tmp_path / "library.so"
+    assert command.main(["machine-code", "--library", str(library), "--out", str(tmp_path)]) == 2
+    assert "No such file" in capsys.readouterr().err
+    library.write_bytes(b"")
+    assert command.main(["machine-code", "--library", str(library), "--out", str(tmp_path)]) == 2
+    expected = "expected the CUDA kernels, built for sm_90a" if machine_code.cuobjdump() else "expected cuobjdump"
+    assert expected in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [library]

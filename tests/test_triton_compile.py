@@ -8,6 +8,8 @@ import re
 import pytest
 import torch
 
+from bench.speed import machine_code
+
 from .inputs import INTERPRETED
 
 pytest.importorskip("triton", reason="triton is not installed")
@@ -122,6 +124,26 @@ def test_every_kernel_compiles_within_its_budget(architecture):
         "normaliser_kernel", "score_kernel", "greedy_kernel", "top_k_kernel", "start_kernel", "advance_kernel",
         "gather_kernel",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(("n", "most_instructions", "most_stalls"), [(576, 215, 575), (2880, 230, 615)])
+def test_a_step_of_the_selection_is_short(n, most_instructions, most_stalls):
+    visual, _ = features(1, n, 1, 4096, torch.bfloat16)
+    with recorded(90, compiles={"greedy_kernel"}) as launches:
+        call("greedy_select", prior(1, n), visual, 64)
+    step = machine_code.turn(launches[0].instructions(), "BAR")
+    assert len(step) <= most_instructions
+    assert machine_code.stalls(step) <= most_stalls
+
+
+def test_a_step_on_rows_reduces_once_not_once_a_chunk():
+    visual, _ = features(1, 5000, 1, 4096, torch.bfloat16)
+    with recorded(90, compiles={"advance_kernel"}) as launches:
+        call("greedy_select", prior(1, 5000), visual, 64)
+    chunk = " ".join(x.text for x in machine_code.turn(launches[0].instructions(), "FFMA"))
+    assert "BAR" not in chunk
+    assert "SHFL" not in chunk
+    assert len(re.findall("LDG", chunk)) == len(re.findall("LDG.E.128", chunk)) == 8, "of 8 tokens: 4 arrays, in fours"
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -20,6 +20,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
+from bench.speed import machine_code
 from mi_pruner._schema import Signature
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
@@ -40,13 +41,17 @@ class Launch:
 
     def resources(self) -> dict[str, int]:
         """REG, STACK, LOCAL a thread and shared memory a program, in bytes."""
+        found = {name: int(number) for name, number in re.findall(r"(REG|STACK|LOCAL):(\d+)", self._dump("-res-usage"))}
+        return found | {"SHARED": self.compiled.metadata.shared}
+
+    def instructions(self) -> list[machine_code.Instruction]:
+        return machine_code.instructions(self._dump("-sass"), self.kernel)
+
+    def _dump(self, option: str) -> str:
         with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
             file.write(self.compiled.asm["cubin"])
             file.flush()
-            command = [CUOBJDUMP, "-res-usage", file.name]
-            text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        found = {name: int(number) for name, number in re.findall(r"(REG|STACK|LOCAL):(\d+)", text)}
-        return found | {"SHARED": self.compiled.metadata.shared}
+            return subprocess.run([CUOBJDUMP, option, file.name], capture_output=True, text=True, check=True).stdout
 
 
 class _Driver:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from bench import record, robustness
 from bench.competitors import COMPETITORS, OURS
-from bench.speed import goals, instructions, prefill
+from bench.speed import goals, instructions, machine_code, prefill
 from bench.speed.rows import Row, newest
 
 Newest = dict[tuple[str, str], Row]
@@ -19,6 +19,7 @@ class Kept:
     rows: dict[str, list[Row]]  # device -> rows
     verdicts: list[robustness.Verdict]
     counts: list[instructions.Count]
+    loops: list[machine_code.Count]
     prefills: list[prefill.Prefill]
     figures: list[goals.Figure]
     kernels: list[goals.KernelTime]
@@ -37,6 +38,7 @@ def read(folder: Path) -> Kept:
         rows,
         record.read_if_there(folder / robustness.FILE, robustness.Verdict),
         record.read_if_there(folder / instructions.FILE, instructions.Count),
+        record.read_if_there(folder / machine_code.FILE, machine_code.Count),
         record.read_if_there(folder / prefill.FILE, prefill.Prefill),
         record.read_if_there(folder / goals.FILE, goals.Figure),
         record.read_if_there(folder / goals.KERNELS_FILE, goals.KernelTime),

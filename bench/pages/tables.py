@@ -10,6 +10,7 @@ from bench.speed import goals
 from bench.speed.language_models import EFFICIENCY, MODELS, PROMPT
 from bench.speed.rows import Row, newest
 
+from . import expected
 from .kept import Kept, Newest, fastest_mode, ours
 from .markdown import NONE, ms, percent, short, table
 
@@ -51,6 +52,7 @@ def blocks(kept: Kept, drawn: Iterable[Path]) -> dict[str, str]:
     filled["headline"] = headline(fastest_mode(kept.rows.get("cpu", ())))
     filled["headline-cuda"] = headline(fastest_mode(kept.rows.get("cuda", ())))
     filled["goals"] = goal_table(kept.figures)
+    filled["expected"] = expected.block(kept.loops, kept.kernels)
     filled |= {f"kernels-{name}": kernel_table(kept.kernels, name) for name in ("cuda", "triton")}
     return filled
 

@@ -1,0 +1,140 @@
+"""The least that the CUDA kernels can take on an H100, by what their machine code says, beside what was measured.
+
+A time is at least each of these, the largest of which bounds it:
+
+    series    turns · stall cycles of a turn
+    issue     turns · instructions of a turn · warps of the busiest scheduler
+    matrices  turns · cycles that the multiprocessor's matrix units need for its blocks' products
+    L2        bytes copied from L2, at the rate of L2
+    memory    bytes read and written that L2 does not hold
+
+where turns are those of one block after another, on the multiprocessor that has the most of them. Left out: every wait
+for memory, barriers and other warps, what comes before and after the loop, warps that only fetch, and the launch.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from bench.speed import goals, machine_code
+
+from .markdown import NONE, short, table
+
+CLOCK = 1.98e3  # cycles a us
+PROCESSORS, SCHEDULERS = 132, 4
+FLOPS = 4096  # a cycle of a multiprocessor, of halves
+MEMORY, L2 = 3.35e6, 5.5e6  # bytes a us: the data sheet's; about what others measured
+WIDTH, HALF, FLOAT, DEPTH = 4096, 2, 4, 64  # of `goals`; halves of a stage
+TILE_ROWS, TEXT = 128, 32
+BLOCK_WARPS = 8  # of tiles and rows
+
+
+@dataclass(frozen=True)
+class Floor:
+    """What a kernel of a call does."""
+
+    call: str
+    batch: int
+    tokens: int
+    keep: int
+    kernel: str
+    loop: str
+    turns: int
+    warps: int
+    matrices: int = 0  # cycles a turn
+    l2: int = 0  # bytes
+    memory: int = 0
+
+    def bounds(self, count: machine_code.Count) -> dict[str, float]:
+        """us, by what sets it."""
+        return {
+            "series": self.turns * count.stalls / CLOCK,
+            "issue": self.turns * count.instructions * self.warps / CLOCK,
+            "matrices": self.turns * self.matrices / CLOCK,
+            "L2": self.l2 / L2,
+            "memory": self.memory / MEMORY,
+        }
+
+
+def gram(batch: int, tokens: int, keep: int) -> Floor:
+    """The similarities of visual tokens: tiles of 128 x 128 on and below the diagonal, by a block or a cluster each."""
+    across = -(-tokens // TILE_ROWS)
+    tiles = batch * across * (across + 1) // 2
+    clustered = tiles * 8 <= PROCESSORS
+    stages = WIDTH // DEPTH // (8 if clustered else 1)
+    copied = batch * tokens * across  # each tile's rows; and its columns, off the diagonal: as many as there are rows
+    return Floor(
+        "greedy_select", batch, tokens, keep, "similarity",
+        machine_code.STAGE_CLUSTER if clustered else machine_code.STAGE_BLOCK,
+        turns=stages if clustered else -(-tiles // PROCESSORS) * stages,
+        warps=BLOCK_WARPS // SCHEDULERS,
+        matrices=2 * TILE_ROWS**2 * DEPTH // FLOPS,
+        l2=copied * WIDTH * HALF,
+        memory=batch * tokens * (WIDTH * HALF + tokens * FLOAT) if batch > 1 else 0,
+    )  # fmt: skip
+
+
+def scores(batch: int, tokens: int) -> Floor:
+    """The similarities with the text: tiles of 128 x 64, two blocks a multiprocessor."""
+    tiles = batch * -(-tokens // TILE_ROWS)
+    return Floor(
+        "mi_scores", batch, tokens, 1, "similarity", machine_code.STAGE_WARPS,
+        turns=-(-tiles // (2 * PROCESSORS)) * (WIDTH // DEPTH),
+        warps=2 * BLOCK_WARPS // SCHEDULERS,
+        matrices=2 * 2 * TILE_ROWS * 64 * DEPTH // FLOPS,
+        memory=batch * tokens * (WIDTH * HALF + TEXT * FLOAT),
+    )  # fmt: skip
+
+
+def greedy(batch: int, tokens: int, keep: int) -> Floor:
+    """A block a sample; rows of log K come from L2, where the matrices of the batch fit there."""
+    warps = -(-tokens // 128)  # of those with tokens
+    return Floor(
+        "greedy_select", batch, tokens, keep, "greedy",
+        machine_code.GREEDY_SHORT if tokens <= 1024 else machine_code.GREEDY_LONG,
+        turns=keep,
+        warps=-(-warps // SCHEDULERS),
+        memory=batch * keep * tokens * FLOAT if batch > 1 else 0,
+    )  # fmt: skip
+
+
+def rows(tokens: int, keep: int) -> Floor:
+    """The steps of a cluster, without the products."""
+    return Floor(
+        "greedy_select", 1, tokens, keep, "rows", machine_code.GREEDY_ROWS, turns=keep, warps=BLOCK_WARPS // SCHEDULERS
+    )
+
+
+FLOORS = (
+    gram(1, 576, 64), greedy(1, 576, 64), gram(128, 576, 64), greedy(128, 576, 64), gram(1, 2880, 320),
+    greedy(1, 2880, 320), rows(8192, 512), rows(32768, 2048), scores(128, 576), scores(1, 32768),
+)  # fmt: skip
+
+
+def block(counts: list[machine_code.Count], times: Iterable[goals.KernelTime]) -> str:
+    """A line for each kernel: what a turn costs, each bound, and the share of the largest in what was measured last."""
+    if not counts:
+        return NONE
+    newest = {count.loop: count for count in counts}
+    measured = {
+        (time.call, time.batch, time.tokens, time.keep, time.kernel.removesuffix("_kernel")): time
+        for time in times
+        if time.competitor == "cuda"
+    }
+    lines = []
+    for floor in FLOORS:
+        count = newest[floor.loop]
+        bounds = floor.bounds(count)
+        least = max(bounds.values())
+        cells = [f"**{short(x)}**" if x == least else short(x) if x else "" for x in bounds.values()]
+        time = measured.get((floor.call, floor.batch, floor.tokens, floor.keep, floor.kernel))
+        found = ["–", "–"] if time is None else [short(time.us), f"{100 * least / time.us:.0f} %"]
+        kept = "" if floor.call == "mi_scores" else f" → {floor.keep:,}"
+        of = f"{floor.kernel}, {floor.batch} × {floor.tokens:,}{kept}"
+        turn = f"{count.loop}: {count.instructions}, {count.stalls}"
+        lines.append([of, turn, f"{floor.turns:,} × {floor.warps}", *cells, *found])
+    head = ("kernel, B × N → K", "a turn: instructions, stall cycles", "turns × warps a scheduler",
+            "series", "issue", "matrices", "L2", "memory", "measured", "share")  # fmt: skip
+    last = counts[-1]
+    made = f"Counted for {last.architecture}, nvcc {last.compiler}, commit {last.commit}, by `{last.command}`"
+    runs = sorted({f"commit {time.commit}, {time.date[:10]}" for time in measured.values()})
+    return f"{table(head, lines)}\n\n{made}; us. Measured: {'; '.join(runs) if runs else 'nothing yet'}."

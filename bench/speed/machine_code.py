@@ -1,0 +1,216 @@
+"""What a turn of each loop that the time goes to costs, read from the machine code of the CUDA kernels.
+
+A stall count is what the compiler wrote into an instruction (bits 41 to 44 of its upper word, Volta to Hopper): how
+long it holds back the next one of its warp. Their sum is the least that a warp takes if it never waits for memory, a
+barrier or another warp; the number of instructions, times the warps of a scheduler, the least that these take. What
+that makes of the kernels' times is in `pages/expected.py`.
+"""
+
+import argparse
+import importlib.util
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+
+from bench import record
+from mi_pruner import _native
+
+FILE = "machine-code.csv"
+ARCHITECTURE = "sm_90a"
+_LINE = re.compile(r"\s*/\*([0-9a-f]{4,})\*/\s+(.*?);\s*/\* 0x[0-9a-f]{16} \*/")
+_UPPER = re.compile(r"\s*/\* 0x([0-9a-f]{16}) \*/")
+_BRANCH = re.compile(r"(@!?\w+\s+)?BRA (?:!?\w+, )?(0x[0-9a-f]+)")
+_COMPILER = re.compile(rb"Cuda compilation tools, release [\d.]+, V([\d.]+)")
+
+
+@dataclass(frozen=True)
+class Instruction:
+    address: int
+    text: str
+    stall: int
+
+
+@dataclass(frozen=True)
+class Loop:
+    """Of the kernel whose mangled name contains `kernel`, the loop with the most `mark`; of its ways, that with the
+    most of `mark` and `also`. The bounds of a turn lie a little above what nvcc 13.0 makes."""
+
+    kernel: str
+    mark: str
+    most_instructions: int
+    most_stalls: int
+    also: str = "$^"  # nothing
+
+
+GREEDY_SHORT, GREEDY_LONG, GREEDY_ROWS = (
+    "greedy step, N ≤ 1,024",
+    "greedy step, N ≤ 4,096",
+    "greedy step, rows, cluster",
+)
+STAGE_BLOCK, STAGE_CLUSTER, STAGE_WARPS = "stage, wgmma, a block", "stage, wgmma, a cluster", "stage, mma.sync"
+# Of a step the way that every turn takes, of a stage that of warps with columns.
+LOOPS = {
+    GREEDY_SHORT: Loop("greedy_kernelILNS0_10RedundancyE0ELb1E", "REDUX", 90, 235),
+    GREEDY_LONG: Loop("greedy_kernelILNS0_10RedundancyE0ELb0E", "REDUX", 110, 310),
+    GREEDY_ROWS: Loop("rows_kernelINS0_5Brain", "STAS", 550, 1230, also="MUFU.EX2"),
+    STAGE_BLOCK: Loop("similarity_kernelINS0_5BrainENS0_9TileShapeILi128ELi1E", "HGMMA", 180, 390),
+    STAGE_CLUSTER: Loop("similarity_kernelINS0_5BrainENS0_9TileShapeILi128ELi8E", "HGMMA", 190, 475),
+    STAGE_WARPS: Loop("similarity_kernelINS0_5BrainENS0_9TileShapeILi64ELi1E", "HMMA", 165, 490),
+}
+
+
+@dataclass(frozen=True)
+class Count:
+    """A turn of one loop."""
+
+    date: str
+    commit: str
+    compiler: str
+    architecture: str
+    loop: str
+    instructions: int
+    stalls: int
+    command: str
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `python -m bench machine-code`."""
+    parser.add_argument("--library", type=Path, help="default: the one that mi_pruner loads")
+    record.add_out(parser)
+
+
+def main(options: argparse.Namespace) -> int:
+    """Counts every loop, prints and keeps the counts; 2 where they can't be had."""
+    try:
+        counts = count_all(str(options.library or _native.library_path()))
+    except (RuntimeError, OSError) as error:
+        print(f"machine-code: {error}", file=sys.stderr)
+        return 2
+    record.append(options.out / FILE, Count, counts)
+    print(f"{'':32}instructions   stall cycles")
+    for count in counts:
+        print(f"{count.loop:32}{count.instructions:12}{count.stalls:15}")
+    print(f"nvcc {counts[0].compiler}, {ARCHITECTURE}; appended to {options.out / FILE}")
+    return 0
+
+
+def count_all(library: str) -> list[Count]:
+    """A turn of each of LOOPS in a library.
+
+    Raises:
+        RuntimeError: without cuobjdump, or if the library has no CUDA kernels for ARCHITECTURE.
+        OSError: without such a file.
+    """
+    if cuobjdump() is None:
+        raise RuntimeError("expected cuobjdump, of a CUDA toolkit or of Triton; found none")
+    made_by = compiler(library)
+    try:
+        turns = {name: turn_of(library, loop) for name, loop in LOOPS.items()}
+    except (subprocess.CalledProcessError, LookupError):
+        turns = None
+    if made_by is None or turns is None:
+        raise RuntimeError(f"{library}: expected the CUDA kernels, built for {ARCHITECTURE} (make gpu-library)")
+    run = asdict(record.this_run("cpu"))
+    shared = {key: run[key] for key in ("date", "commit", "command")} | {"architecture": ARCHITECTURE}
+    return [
+        Count(loop=name, compiler=made_by, instructions=len(way), stalls=stalls(way), **shared)
+        for name, way in turns.items()
+    ]
+
+
+def compiler(library: str) -> str | None:
+    """The version of the nvcc that made the library's kernels; None without any."""
+    found = _COMPILER.search(Path(library).read_bytes())
+    return None if found is None else found[1].decode()
+
+
+def cuobjdump() -> str | None:
+    """The toolkit's, or the one that Triton ships."""
+    spec = importlib.util.find_spec("triton")
+    places = [] if spec is None else list(spec.submodule_search_locations or ())
+    shipped = [Path(place) / "backends/nvidia/bin" for place in places]
+    found = [folder / "cuobjdump" for folder in (Path("/usr/local/cuda/bin"), *shipped)]
+    return shutil.which("cuobjdump") or next((str(path) for path in found if path.exists()), None)
+
+
+@cache
+def dump(library: str, *options: str) -> str:
+    """What cuobjdump prints of it: half a minute for all instructions, so once.
+
+    Raises:
+        subprocess.CalledProcessError: if the library has none for the GPU that the options name.
+    """
+    command = [str(cuobjdump()), *options, library]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def turn_of(library: str, loop: Loop) -> list[Instruction]:
+    """A turn of the loop in a library.
+
+    Raises:
+        LookupError: if the library has no such kernel, or the kernel no such loop.
+        subprocess.CalledProcessError: if it has none for ARCHITECTURE.
+    """
+    return turn(instructions(dump(library, "-sass", "-arch", ARCHITECTURE), loop.kernel), loop.mark, loop.also)
+
+
+def instructions(code: str, kernel: str) -> list[Instruction]:
+    """Those of the one kernel whose mangled name contains `kernel`, in order, of what cuobjdump printed."""
+    found, inside, last = [], False, None
+    for line in code.splitlines():
+        if "Function :" in line:
+            inside = kernel in line
+        elif inside and (match := _LINE.match(line)):
+            last = (int(match[1], 16), match[2].strip())
+        elif inside and last is not None and (match := _UPPER.match(line)):
+            found.append(Instruction(*last, stall=int(match[1], 16) >> 41 & 15))
+            last = None
+    return found
+
+
+def stalls(way: list[Instruction]) -> int:
+    return sum(x.stall for x in way)
+
+
+def turn(code: list[Instruction], mark: str, also: str = "$^") -> list[Instruction]:
+    """One turn of the shortest of the loops with the most instructions that match `mark`, of those that have no other
+    such loop inside; by the cheapest of the ways that meet as many that match `mark` or `also` as any does, and that
+    stay out of loops inside if any does.
+
+    Raises:
+        LookupError: without such a loop.
+    """
+    place = {x.address: i for i, x in enumerate(code)}
+    loops = [
+        (place[int(branch[2], 16)], end)
+        for end, branch in enumerate(_BRANCH.match(x.text) for x in code)
+        if branch and place.get(int(branch[2], 16), end + 1) <= end
+    ]
+    marked = {loop: sum(re.search(mark, x.text) is not None for x in code[loop[0] : loop[1] + 1]) for loop in loops}
+    candidates = [loop for loop in loops if marked[loop] and not any(marked[x] for x in loops if _inside(x, loop))]
+    if not candidates:
+        raise LookupError(f"no loop with {mark}")
+    start, end = max(candidates, key=lambda loop: (marked[loop], loop[0] - loop[1], loop))
+    nested = {i for loop in loops if _inside(loop, (start, end)) for i in range(loop[0], loop[1] + 1)}
+    best: dict[int, tuple[int, list[int]]] = {start: (0, [])}  # instruction -> cost of the way to it, the way
+    for i in range(start, end + 1):
+        if i not in best:
+            continue
+        cost, way = best[i]
+        wanted = re.search(f"{mark}|{also}", code[i].text) is not None
+        cost += code[i].stall - 10_000 * wanted + 10_000_000 * (i in nested)
+        branch = _BRANCH.match(code[i].text)
+        following = [i + 1] if branch is None or branch[1] else []
+        following += [place.get(int(branch[2], 16), -1)] if branch else []
+        for j in following:
+            if i < j <= end and (j not in best or cost < best[j][0]):
+                best[j] = (cost, [*way, i])
+    return [code[i] for i in [*best[end][1], end]]
+
+
+def _inside(inner: tuple[int, int], outer: tuple[int, int]) -> bool:
+    return inner != outer and outer[0] <= inner[0] and inner[1] <= outer[1]
