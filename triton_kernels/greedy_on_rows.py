@@ -113,12 +113,12 @@ def _scan(
         mask = in_fours(at, count)
         rank = tl.load(rank_ptr + at, mask=mask, other=float("nan"))
         rho = tl.load(rho_ptr + at, mask=mask, other=0.0)
-        if new:
-            log2_prior = tl.load(log2_prior_ptr + at, mask=mask, other=float("-inf"))
-            row = tl.load(row_at + at, mask=mask, other=0.0)
-            rho = added_redundancy(rho, row, log_z, log2_prior, pick_log2_prior, step, REDUNDANCY)
-            rank = tl.where(at == pick, float("nan"), rank)
-            tl.store(rho_ptr + at, rho, mask=mask)
+        log2_prior = tl.load(log2_prior_ptr + at, mask=mask & new, other=float("-inf"))
+        row = tl.load(row_at + at, mask=mask & new, other=0.0)
+        added = added_redundancy(rho, row, log_z, log2_prior, pick_log2_prior, step, REDUNDANCY)
+        rho = tl.where(new, added, rho)
+        rank = tl.where(at == pick, float("nan"), rank)
+        tl.store(rho_ptr + at, rho, mask=mask & new)
         best = tl.maximum(best, best_keys(gain_of(rank, rho, weight, step, REDUNDANCY), at, CHUNK))
     tl.store(rank_ptr + pick, float("nan"), mask=new)
     tl.debug_barrier()  # the next scan's lanes may read what others stored
