@@ -130,7 +130,7 @@ def block(counts: list[machine_code.Count], times: Iterable[goals.KernelTime]) -
         found = ["–", "–"] if time is None else [short(time.us), f"{100 * least / time.us:.0f} %"]
         kept = "" if floor.call == "mi_scores" else f" → {floor.keep:,}"
         of = f"{floor.kernel}, {floor.batch} × {floor.tokens:,}{kept}"
-        turn = f"{count.loop}: {count.instructions}, {count.stalls}"
+        turn = f"{count.loop}: {count.instructions:,}, {count.stalls:,}"
         lines.append([of, turn, f"{floor.turns:,} × {floor.warps}", *cells, *found])
     head = ("kernel, B × N → K", "a turn: instructions, stall cycles", "turns × warps a scheduler",
             "series", "issue", "matrices", "L2", "memory", "measured", "share")  # fmt: skip
