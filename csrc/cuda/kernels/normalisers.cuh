@@ -175,13 +175,13 @@ template <typename Op> __device__ float column_reduce(float x, float (&scratch)[
 
 // What a block of the normalisers works on: 4 text tokens, of which this thread has one, and a chunk of the rows.
 struct TextChunk {
-  int64_t sample, group, chunk;
+  unsigned sample, group, chunk;
   Span rows, columns;
 
-  __device__ int64_t column(int64_t k) const { return group * kTextGroup + k; }
-  __device__ int64_t chunks() const { return (rows.count + kChunkRows - 1) / kChunkRows; }
-  __device__ unsigned row(int k) const { // the thread's k-th
-    return static_cast<unsigned>(chunk * kChunkRows) + threadIdx.x / kTextGroup + k * kRowsApart;
+  __device__ unsigned column(unsigned k) const { return group * kTextGroup + k; }
+  __device__ unsigned chunks() const { return static_cast<unsigned>((rows.count + kChunkRows - 1) / kChunkRows); }
+  __device__ unsigned row(unsigned k) const { // the thread's k-th
+    return chunk * static_cast<unsigned>(kChunkRows) + threadIdx.x / kTextGroup + k * kRowsApart;
   }
 };
 
