@@ -227,6 +227,28 @@ def test_garbage_in_cu_keep_alone(cu_keep, device):
     assert unused(*(torch.cat([x[:start], x[stop:]]) for x in (tokens, indices, gains)))
 
 
+def test_what_many_samples_are_given_is_made_non_decreasing(device):
+    """More than kernels look at in one step, each a little before or after where it should be."""
+    noise = torch.Generator().manual_seed(4)
+    drift = torch.randint(-4, 5, (3, 301), generator=noise).tolist()
+    cus = [[2 * k + x for k, x in enumerate(row)] for row in drift]
+    s = inputs.make_sample("clustered", 600, 600, 8, seed=3).to(device)
+
+    def prune(cus):
+        cu = [torch.tensor(x, dtype=torch.int32, device=device) for x in cus]
+        return mi_pruner.prune_varlen(s.visual, s.text, *cu, 6, 5, 4, 600)
+
+    outputs = prune(cus)
+    repaired = [list(itertools.accumulate((min(max(x, 0), 600) for x in cu), max)) for cu in cus]
+    assert any(cu != given for cu, given in zip(repaired, cus, strict=True))
+    assert all(inputs.same_bits(x, y) for x, y in zip(outputs, prune(repaired), strict=True))
+    spans = [clamped(cu, 600, longest) for cu, longest in zip(cus, (6, 5, 4), strict=True)]
+    for k in (0, 1, 31, 32, 126, 127, 128, 255, 256, 299):
+        (v, v_end), (t, t_end), (out, out_end) = (span[k] for span in spans)
+        expected = expected_picks(s.visual[v:v_end], s.text[t:t_end], out_end - out)
+        assert all(inputs.same_bits(flat[out:out_end], one) for flat, one in zip(outputs, expected, strict=True))
+
+
 # ---- keep as a ratio -------------------------------------------------------------------------------------------------
 def rounded(ratio, tokens):
     return max(1, math.floor(ratio * tokens + 0.5))
