@@ -13,7 +13,7 @@ from bench import cases, competitors, everything, record
 from bench.competitors import COMPETITORS
 from bench.measure import Call, floor, memory, timing
 from bench.pages import documents, expected, plot, tables
-from bench.pages.kept import Kept
+from bench.pages.kept import Kept, read
 from bench.pages.pictures import _spread
 from bench.speed import goals, histogram, machine_code, prefill, run
 from bench.speed.language_models import MODELS, LanguageModel
@@ -436,18 +436,26 @@ def test_what_kernels_take_at_least():
         goals.KernelTime(*shared, "cuda", "greedy_select", 1, 576, 64, "greedy_kernel", 1.0, us) for us in (90.0, 64.65)
     ]
     text = expected.block(loops, times)
-    steps = (
-        "| greedy, 1 × 576 → 64 | greedy step, N ≤ 1,024: 100, 198 | 64 × 2 | 6.4 | **6.46** |  |  |  | 64.7 | 10 % |"
-    )
-    assert steps in text
+    steps = "| greedy, 1 × 576 → 64 | greedy step, N ≤ 1,024: 100, 198 | 64 × 2 | 6.4 | **6.46** |  | 0.0268 |"
+    assert f"{steps}  | 64.7 | 10 % |" in text
     similarity = (
         "| similarity, 1 × 576 → 64 | stage, wgmma, a cluster: 100, 198 | 8 × 2 | 0.8 | 0.808 | 2.07 | **4.29** |"
     )
     assert f"{similarity}  | – | – |" in text
-    scores = "| similarity, 1 × 32,768 | stage, mma.sync: 100, 198 | 64 × 4 | 6.4 | 12.9 | 16.5 |  | **81.4** | – | – |"
+    scores = (
+        "| similarity, 1 × 32,768 | stage, mma.sync: 100, 198 | 64 × 4 | 6.4 | 12.9 | 16.5 | 61 | **81.4** | – | – |"
+    )
     assert scores in text
     assert "Measured: commit abd, 2026-01-02." in text
     assert expected.block([], times) == "*Not measured yet.*"
+    with pytest.raises(ValueError, match="expected greedy step, N ≤ 1,024: python -m bench machine-code"):
+        expected.block(loops[1:], times)
+
+
+def test_the_documents_show_the_kept_counts():
+    kept = read(record.RESULTS)
+    text = (record.ROOT / "docs/kernels-cuda.md").read_text(encoding="utf-8")
+    assert expected.block(kept.loops, kept.kernels) in text, "python -m bench plot"
 
 
 def test_labels_are_spread():

@@ -106,7 +106,7 @@ def test_the_same_bits_run_to_run_alone_in_a_batch_and_packed(n, dtype, gpu):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_a_short_sample_packed_with_a_long_one_gives_the_bits_it_gives_alone(dtype, gpu):
-    """The long one takes both over another path: rows of cosines instead of all."""
+    """The long one takes both over another path: rows of log K instead of all."""
     short, text = clustered((1, 1500, 20, 512, 0), dtype)
     long, _ = clustered((1, 6000, 20, 512, 0), dtype, seed=1)
     cu_visual, cu_text, cu_keep = (inputs.cu_seqlens(x, "cuda") for x in ([1500, 6000], [20, 20], [300, 300]))

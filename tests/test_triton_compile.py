@@ -16,6 +16,8 @@ pytest.importorskip("triton", reason="triton is not installed")
 if INTERPRETED:
     pytest.skip("under TRITON_INTERPRET=1 Triton compiles nothing", allow_module_level=True)
 
+from mi_pruner.triton_kernels import tokens
+
 from .triton_launches import call, recorded
 
 pytestmark = pytest.mark.slow
@@ -199,6 +201,10 @@ def test_no_size_changes_the_machine_code(d, padding):
         layouts.append({launch.kernel: layouts_of_sums(launch) for launch in launches})
     assert layouts[0] == layouts[1]
     assert layouts[0]["similarity_kernel"]
+    totals = {name: {x for x in sums if x[0] == (tokens.LOG_CHUNK.value,)} for name, sums in layouts[0].items()}
+    of_priors = [totals[name] for name in ("normaliser_kernel", "score_kernel", "start_kernel")]
+    assert of_priors[0], "the sum of a prior: the same wherever it is taken"
+    assert of_priors == [of_priors[0]] * 3
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -13,7 +13,7 @@ Cost: a step reads 4 and writes 1 floats a token: 20 N bytes through one multipr
 2 · N · BLOCK · D flops, N · D · itemsize bytes. Bound by the steps (one multiprocessor's share of L2) for small D, by
 memory for large D.
 Memory: (rounds + 1) · BLOCK · N floats of log K, rounds · BLOCK ≈ 1.5 K and at most N.
-Bits: a cosine, a normaliser and a gain have the bits of `similarity.py` and `greedy_on_gram.py`: a packed sample may
+Bits: log K, a normaliser and a gain have the bits of `similarity.py` and `greedy_on_gram.py`: a packed sample may
 run here that alone would run there.
 """
 

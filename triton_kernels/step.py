@@ -84,7 +84,9 @@ def gain_of(score, rho, weight, step, REDUNDANCY: tl.constexpr):
 def best_keys(gain, at, TOKENS: tl.constexpr):
     """The largest key of each 128 tokens in a row, (TOKENS // 128,), whose gains are NaN where one can't be picked.
 
-    Most of a reduction, without 64-bit numbers: a lane's four neighbours, then a warp by `redux`."""
+    Most of a reduction, without 64-bit numbers: a lane's four neighbours, then a warp by `redux`. As long as a token
+    can be picked, some gain is there: scores are no NaN, and ρ is finite, since π K / Z, with Z a sum of such terms, is
+    at most 1."""
     gains, places = tl.reshape(gain, (TOKENS // 4, 4)), tl.reshape(at, (TOKENS // 4, 4))
     top = tl.max(gains, axis=1)
     first = tl.min(tl.where(gains == top[:, None], places, 0x7FFFFFFF), axis=1)

@@ -1,12 +1,12 @@
 """The least that the CUDA kernels can take on an H100, by what their machine code says, beside what was measured.
 
-A time is at least each of these, the largest of which bounds it:
+A time is about the largest of these, or more:
 
     series    turns · stall cycles of a turn
     issue     turns · instructions of a turn · warps of the busiest scheduler
     matrices  turns · cycles that the multiprocessor's matrix units need for its blocks' products
-    L2        bytes copied from L2, at the rate of L2
-    memory    bytes read and written that L2 does not hold
+    L2        bytes copied from L2, at a rate that is assumed
+    memory    of what is more than L2 holds, all bytes read and written, at the data sheet's rate
 
 where turns are those of one block after another, on the multiprocessor that has the most of them. Left out: every wait
 for memory, barriers and other warps, what comes before and after the loop, warps that only fetch, and the launch.
@@ -22,7 +22,7 @@ from .markdown import NONE, short, table
 CLOCK = 1.98e3  # cycles a us
 PROCESSORS, SCHEDULERS = 132, 4
 FLOPS = 4096  # a cycle of a multiprocessor, of halves
-MEMORY, L2 = 3.35e6, 5.5e6  # bytes a us: the data sheet's; about what others measured
+MEMORY, L2 = 3.35e6, 5.5e6  # bytes a us
 WIDTH, HALF, FLOAT, DEPTH = 4096, 2, 4, 64  # of `goals`; halves of a stage
 TILE_ROWS, TEXT = 128, 32
 BLOCK_WARPS = 8  # of tiles and rows
@@ -81,27 +81,32 @@ def scores(batch: int, tokens: int) -> Floor:
         turns=-(-tiles // (2 * PROCESSORS)) * (WIDTH // DEPTH),
         warps=2 * BLOCK_WARPS // SCHEDULERS,
         matrices=2 * 2 * TILE_ROWS * 64 * DEPTH // FLOPS,
+        l2=(batch * tokens + tiles * TEXT) * WIDTH * HALF,
         memory=batch * tokens * (WIDTH * HALF + TEXT * FLOAT),
     )  # fmt: skip
 
 
 def greedy(batch: int, tokens: int, keep: int) -> Floor:
     """A block a sample; rows of log K come from L2, where the matrices of the batch fit there."""
-    warps = -(-tokens // 128)  # of those with tokens
+    warps, read = -(-tokens // 128), batch * keep * tokens * FLOAT  # warps with tokens
     return Floor(
         "greedy_select", batch, tokens, keep, "greedy",
         machine_code.GREEDY_SHORT if tokens <= 1024 else machine_code.GREEDY_LONG,
         turns=keep,
         warps=-(-warps // SCHEDULERS),
-        memory=batch * keep * tokens * FLOAT if batch > 1 else 0,
+        l2=read,
+        memory=read if batch > 1 else 0,
     )  # fmt: skip
 
 
 def rows(tokens: int, keep: int) -> Floor:
     """The steps of a cluster, without the products."""
     return Floor(
-        "greedy_select", 1, tokens, keep, "rows", machine_code.GREEDY_ROWS, turns=keep, warps=BLOCK_WARPS // SCHEDULERS
-    )
+        "greedy_select", 1, tokens, keep, "rows", machine_code.GREEDY_ROWS,
+        turns=keep,
+        warps=BLOCK_WARPS // SCHEDULERS,
+        l2=keep * tokens * FLOAT,
+    )  # fmt: skip
 
 
 FLOORS = (
@@ -111,10 +116,16 @@ FLOORS = (
 
 
 def block(counts: list[machine_code.Count], times: Iterable[goals.KernelTime]) -> str:
-    """A line for each kernel: what a turn costs, each bound, and the share of the largest in what was measured last."""
+    """A line for each kernel: what a turn costs, each bound, and the share of the largest in what was measured last.
+
+    Raises:
+        ValueError: if a loop was not counted.
+    """
     if not counts:
         return NONE
     newest = {count.loop: count for count in counts}
+    if missing := {floor.loop for floor in FLOORS} - newest.keys():
+        raise ValueError(f"{machine_code.FILE}: expected {', '.join(sorted(missing))}: python -m bench machine-code")
     measured = {
         (time.call, time.batch, time.tokens, time.keep, time.kernel.removesuffix("_kernel")): time
         for time in times

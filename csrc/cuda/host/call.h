@@ -73,7 +73,7 @@ struct Call {
     start(selecting, own_scores);
   }
 
-  // Not in the constructor, where arguments hide what they are copied to.
+  // Not in the constructor, whose arguments hide the layouts that are made whole here.
   void start(const Selecting* selecting, bool own_scores) {
     const bool gram = selecting != nullptr && selecting->greedy && !rows;
     reserve(gram);
