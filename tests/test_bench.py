@@ -446,7 +446,7 @@ def test_what_kernels_take_at_least():
         "| similarity, 1 × 32,768 | stage, mma.sync: 100, 198 | 64 × 4 | 6.4 | 12.9 | 16.5 | 61 | **81.4** | – | – |"
     )
     assert scores in text
-    assert "Measured: commit abd, 2026-01-02." in text
+    assert "Measured: GPU, torch 2.11, commit abd, 2026-01-02, by `command`." in text
     assert expected.block([], times) == "*Not measured yet.*"
     with pytest.raises(ValueError, match="expected greedy step, N ≤ 1,024: python -m bench machine-code"):
         expected.block(loops[1:], times)

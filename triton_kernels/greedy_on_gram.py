@@ -64,7 +64,7 @@ def greedy_kernel(
     available = weights > float("-inf")
     limit = pick_limit(slots, tl.sum(available.to(tl.int32), axis=0), budget_ptr, ratio_bits, sample)
     log2_prior = tl.where(available, weights - tl.load(log_total_ptr + sample), float("-inf")) * LOG2_E
-    score = tl.where(available, ranked_score(tl.load(score_ptr + start + at, mask=mask, other=0.0)), float("nan"))
+    score = ranked_score(tl.load(score_ptr + start + at, mask=mask, other=0.0), available)
     rho = tl.zeros((TOKENS,), tl.float32)
     step = 0
     while step < limit:

@@ -76,10 +76,10 @@ def start_kernel(
         inverse = tl.load(inverse_ptr + start + at, mask=mask, other=float("nan"))
         weight = log_weight(visual_prior_ptr, start + at, inverse, mask)
         score = tl.load(score_ptr + start + at, mask=mask, other=0.0)
-        rank = tl.where(weight > float("-inf"), ranked_score(score), float("nan"))
-        log_prior = tl.where(weight > float("-inf"), weight - total, float("-inf"))
+        available = weight > float("-inf")
+        log_prior = tl.where(available, weight - total, float("-inf"))
         mask = in_fours(at, count)
-        tl.store(rank_ptr + own + at, rank, mask=mask)
+        tl.store(rank_ptr + own + at, ranked_score(score, available), mask=mask)
         tl.store(rho_ptr + own + at, tl.zeros((CHUNK,), tl.float32), mask=mask)
         tl.store(log2_prior_ptr + own + at, log_prior * LOG2_E, mask=mask)
         tl.store(row_slot_ptr + own + at, tl.full((CHUNK,), -1, tl.int32), mask=mask)
@@ -181,7 +181,7 @@ def _missing_keys(rank_ptr, rho_ptr, row_slot_ptr, at, count, weight, step, REDU
     rank = tl.load(rank_ptr + at, mask=mask, other=float("nan"))
     rho = tl.load(rho_ptr + at, mask=mask, other=0.0)
     row_slot = tl.load(row_slot_ptr + at, mask=mask, other=0)
-    return gain_key(gain_of(rank, rho, weight, step, REDUNDANCY), at, (rank == rank) & (row_slot < 0))
+    return gain_key(tl.where(row_slot < 0, gain_of(rank, rho, weight, step, REDUNDANCY), float("nan")), at)
 
 
 @triton.jit

@@ -27,9 +27,9 @@ def rank_key(rank, index):
 
 
 @triton.jit
-def gain_key(gain, index, available):
-    """Of `available` tokens, ABSENT of others."""
-    return rank_key(tl.where(available, gain_rank(gain), UNRANKED), index)
+def gain_key(gain, index):
+    """ABSENT for a gain of NaN."""
+    return rank_key(gain_rank(gain), index)
 
 
 @triton.jit
@@ -44,9 +44,9 @@ def key_index(key):
 
 
 @triton.jit
-def ranked_score(score):
-    """A score to rank by: NaN counts as -inf."""
-    return tl.where(score == score, score, float("-inf"))
+def ranked_score(score, available):
+    """A score to rank by: NaN counts as -inf, and stands for a token that can't be picked."""
+    return tl.where(available, tl.where(score == score, score, float("-inf")), float("nan"))
 
 
 @triton.jit

@@ -67,5 +67,5 @@ def _score_keys(score_ptr, prior_ptr, inverse_ptr, start, at, count, min_gain, S
     mask = at < count
     inverse = tl.load(inverse_ptr + start + at, mask=mask, other=float("nan"))
     valid = log_weight(prior_ptr, start + at, inverse, mask) > float("-inf")
-    score = ranked_score(tl.load(score_ptr + start + at, mask=mask, other=0.0))
-    return gain_key(score, at, valid & (score >= min_gain) if STOPS else valid), valid
+    score = ranked_score(tl.load(score_ptr + start + at, mask=mask, other=0.0), valid)
+    return gain_key(tl.where(score >= min_gain, score, float("nan")) if STOPS else score, at), valid

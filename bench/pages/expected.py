@@ -12,12 +12,12 @@ where turns are those of one block after another, on the multiprocessor that has
 for memory, barriers and other warps, what comes before and after the loop, warps that only fetch, and the launch.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from bench.speed import goals, machine_code
 
-from .markdown import NONE, short, table
+from .kept import last_run
+from .markdown import NONE, made, short, table
 
 CLOCK = 1.98e3  # cycles a us
 PROCESSORS, SCHEDULERS = 132, 4
@@ -55,17 +55,15 @@ class Floor:
         }
 
 
-def gram(batch: int, tokens: int, keep: int) -> Floor:
-    """The similarities of visual tokens: tiles of 128 x 128 on and below the diagonal, by a block or a cluster each."""
+def gram(batch: int, tokens: int, keep: int, blocks: int = 1) -> Floor:
+    """The similarities of visual tokens: tiles of 128 x 128 on and below the diagonal, by one block or eight each."""
     across = -(-tokens // TILE_ROWS)
     tiles = batch * across * (across + 1) // 2
-    clustered = tiles * 8 <= PROCESSORS
-    stages = WIDTH // DEPTH // (8 if clustered else 1)
     copied = batch * tokens * across  # each tile's rows; and its columns, off the diagonal: as many as there are rows
     return Floor(
         "greedy_select", batch, tokens, keep, "similarity",
-        machine_code.STAGE_CLUSTER if clustered else machine_code.STAGE_BLOCK,
-        turns=stages if clustered else -(-tiles // PROCESSORS) * stages,
+        machine_code.STAGE_CLUSTER if blocks > 1 else machine_code.STAGE_BLOCK,
+        turns=-(-tiles * blocks // PROCESSORS) * (WIDTH // DEPTH // blocks),
         warps=BLOCK_WARPS // SCHEDULERS,
         matrices=2 * TILE_ROWS**2 * DEPTH // FLOPS,
         l2=copied * WIDTH * HALF,
@@ -110,12 +108,12 @@ def rows(tokens: int, keep: int) -> Floor:
 
 
 FLOORS = (
-    gram(1, 576, 64), greedy(1, 576, 64), gram(128, 576, 64), greedy(128, 576, 64), gram(1, 2880, 320),
+    gram(1, 576, 64, blocks=8), greedy(1, 576, 64), gram(128, 576, 64), greedy(128, 576, 64), gram(1, 2880, 320),
     greedy(1, 2880, 320), rows(8192, 512), rows(32768, 2048), scores(128, 576), scores(1, 32768),
 )  # fmt: skip
 
 
-def block(counts: list[machine_code.Count], times: Iterable[goals.KernelTime]) -> str:
+def block(counts: list[machine_code.Count], times: list[goals.KernelTime]) -> str:
     """A line for each kernel: what a turn costs, each bound, and the share of the largest in what was measured last.
 
     Raises:
@@ -126,19 +124,16 @@ def block(counts: list[machine_code.Count], times: Iterable[goals.KernelTime]) -
     newest = {count.loop: count for count in counts}
     if missing := {floor.loop for floor in FLOORS} - newest.keys():
         raise ValueError(f"{machine_code.FILE}: expected {', '.join(sorted(missing))}: python -m bench machine-code")
-    measured = {
-        (time.call, time.batch, time.tokens, time.keep, time.kernel.removesuffix("_kernel")): time
-        for time in times
-        if time.competitor == "cuda"
-    }
+    run = last_run(times, "cuda")
+    measured = {(t.call, t.batch, t.tokens, t.keep, t.kernel.removesuffix("_kernel")): t.us for t in run}
     lines = []
     for floor in FLOORS:
         count = newest[floor.loop]
         bounds = floor.bounds(count)
         least = max(bounds.values())
         cells = [f"**{short(x)}**" if x == least else short(x) if x else "" for x in bounds.values()]
-        time = measured.get((floor.call, floor.batch, floor.tokens, floor.keep, floor.kernel))
-        found = ["–", "–"] if time is None else [short(time.us), f"{100 * least / time.us:.0f} %"]
+        us = measured.get((floor.call, floor.batch, floor.tokens, floor.keep, floor.kernel))
+        found = ["–", "–"] if us is None else [short(us), f"{100 * least / us:.0f} %"]
         kept = "" if floor.call == "mi_scores" else f" → {floor.keep:,}"
         of = f"{floor.kernel}, {floor.batch} × {floor.tokens:,}{kept}"
         turn = f"{count.loop}: {count.instructions:,}, {count.stalls:,}"
@@ -146,6 +141,5 @@ def block(counts: list[machine_code.Count], times: Iterable[goals.KernelTime]) -
     head = ("kernel, B × N → K", "a turn: instructions, stall cycles", "turns × warps a scheduler",
             "series", "issue", "matrices", "L2", "memory", "measured", "share")  # fmt: skip
     last = counts[-1]
-    made = f"Counted for {last.architecture}, nvcc {last.compiler}, commit {last.commit}, by `{last.command}`"
-    runs = sorted({f"commit {time.commit}, {time.date[:10]}" for time in measured.values()})
-    return f"{table(head, lines)}\n\n{made}; us. Measured: {'; '.join(runs) if runs else 'nothing yet'}."
+    counted = f"Counted for {last.architecture}, nvcc {last.compiler}, commit {last.commit}, by `{last.command}`"
+    return f"{table(head, lines)}\n\n{counted}; us. Measured: {made(run[-1]) if run else 'nothing yet.'}"

@@ -45,6 +45,12 @@ def read(folder: Path) -> Kept:
     )
 
 
+def last_run(times: list[goals.KernelTime], competitor: str) -> list[goals.KernelTime]:
+    """The times of the run of a competitor that was made last."""
+    own = [time for time in times if time.competitor == competitor]
+    return [time for time in own if time.date == own[-1].date]
+
+
 def fastest_mode(rows: Iterable[Row]) -> Newest:
     """(case, competitor) -> the newest row, of the faster mode (eager or a CUDA graph)."""
     best: Newest = {}

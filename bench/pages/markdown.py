@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable
 
+from bench import record
+
 NONE = "*Not measured yet.*"
 
 
@@ -26,3 +28,8 @@ def percent(share: float) -> str:
 def short(value: float) -> str:
     """Three digits, or all before the point."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def made(run: record.Run) -> str:
+    """Where a record is from."""
+    return f"{run.machine}, torch {run.torch}, commit {run.commit}, {run.date[:10]}, by `{run.command}`."

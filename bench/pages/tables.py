@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from bench import record, robustness
+from bench import robustness
 from bench.cases import CASES, CORE
 from bench.competitors import BASELINE, COMPETITORS, OURS, RANKING
 from bench.speed import goals
@@ -11,8 +11,8 @@ from bench.speed.language_models import EFFICIENCY, MODELS, PROMPT
 from bench.speed.rows import Row, newest
 
 from . import expected
-from .kept import Kept, Newest, fastest_mode, ours
-from .markdown import NONE, ms, percent, short, table
+from .kept import Kept, Newest, fastest_mode, last_run, ours
+from .markdown import NONE, made, ms, percent, short, table
 
 PROJECTED = (
     "All methods get the projected features. In their published form SCOPE, and MMTok for its visual–visual matrix, "
@@ -255,10 +255,9 @@ def goal_table(figures: list[goals.Figure]) -> str:
 
 def kernel_table(times: list[goals.KernelTime], competitor: str) -> str:
     """Where the time of a backend's calls goes."""
-    own = [time for time in times if time.competitor == competitor]
-    if not own:
+    last = last_run(times, competitor)
+    if not last:
         return NONE
-    last = [time for time in own if time.date == own[-1].date]
     calls: dict[tuple[str, int, int, int], list[str]] = {}
     for time in last:
         launches = "" if time.launches == 1 else f" ({time.launches:g} launches)"
@@ -269,11 +268,6 @@ def kernel_table(times: list[goals.KernelTime], competitor: str) -> str:
         for (call, batch, tokens, keep), cells in calls.items()
     ]
     return table(("call", "B × N → K", "kernels, us"), lines) + f"\n\n{made(last[-1])}"
-
-
-def made(run: record.Run) -> str:
-    """Where a record is from."""
-    return f"{run.machine}, torch {run.torch}, commit {run.commit}, {run.date[:10]}, by `{run.command}`."
 
 
 def headline(rows: Newest) -> str:

@@ -37,13 +37,13 @@ class Instruction:
 @dataclass(frozen=True)
 class Loop:
     """Of the kernel whose mangled name contains `kernel`, the loop with the most `mark`; of its ways, that with the
-    most of `mark` and `also`. The bounds of a turn lie a little above what nvcc 13.0 makes."""
+    most `way` (none: `mark`). The bounds of a turn lie a little above what nvcc 13.0 makes."""
 
     kernel: str
     mark: str
     most_instructions: int
     most_stalls: int
-    also: str = "$^"  # nothing
+    way: str | None = None
 
 
 GREEDY_SHORT, GREEDY_LONG, GREEDY_ROWS = (
@@ -56,7 +56,7 @@ STAGE_BLOCK, STAGE_CLUSTER, STAGE_WARPS = "stage, wgmma, a block", "stage, wgmma
 LOOPS = {
     GREEDY_SHORT: Loop("greedy_kernelILNS0_10RedundancyE0ELb1E", "REDUX", 90, 235),
     GREEDY_LONG: Loop("greedy_kernelILNS0_10RedundancyE0ELb0E", "REDUX", 110, 310),
-    GREEDY_ROWS: Loop("rows_kernelINS0_5Brain", "STAS", 550, 1230, also="MUFU.EX2"),
+    GREEDY_ROWS: Loop("rows_kernelINS0_5Brain", "STAS", 550, 1230, way="STAS|MUFU.EX2"),
     STAGE_BLOCK: Loop("similarity_kernelINS0_5BrainENS0_9TileShapeILi128ELi1E", "HGMMA", 180, 390),
     STAGE_CLUSTER: Loop("similarity_kernelINS0_5BrainENS0_9TileShapeILi128ELi8E", "HGMMA", 190, 475),
     STAGE_WARPS: Loop("similarity_kernelINS0_5BrainENS0_9TileShapeILi64ELi1E", "HMMA", 165, 490),
@@ -155,7 +155,7 @@ def turn_of(library: str, loop: Loop) -> list[Instruction]:
         LookupError: if the library has no such kernel, or the kernel no such loop.
         subprocess.CalledProcessError: if it has none for ARCHITECTURE.
     """
-    return turn(instructions(dump(library, "-sass", "-arch", ARCHITECTURE), loop.kernel), loop.mark, loop.also)
+    return turn(instructions(dump(library, "-sass", "-arch", ARCHITECTURE), loop.kernel), loop.mark, loop.way)
 
 
 def instructions(code: str, kernel: str) -> list[Instruction]:
@@ -176,10 +176,10 @@ def stalls(way: list[Instruction]) -> int:
     return sum(x.stall for x in way)
 
 
-def turn(code: list[Instruction], mark: str, also: str = "$^") -> list[Instruction]:
+def turn(code: list[Instruction], mark: str, way: str | None = None) -> list[Instruction]:
     """One turn of the shortest of the loops with the most instructions that match `mark`, of those that have no other
-    such loop inside; by the cheapest of the ways that meet as many that match `mark` or `also` as any does, and that
-    stay out of loops inside if any does.
+    such loop inside; by the cheapest of the ways that meet as many that match `way` (none: `mark`) as any does, and
+    that stay out of loops inside if any does.
 
     Raises:
         LookupError: without such a loop.
@@ -196,19 +196,19 @@ def turn(code: list[Instruction], mark: str, also: str = "$^") -> list[Instructi
         raise LookupError(f"no loop with {mark}")
     start, end = max(candidates, key=lambda loop: (marked[loop], loop[0] - loop[1], loop))
     nested = {i for loop in loops if _inside(loop, (start, end)) for i in range(loop[0], loop[1] + 1)}
-    best: dict[int, tuple[int, list[int]]] = {start: (0, [])}  # instruction -> cost of the way to it, the way
+    best: dict[int, tuple[int, list[int]]] = {start: (0, [])}  # instruction -> cost of the way to it, which that is
     for i in range(start, end + 1):
         if i not in best:
             continue
-        cost, way = best[i]
-        wanted = re.search(f"{mark}|{also}", code[i].text) is not None
+        cost, before = best[i]
+        wanted = re.search(way or mark, code[i].text) is not None
         cost += code[i].stall - 10_000 * wanted + 10_000_000 * (i in nested)
         branch = _BRANCH.match(code[i].text)
         following = [i + 1] if branch is None or branch[1] else []
         following += [place.get(int(branch[2], 16), -1)] if branch else []
         for j in following:
             if i < j <= end and (j not in best or cost < best[j][0]):
-                best[j] = (cost, [*way, i])
+                best[j] = (cost, [*before, i])
     return [code[i] for i in [*best[end][1], end]]
 
 

@@ -44,20 +44,19 @@ __device__ inline Ends find_ends(const Layout& layout, int64_t sample) {
   return {__reduce_max_sync(kFullWarp, begin), __reduce_max_sync(kFullWarp, end)};
 }
 
-__device__ inline Span dense_span(const Layout& layout, int64_t sample) {
-  const int64_t begin = sample * layout.longest;
-  return {begin, layout.longest, begin, begin + layout.longest};
-}
-
-__device__ inline Span packed_span(const Layout& layout, int64_t sample, const Ends& ends) {
+// `ends`: if it is packed.
+__device__ inline Span span_of(const Layout& layout, int64_t sample, const Ends& ends) {
+  if (!layout.packed()) {
+    const int64_t begin = sample * layout.longest;
+    return {begin, layout.longest, begin, begin + layout.longest};
+  }
   const int64_t length = ends.end - ends.begin, count = length < layout.longest ? length : layout.longest;
   return {ends.begin, count, sample == 0 ? 0 : ends.begin, sample + 1 == layout.samples ? layout.total : ends.end};
 }
 
 // For the launches after the similarities.
 __device__ inline Span span_of(const Layout& layout, int64_t sample) {
-  if (!layout.packed()) return dense_span(layout, sample);
-  return packed_span(layout, sample, {layout.cu[sample], layout.cu[sample + 1]});
+  return span_of(layout, sample, layout.packed() ? Ends{layout.cu[sample], layout.cu[sample + 1]} : Ends{});
 }
 
 // Rows of features, `stride` elements apart.

@@ -267,11 +267,8 @@ __device__ void compute_tile(const Tokens& visual, const Tokens& text, const Lay
       return left < 0 ? 0 : left < Tile::kColumns ? static_cast<int>(left) : Tile::kColumns;
     };
     if (visual.layout.packed()) find_all_ends(visual.layout, text.layout, slots, at, shared.ends);
-    const auto span = [&](const Layout& layout, const Ends& ends) {
-      return layout.packed() ? packed_span(layout, at.sample, ends) : dense_span(layout, at.sample);
-    };
-    const Span rows = span(visual.layout, shared.ends[0]),
-               columns = at.text() ? span(text.layout, shared.ends[1]) : rows;
+    const Span rows = span_of(visual.layout, at.sample, shared.ends[0]),
+               columns = at.text() ? span_of(text.layout, at.sample, shared.ends[1]) : rows;
     // A sample without text still needs the norms of its visual tokens: the first tile of a row always runs.
     if (at.first_row() >= rows.count || (used(columns) == 0 && at.tile > 0)) return;
     if (threadIdx.x == 0) {
