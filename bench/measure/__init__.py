@@ -5,6 +5,6 @@ from collections.abc import Callable
 Call = Callable[[], object]  # what is measured
 
 
-def first_line(error: RuntimeError) -> str:
+def first_line(error: Exception) -> str:
     """Of what a call that failed says: compilers add pages."""
     return (str(error).splitlines() or [""])[0]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from bench import record, robustness
 from bench.competitors import COMPETITORS, OURS
-from bench.speed import goals, instructions, machine_code, prefill
+from bench.speed import goals, instructions, machine_code, prefill, shared
 from bench.speed.rows import Row, newest
 
 Newest = dict[tuple[str, str], Row]
@@ -23,6 +23,7 @@ class Kept:
     prefills: list[prefill.Prefill]
     figures: list[goals.Figure]
     kernels: list[goals.KernelTime]
+    latencies: list[shared.Latency]
 
 
 def read(folder: Path) -> Kept:
@@ -42,6 +43,7 @@ def read(folder: Path) -> Kept:
         record.read_if_there(folder / prefill.FILE, prefill.Prefill),
         record.read_if_there(folder / goals.FILE, goals.Figure),
         record.read_if_there(folder / goals.KERNELS_FILE, goals.KernelTime),
+        record.read_if_there(folder / shared.FILE, shared.Latency),
     )
 
 

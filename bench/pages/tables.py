@@ -6,7 +6,7 @@ from pathlib import Path
 from bench import robustness
 from bench.cases import CASES, CORE
 from bench.competitors import BASELINE, COMPETITORS, OURS, RANKING
-from bench.speed import goals
+from bench.speed import goals, shared
 from bench.speed.language_models import EFFICIENCY, MODELS, PROMPT
 from bench.speed.rows import Row, newest
 
@@ -51,6 +51,7 @@ def blocks(kept: Kept, drawn: Iterable[Path]) -> dict[str, str]:
     filled["prefill-measured"] = measured_prefill(kept)
     filled["headline"] = headline(fastest_mode(kept.rows.get("cpu", ())))
     filled["headline-cuda"] = headline(fastest_mode(kept.rows.get("cuda", ())))
+    filled["shared"] = shared_table(kept.latencies)
     filled["goals"] = goal_table(kept.figures)
     filled["expected"] = expected.block(kept.loops, kept.kernels)
     filled |= {f"kernels-{name}": kernel_table(kept.kernels, name) for name in ("cuda", "triton")}
@@ -268,6 +269,22 @@ def kernel_table(times: list[goals.KernelTime], competitor: str) -> str:
         for (call, batch, tokens, keep), cells in calls.items()
     ]
     return table(("call", "B × N → K", "kernels, us"), lines) + f"\n\n{made(last[-1])}"
+
+
+def shared_table(latencies: list[shared.Latency]) -> str:
+    """What a call took alone and beside others on the GPU, in the last run; dashes: left out."""
+    if not latencies:
+        return NONE
+    last = [latency for latency in latencies if latency.date == latencies[-1].date]
+    cells = {(x.call, x.surrounding): f"{short(x.p50_us)} ({short(x.p90_us)})" for x in last}
+    lines = [
+        [call, *(cells.get((call, surrounding), "–") for surrounding in shared.SURROUNDINGS)]
+        for call in dict.fromkeys(x.call for x in last)
+    ]
+    sizes = f"{last[-1].tokens} → {last[-1].keep} tokens of width {last[-1].width:,}, {last[-1].text} of text"
+    backends = ", ".join(dict.fromkeys(x.backend for x in last))
+    text = f"An image: {sizes}, bfloat16; backend `{backends}`. {made(last[-1])}"
+    return f"{table(('us: p50 (p90)', *shared.SURROUNDINGS), lines)}\n\n{text}"
 
 
 def headline(rows: Newest) -> str:
