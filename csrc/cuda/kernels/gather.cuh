@@ -1,7 +1,7 @@
 // The kept tokens in ascending order of their indices: order and copy in one launch.
 //
 // Algorithm: a pick's place is the number of picks of lower index. Unused slots (-1) come last, with zero tokens.
-// Mapping: a block a slot: it counts, then copies a row, 16 bytes a thread.
+// Mapping: a block a slot: while it counts, the row that it copies is on its way, 16 bytes a thread.
 // Bytes: 2 x the kept tokens, and K indices a block (from L2). Bound by memory.
 #pragma once
 
@@ -9,56 +9,75 @@
 
 namespace mi_pruner::cuda {
 
-constexpr int kGatherThreads = 128; // 2 KB at a time: 8 KB of 4096 halves are 4 turns
+constexpr int kGatherThreads = 128;
+constexpr int kGatherWords = 4; // of a thread, at a time: 8 KB of a row, 4096 halves
 
-// `bytes` from `from` (null: zeros) to `to` by the block, a word at a time.
-template <typename Word> __device__ void copy_row(const unsigned char* from, unsigned char* to, int64_t bytes) {
-  for (int64_t at = threadIdx.x; at < bytes / int64_t{sizeof(Word)}; at += blockDim.x)
-    reinterpret_cast<Word*>(to)[at] = from == nullptr ? Word{} : reinterpret_cast<const Word*>(from)[at];
-}
-
-__device__ inline void copy_token(const Tokens& visual, int64_t sample, const Span& span, int64_t index, int64_t dim,
-                                  int64_t element, unsigned char* to) {
-  const int64_t bytes = dim * element;
-  const unsigned char* from = nullptr;
-  if (index >= 0) {
-    const int64_t offset = visual.layout.packed() ? span.begin * visual.stride : sample * visual.batch_stride;
-    from = static_cast<const unsigned char*>(visual.features) + (offset + index * visual.stride) * element;
+// A row from `from` (null: zeros), a word of so many bytes at a time, by the block.
+template <typename Word> class RowCopy {
+public:
+  __device__ RowCopy(const unsigned char* from, int64_t bytes)
+      : from_(reinterpret_cast<const Word*>(from)), words_(bytes / int64_t{sizeof(Word)}) {
+    load(0);
   }
-  if (visual.aligned && bytes % 16 == 0)
-    copy_row<uint4>(from, to, bytes);
-  else if (element == 4)
-    copy_row<uint32_t>(from, to, bytes);
-  else
-    copy_row<uint16_t>(from, to, bytes);
-}
 
+  __device__ void store(unsigned char* to) {
+    for (int64_t first = 0; first < words_; first += kAtOnce) {
+      if (first > 0) load(first);
+#pragma unroll
+      for (int k = 0; k < kGatherWords; ++k)
+        if (place(first, k) < words_) reinterpret_cast<Word*>(to)[place(first, k)] = held_[k];
+    }
+  }
+
+private:
+  static constexpr int kAtOnce = kGatherThreads * kGatherWords;
+
+  static __device__ int64_t place(int64_t first, int k) { return first + k * kGatherThreads + threadIdx.x; }
+
+  __device__ void load(int64_t first) {
+#pragma unroll
+    for (int k = 0; k < kGatherWords; ++k)
+      held_[k] = from_ != nullptr && place(first, k) < words_ ? from_[place(first, k)] : Word{};
+  }
+
+  const Word* const from_;
+  const int64_t words_;
+  Word held_[kGatherWords];
+};
+
+// `bytes`: of a token, `element`: of a feature.
+template <typename Word>
 __global__ void __launch_bounds__(kGatherThreads)
-    gather_kernel(const Tokens visual, const int64_t dim, const int64_t element, const Picks picks,
+    gather_kernel(const Tokens visual, const int64_t bytes, const int64_t element, const Picks picks,
                   unsigned char* const tokens, int64_t* const sorted_indices, float* const sorted_gains,
                   const unsigned programs) {
   const unsigned program = blockIdx.x % programs, sample = blockIdx.x / programs;
   const Span span = span_of(visual.layout, sample), slots = span_of(picks.slots, sample);
-  const auto write = [&](int64_t slot, int64_t index, float gain) {
+  const auto write = [&](int64_t slot, int64_t index, float gain, RowCopy<Word>& row) {
     if (threadIdx.x == 0) {
       sorted_indices[slot] = index;
       sorted_gains[slot] = gain;
     }
-    copy_token(visual, sample, span, index, dim, element, tokens + slot * dim * element);
+    row.store(tokens + slot * bytes);
   };
-  slots.for_each_unowned(program, programs, [&](int64_t slot) { write(slot, -1, -__int_as_float(0x7f800000)); });
+  slots.for_each_unowned(program, programs, [&](int64_t slot) {
+    RowCopy<Word> zeros(nullptr, bytes);
+    write(slot, -1, -__int_as_float(0x7f800000), zeros);
+  });
   if (program >= slots.count) return;
-  const auto order = [&](int64_t slot) {
-    const int64_t index = picks.indices[slots.begin + slot];
-    return index < 0 ? span.count + slot : index;
-  };
+  const int64_t* const indices = picks.indices + slots.begin;
+  const int64_t index = indices[program],
+                first = visual.layout.packed() ? span.begin * visual.stride : sample * visual.batch_stride;
+  const auto* const features = static_cast<const unsigned char*>(visual.features);
+  RowCopy<Word> row(index < 0 ? nullptr : features + (first + index * visual.stride) * element, bytes);
+  const auto order = [&](int64_t slot) { return indices[slot] < 0 ? span.count + slot : indices[slot]; };
   const int64_t mine = order(program);
   int64_t place = 0;
-  for (int64_t first = 0; first < slots.count; first += kGatherThreads) {
-    const int64_t slot = first + threadIdx.x;
+  for (int64_t from = 0; from < slots.count; from += kGatherThreads) {
+    const int64_t slot = from + threadIdx.x;
     place += __syncthreads_count(slot < slots.count && order(slot) < mine);
   }
-  write(slots.begin + place, picks.indices[slots.begin + program], picks.gains[slots.begin + program]);
+  write(slots.begin + place, index, picks.gains[slots.begin + program], row);
 }
 
 } // namespace mi_pruner::cuda
