@@ -14,8 +14,8 @@ set -uo pipefail
 OUT=$(realpath -m "$1") && shift
 for name in "$@"; do
   case $name in
-  first | second | smoke | tests | goals | ncu | suite | sanitize | plain | bench) ;;
-  *) echo "stage: expected first, second, smoke, tests, goals, ncu, suite, sanitize, plain or bench, got $name" >&2; exit 2 ;;
+  first | second | smoke | tests | goals | ncu | suite | sanitize | plain | bench | shared) ;;
+  *) echo "stage: expected first, second, smoke, tests, goals, ncu, suite, sanitize, plain, bench or shared, got $name" >&2; exit 2 ;;
   esac
 done
 cd "$(dirname "$0")/.." || exit 2
@@ -66,12 +66,13 @@ suite() {
 
 goals() { stage goals 120 "$PY" -m bench goals --out "$OUT" --backends ${BACKENDS//,/ }; }
 plain() { stage plain 110 "$PY" -m bench goals --out "$OUT" --backends ${BACKENDS//,/ } --compiled; }
+shared() { stage shared 95 "$PY" -m bench shared --out "$OUT"; }
 bench() { stage bench 140 "$PY" -m bench --quick --budget 1 --out "$OUT"; }
 
 # What bounds each kernel of one prune.
 ncu() {
   stage ncu 80 ncu --clock-control none --set full --launch-count 4 --export "$OUT/kernels" --force-overwrite \
-    --kernel-name 'regex:^(similarity|normaliser|greedy|gather)_kernel' "$PY" -c 'if True:
+    --kernel-name 'regex:^(similarity|gram|normaliser|greedy|greedy_warp|gather)_kernel' "$PY" -c 'if True:
       import torch, mi_pruner
       visual, text = (torch.randn(1, n, 4096, device="cuda").bfloat16() for n in (576, 32))
       with mi_pruner.backend("cuda"):
@@ -81,12 +82,12 @@ ncu() {
   command ncu --import "$OUT/kernels.ncu-rep" --page source --csv >"$OUT/kernels-source.csv" 2>&1
 }
 
-# Fewer calls: a hundred times slower. It takes for a race what the greedy kernel means to do, a thread's copies over its
-# own that nobody reads: what fails is a report of a read, or of another kernel.
+# Fewer calls: a hundred times slower. It knows barriers only: what the warps of the greedy kernel of short samples tell
+# one another by words in shared memory it takes for races. What fails is a report of another kernel.
 racecheck() {
   compute-sanitizer --tool racecheck "$PY" -m tests.sanitizer_workload cuda few | awk '
     { print; fflush() }
-    /(Read|Write) access at/ ? /Read access/ || !/greedy_kernel/ : /[Ii]nternal|Error:/ { failed = 1 }
+    /(Read|Write) access at/ ? !/greedy_warp_kernel/ : /[Ii]nternal|Error:/ { failed = 1 }
     /all was run/ { whole = 1 }
     /RACECHECK SUMMARY/ { told = 1 }
     END { exit failed || !whole || !told ? 9 : 0 }'

@@ -98,10 +98,11 @@ def main():
             packed(dtype, seed)
             scores = torch.tensor([[math.nan, math.inf, -math.inf, 1.0, -1.0]], device=DEVICE)
             mi_pruner.greedy_select(scores, torch.randn(1, 5, 3).to(DEVICE, dtype), 5)
-            if SLOW:  # a GPU's other path; text beside wide tiles and apart from them; tiles that clusters share
+            if SLOW:  # a GPU's other ways to select; text beside wide tiles, and apart; tiles that clusters share
                 mi_pruner.prune(*tensors((1, 4500, 3, 40), dtype, 1)[:2], 300)
+                mi_pruner.prune(*tensors((1, 1100, 3, 72), dtype, 1)[:2], 100)
                 mi_pruner.prune(*tensors((2, 300, 33, 456), dtype, 1)[:2], 30)
-                mi_pruner.prune(*tensors((24, 300, 33, 456), dtype, 1)[:2], 30)
+                mi_pruner.prune(*tensors((2, 300, 70, 456), dtype, 1)[:2], 150)
                 mi_pruner.prune(*tensors((1, 140, 33, 1104), dtype, 1)[:2], 30)
                 mi_pruner.mi_scores(*tensors((1, 140, 33, 1104), dtype, 1)[:2])
     print("all was run")

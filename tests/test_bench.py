@@ -433,22 +433,21 @@ def test_what_kernels_take_at_least():
     ]
     shared = ("2026-01-02T00:00", "abd", "command", "GPU", "cuda", 1, "2.11")
     times = [
-        goals.KernelTime(*shared, "cuda", "greedy_select", 1, 576, 64, "greedy_kernel", 1.0, us) for us in (90.0, 64.65)
+        goals.KernelTime(*shared, "cuda", "greedy_select", 1, 576, 64, "greedy_warp_kernel", 1.0, us)
+        for us in (90.0, 64.65)
     ]
     text = expected.block(loops, times)
-    steps = "| greedy, 1 × 576 → 64 | greedy step, N ≤ 1,024: 100, 198 | 64 × 2 | 6.4 | **6.46** |  | 0.0268 |"
-    assert f"{steps}  | 64.7 | 10 % |" in text
-    similarity = (
-        "| similarity, 1 × 576 → 64 | stage, wgmma, a cluster: 100, 198 | 8 × 2 | 0.8 | 0.808 | 2.07 | **4.29** |"
-    )
-    assert f"{similarity}  | – | – |" in text
+    steps = "greedy_warp, 1 × 576 → 64 | greedy step, one warp, N ≤ 640: 100, 198 | 64 × 1 | **6.4** | 3.23 |"
+    assert f"| {steps}  | 0.0268 |  | 64.7 | 10 % |" in text
+    gram = "| gram, 1 × 576 → 64 | stage, wgmma, a cluster: 100, 198 | 8 × 2 | 0.8 | 0.808 | 2.07 | **4.29** |"
+    assert f"{gram}  | – | – |" in text
     scores = (
         "| similarity, 1 × 32,768 | stage, mma.sync: 100, 198 | 64 × 4 | 6.4 | 12.9 | 16.5 | 61 | **81.4** | – | – |"
     )
     assert scores in text
     assert "Measured: GPU, torch 2.11, commit abd, 2026-01-02, by `command`." in text
     assert expected.block([], times) == "*Not measured yet.*"
-    with pytest.raises(ValueError, match="expected greedy step, N ≤ 1,024: python -m bench machine-code"):
+    with pytest.raises(ValueError, match="expected greedy step, one warp, N ≤ 640: python -m bench machine-code"):
         expected.block(loops[1:], times)
 
 

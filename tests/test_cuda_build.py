@@ -15,13 +15,13 @@ from mi_pruner import _native
 pytestmark = pytest.mark.slow
 
 ARCHITECTURES = {"sm_80", "sm_90a", "sm_100"}
-# Registers a thread: what the launch bounds allow. 255 is where the hardware ends; greedy blocks of long samples have
-# 1024 threads.
+# Registers a thread: what the launch bounds allow. 255 is where the hardware ends; greedy blocks on the Gram matrix
+# have 1024 threads.
 BUDGETS = {
-    "TileShapeILi64E": 128,  # similarities: two blocks of 256 a multiprocessor
-    "TileShapeILi128ELi8E": 128,
-    "TileShapeILi128ELi1E": 255,  # one
+    "similarity_kernel": 128,  # two blocks of 256 a multiprocessor
+    "gram_kernel": 255,  # one
     "normaliser_kernel": 64,  # four blocks of 256 a multiprocessor
+    "greedy_warp_kernel": 255,  # one
     "greedy_kernel": 64,
     "top_k_kernel": 64,
     "gather_kernel": 64,
@@ -66,10 +66,10 @@ def kernels():
 
 def test_every_kernel_is_there_for_every_architecture(kernels):
     for name in BUDGETS:
-        # Of the dtypes, the similarities by one block or eight, wide tiles (maybe without a body) of two of them; of
-        # the modes of redundancy, the greedy ones for short and long samples.
-        counts = {"TileShapeILi64E": 6, "TileShapeILi128ELi8E": 2, "TileShapeILi128ELi1E": 2}
-        count = (counts | {"rows_kernel": 3, "greedy_kernel": 6}).get(name, 1)
+        # Of the dtypes, the similarities by one block or eight, the Gram matrix (maybe without a body) of two of them;
+        # of the modes of redundancy, the greedy ones, by one warp for three lengths; of three words, the copy.
+        counts = {"similarity_kernel": 6, "gram_kernel": 4, "rows_kernel": 3, "greedy_kernel": 3}
+        count = (counts | {"greedy_warp_kernel": 9, "gather_kernel": 3}).get(name, 1)
         for architecture in ARCHITECTURES:
             found = [k for k in kernels if k.architecture == architecture and name in k.name]
             assert len(found) == count, (name, architecture)
@@ -83,8 +83,10 @@ def test_newer_architectures_are_served_by_ptx():
 def test_no_kernel_spills_or_needs_more_than_its_budget(kernels):
     for kernel in kernels:
         (budget,) = (registers for name, registers in BUDGETS.items() if name in kernel.name)
-        # Beside the products registers are short; what is put aside is read once a stage or seldom.
-        stack = 40 if "ILi64ELi1E" in kernel.name else 8 if "ILi128ELi8E" in kernel.name else 0
+        # Beside the products registers are short; what is put aside is read once a stage or seldom. Of the normalisers
+        # nvcc puts something aside for the oldest architecture alone.
+        old = kernel.architecture == "sm_80" and "normaliser" in kernel.name
+        stack = 48 if "ILi64ELi1E" in kernel.name else 32 if old else 0
         assert kernel.stack <= stack, kernel
         assert kernel.local == 0, kernel
         assert kernel.registers <= budget, kernel
@@ -95,7 +97,8 @@ def test_no_kernel_spills_or_needs_more_than_its_budget(kernels):
 def test_the_instructions_that_were_meant_are_used():
     code = dump("-sass", "-arch", "sm_90a")
     copies = "LDGSTS.E.BYPASS.LTC256B.128"
-    matrices = ("HMMA.16816.F32.BF16", "HMMA.16816.F32 ", "HGMMA.64x128x16.F32.BF16", "HGMMA.64x128x16.F32 ")
+    matrices = ["HMMA.16816.F32.BF16", "HMMA.16816.F32 "]
+    matrices += [f"HGMMA.64x{columns}x16.F32{kind}" for columns in (32, 64, 128) for kind in (".BF16", " ")]
     for instruction in (*matrices, "FENCE.VIEW.ASYNC", "LDSM.16.M88.4", copies, "REDUX.MAX"):
         assert instruction in code, instruction
     # Nothing is computed in float64 but the ratio of the valid tokens, which is not fused.

@@ -14,10 +14,10 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
 ]
-# N, M, K: on the Gram matrix; on rows as needed, by a cluster and by a team
-SIZES = ((576, 32, 64), (4100, 8, 130), (32800, 8, 130))
-# Bounds on the length that take the steps to a cluster (where the GPU has them), and to all blocks of a team.
-ROW_BOUNDS = (4097, 32769)
+# N, M, K: by one warp; on the Gram matrix; on rows as needed, by a cluster and by a team
+SIZES = ((576, 32, 64), (1200, 32, 64), (4100, 8, 130), (32800, 8, 130))
+# Bounds on the length that take the steps to a block, to a cluster (where the GPU has them), and to all of a team's.
+BOUNDS = (1025, 4097, 32769)
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
@@ -103,7 +103,7 @@ def test_tensors_of_another_device_run_there():
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_rows_as_needed_give_the_bits_of_the_whole_matrix(dtype, redundancy):
     """The bound on the length chooses the way, and must not choose the result."""
-    n, keep, bounds = 900, 500, (900, *ROW_BOUNDS)
+    n, keep, bounds = 900, 500, (900, *BOUNDS)
     s = inputs.make_sample("clustered", n, 5, 256, dtype, 0, "float").to("cuda")
     unowned = max(bounds) - n
     visual = torch.cat([s.visual, torch.zeros(unowned, 256, dtype=dtype, device="cuda")])
@@ -117,8 +117,9 @@ def test_rows_as_needed_give_the_bits_of_the_whole_matrix(dtype, redundancy):
 @pytest.mark.parametrize(("m", "width"), [(70, 640), (5, 2200), (130, 2200)])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_neither_the_tile_nor_who_sums_it_changes_a_bit(dtype, m, width):
-    """The tiles of a sample alone are shared by clusters if D is long; in a batch, by nobody, and text has tiles of 64
-    columns in a launch of its own; on rows, all have 64 columns, and a pick's token is always a row of the tile."""
+    """The tiles of a sample alone are shared by clusters if D is long; in a batch, by nobody, and text of more than 64
+    tokens has tiles of 64 columns in a launch of its own; where the bound is higher, norms come from other blocks; on
+    rows, all have 64 columns, and a pick's token is always a row of the tile."""
     n, keep, batch = 300, 150, 64
     s = batch_of(n, m, dtype, 0, width, batch)
     together = [mi_pruner.mi_scores(s.visual, s.text, visual_prior=s.visual_prior)[0], *(x[0] for x in prune(s, keep))]
@@ -127,27 +128,28 @@ def test_neither_the_tile_nor_who_sums_it_changes_a_bit(dtype, m, width):
     alone += [x[0] for x in mi_pruner.prune(visual, text, keep, visual_prior=prior)]
     assert all_same(alone, together)
     cu = [inputs.cu_seqlens([size], "cuda") for size in (n, m, keep)]
-    many = torch.cat([visual[0], torch.zeros(ROW_BOUNDS[0] - n, width, dtype=dtype, device="cuda")])
-    priors = {"visual_prior": torch.cat([prior[0], torch.ones(ROW_BOUNDS[0] - n, device="cuda")])}
-    on_rows = mi_pruner.prune_varlen(many, text[0], *cu, ROW_BOUNDS[0], m, keep, keep, **priors)
-    assert all_same(on_rows, alone[1:])
+    for bound in BOUNDS[:2]:
+        many = torch.cat([visual[0], torch.zeros(bound - n, width, dtype=dtype, device="cuda")])
+        priors = {"visual_prior": torch.cat([prior[0], torch.ones(bound - n, device="cuda")])}
+        other = mi_pruner.prune_varlen(many, text[0], *cu, bound, m, keep, keep, **priors)
+        assert all_same(other, alone[1:])
 
 
 @pytest.mark.parametrize(("n", "times"), [(4097, 1), (20000, 1), (32768, 20)])
 def test_registers_of_a_cluster_hold_what_a_team_holds(n, times):
     """All of a thread's tokens in use, and often; the team's bound is raised by tokens of no sample."""
     s = inputs.make_sample("clustered", n, 5, 64, torch.bfloat16, 0, "float").to("cuda")
-    visual = torch.cat([s.visual, torch.zeros(ROW_BOUNDS[1] - n, 64, dtype=torch.bfloat16, device="cuda")])
+    visual = torch.cat([s.visual, torch.zeros(BOUNDS[2] - n, 64, dtype=torch.bfloat16, device="cuda")])
     cu = [inputs.cu_seqlens([size], "cuda") for size in (n, 5, 300)]
     by_bound = [
         mi_pruner.prune_varlen(visual, s.text, *cu, bound, 5, 300, 300, redundancy_weight=3.0)
-        for bound in (ROW_BOUNDS[1], *[n] * times)
+        for bound in (BOUNDS[2], *[n] * times)
     ]
     assert all(all_same(cluster, by_bound[0]) for cluster in by_bound[1:])
 
 
 @pytest.mark.parametrize("samples", [1, 2, 9])  # one team, teams of many blocks, more samples than teams
-@pytest.mark.parametrize("bound", ROW_BOUNDS)
+@pytest.mark.parametrize("bound", BOUNDS[1:])
 def test_rows_as_needed_never_miss_what_another_multiprocessor_wrote(bound, samples):
     """A soak, as no tool checks a barrier in global memory, nor posts in a cluster, beside a busy stream."""
     n, m = 1100, 5

@@ -20,7 +20,12 @@ from .cuda_host import build as cuda_host
 from .test_backends import batch_of, check_scores, check_selection
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-GRAM_TOKENS = int(re.search(r"kGramTokens = (\d+)", (cuda_host.CUDA / "base/paths.h").read_text()).group(1))
+GRAM_TOKENS, SHORT_TOKENS = (
+    int(re.search(rf"{name} = (\d+)", (cuda_host.CUDA / "base/paths.h").read_text()).group(1))
+    for name in ("kGramTokens", "kShortSample")
+)
+# Bounds on the length that make a sample's selection one on the Gram matrix, and on rows as needed; else by a warp.
+GRAM, ROWS = SHORT_TOKENS + 1, GRAM_TOKENS + 1
 CHUNK_ROWS = int(re.search(r"kChunkRows = (\d+)", (cuda_host.CUDA / "base/arguments.h").read_text()).group(1))
 MODES = (
     *({"redundancy": name} for name in inputs.REDUNDANCIES),
@@ -41,34 +46,35 @@ def _on_the_host():
         yield
 
 
-def packed_arguments(samples, keep, rows):
-    """Arguments of `prune_varlen`; with `rows`, tokens of no sample raise the bound to where rows are computed."""
+def packed_arguments(samples, keep, bound=0):
+    """Arguments of `prune_varlen`; tokens of no sample raise the bound on the length to `bound`, if it is lower."""
     visual, text = (torch.cat([getattr(s, name) for s in samples]) for name in ("visual", "text"))
     prior = torch.cat([s.visual_prior for s in samples])
     longest = max(s.n for s in samples)
-    if rows:
-        unowned = GRAM_TOKENS + 1 - longest
+    if bound > longest:
+        unowned = bound - longest
         visual = torch.cat([visual, torch.full((unowned, visual.shape[1]), torch.nan, dtype=visual.dtype)])
         prior = torch.cat([prior, torch.ones(unowned)])
-        longest = GRAM_TOKENS + 1
+        longest = bound
     cu = [inputs.cu_seqlens(n) for n in ([s.n for s in samples], [len(s.text) for s in samples], keep)]
     sizes = (longest, max(len(s.text) for s in samples), max(keep), sum(keep) + 2)
     return (visual, text, *cu, *sizes), {"visual_prior": prior}
 
 
 def assert_same(samples, keep, **options):
+    """By a warp, on the Gram matrix, on rows as needed."""
     outputs = []
-    for rows in (False, True):
-        arguments, priors = packed_arguments(samples, keep, rows)
+    for bound in (0, GRAM, ROWS):
+        arguments, priors = packed_arguments(samples, keep, bound)
         outputs.append(mi_pruner.prune_varlen(*arguments, **priors, **options))
-    assert all(inputs.same_bits(a, b) for a, b in zip(*outputs, strict=True))
+        assert all(inputs.same_bits(a, b) for a, b in zip(outputs[0], outputs[-1], strict=True))
 
 
-# ---- the row path ----------------------------------------------------------------------------------------------------
+# ---- ways of selecting -----------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("dtype", "options"), [*zip(itertools.cycle(DTYPES), MODES), *((dtype, MODES[1]) for dtype in DTYPES)], ids=str
 )
-def test_rows_as_needed_give_the_bits_of_the_whole_matrix(dtype, options):
+def test_every_way_gives_the_same_bits(dtype, options):
     kinds = {
         1: ("separated", "float"),
         37: ("duplicates", "odd"),
@@ -128,7 +134,7 @@ def test_tokens_beyond_the_registers_change_no_bit(redundancy, monkeypatch):
 @pytest.mark.parametrize("blocks", ["1", "2", "7", "16"])
 def test_the_number_of_blocks_changes_no_bit(blocks, monkeypatch):
     samples = [inputs.make_sample("clustered", n, 3, 16, torch.bfloat16, n, "float") for n in (260, 33, 140)]
-    arguments, priors = packed_arguments(samples, [100, 33, 70], rows=True)
+    arguments, priors = packed_arguments(samples, [100, 33, 70], ROWS)
     expected = mi_pruner.prune_varlen(*arguments, **priors)
     monkeypatch.setenv("MI_PRUNER_HOST_BLOCKS", blocks)
     outputs = mi_pruner.prune_varlen(*arguments, **priors)
@@ -159,26 +165,24 @@ def test_equal_tokens_of_a_long_sample_give_the_bits_of_the_other_way(kind):
 
 
 # ---- tiles and chunks ------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("m", [64, 70])
 @pytest.mark.parametrize(
     ("dtype", "width"), [*itertools.product(DTYPES[:2], (150, 456, 1104)), (torch.float16, 150)], ids=str
 )
-def test_the_shape_of_a_tile_changes_no_bit(dtype, width, monkeypatch):
-    """64 columns by warps, 128 by groups of them, beside text in the same launch or (on one multiprocessor) in another;
-    the eighths of a long sum by one block, or each by a block of a cluster. Stages that are filled again need a width
-    of more than four; whole ones, rows at multiples of 16 bytes."""
-    kinds = ((150, 70, "clustered"), (33, 3, "duplicates"), (64, 64, "separated"), (1, 1, "clustered"))
+def test_the_shape_of_a_tile_changes_no_bit(dtype, width, m, monkeypatch):
+    """64 columns by warps, 128 by groups of them, short text beside those on the diagonal, longer text by warps; the
+    eighths of a long sum by one block, or each by a block of a cluster; for redundancies, or with the normalisers of
+    log K. Stages that are filled again need a width of more than four; whole ones, rows at multiples of 16 bytes."""
+    kinds = ((150, m, "clustered"), (33, 3, "duplicates"), (64, 64, "separated"), (1, 1, "clustered"))
     samples = [inputs.make_sample(kind, n, m, width, dtype, n, "odd") for n, m, kind in kinds]
-    arguments, priors = packed_arguments(samples, [60, 33, 9, 1], rows=False)
     outputs = []
-    shapes = [("1000", "0", "0"), ("1000", "1", "0")]
-    if dtype.itemsize == 2:
-        shapes += [("1000", "0", "1"), ("1000", "1", "1"), ("1", "0", "1")]
-    for blocks, clusters, groups in shapes:
-        monkeypatch.setenv("MI_PRUNER_HOST_BLOCKS", blocks)
+    for clusters, groups, bound in itertools.product("01", "01"[: 1 + (dtype.itemsize == 2)], (0, GRAM)):
+        arguments, priors = packed_arguments(samples, [60, 33, 9, 1], bound)
+        monkeypatch.setenv("MI_PRUNER_HOST_BLOCKS", "1000")
         monkeypatch.setenv("MI_PRUNER_HOST_CLUSTERS", clusters)
         monkeypatch.setenv("MI_PRUNER_HOST_GROUPS", groups)
         scores = mi_pruner.mi_scores_varlen(*arguments[:4], *arguments[5:7], **priors)
-        outputs.append((scores, *mi_pruner.prune_varlen(*arguments, **priors)))
+        outputs.append((scores[: sum(s.n for s in samples)], *mi_pruner.prune_varlen(*arguments, **priors)))
     for other in outputs[1:]:
         assert all(inputs.same_bits(a, b) for a, b in zip(outputs[0], other, strict=True))
 
@@ -191,7 +195,7 @@ def test_scores_of_many_rows(n, marginal):
     samples = [
         inputs.make_sample("clustered", size, m, 20, torch.float16, m, "float") for size, m in ((n, 6), (40, 70))
     ]
-    arguments, priors = packed_arguments(samples, [1, 1], rows=False)
+    arguments, priors = packed_arguments(samples, [1, 1])
     together = mi_pruner.mi_scores_varlen(*arguments[:4], n, 70, **priors, marginal=marginal)
     first = samples[0]
     alone = mi_pruner.mi_scores(
@@ -202,11 +206,11 @@ def test_scores_of_many_rows(n, marginal):
 
 # ---- launches --------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("redundancy", ["mean", "none"])
-@pytest.mark.parametrize("rows", [False, True], ids=["gram", "rows"])
-def test_a_prune_is_four_launches(rows, redundancy):
+@pytest.mark.parametrize("bound", [0, GRAM, ROWS], ids=["warp", "gram", "rows"])
+def test_a_prune_is_four_launches(bound, redundancy):
     launches = ctypes.c_uint.in_dll(ctypes.CDLL(str(cuda_host.PLAIN.library)), "mi_pruner_host_launches")
     arguments, priors = packed_arguments(
-        [inputs.make_sample("clustered", 20, 3, 8, seed=1, visual_prior="float")], [5], rows
+        [inputs.make_sample("clustered", 20, 3, 8, seed=1, visual_prior="float")], [5], bound
     )
     before = launches.value
     mi_pruner.prune_varlen(*arguments, **priors, redundancy=redundancy)
@@ -225,20 +229,21 @@ def test_rows_may_be_far_apart():
 
 # ---- threads ---------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("seed", ["1", "2", "3"])
-@pytest.mark.parametrize("way", ["gram", "rows", "cluster", "groups"])
+@pytest.mark.parametrize("way", ["warp", "gram", "rows", "cluster", "groups", "norms of other blocks"])
 def test_the_order_of_the_threads_changes_no_bit(way, seed, monkeypatch):
     """Groups of warps: of a D whose shares have several stages, so that one is filled while products are made."""
-    rows = way in ("rows", "cluster")
+    bound = {"warp": 0, "groups": 0, "rows": ROWS, "cluster": ROWS}.get(way, GRAM)
+    groups = way in ("groups", "norms of other blocks")
     first = int(seed) - 1
     dtypes, width = (torch.float32, torch.float16), 70
-    if way == "groups":
+    if groups:
         dtypes, width = (torch.bfloat16, torch.float16)[first % 2 :][:1], 2304
         monkeypatch.setenv("MI_PRUNER_HOST_GROUPS", "1")
-    modes = MODES[:1] if way in ("cluster", "groups") else MODES[first : first + 2]  # all four between the seeds
+    modes = MODES[:1] if way == "cluster" or groups else MODES[first : first + 2]  # all four between the seeds
     in_clusters(monkeypatch, 2 if way == "cluster" else 0)
     for dtype, options in zip(itertools.cycle(dtypes), modes, strict=False):
         samples = [inputs.make_sample("clustered", n, m, width, dtype, n, "float") for n, m in ((150, 70), (20, 3))]
-        arguments, priors = packed_arguments(samples, [50, 20], rows)
+        arguments, priors = packed_arguments(samples, [50, 20], bound)
         monkeypatch.delenv("MI_PRUNER_HOST_SEED", raising=False)
         expected = mi_pruner.prune_varlen(*arguments, **priors, **options)
         monkeypatch.setenv("MI_PRUNER_HOST_SEED", seed)

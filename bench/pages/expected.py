@@ -56,12 +56,12 @@ class Floor:
 
 
 def gram(batch: int, tokens: int, keep: int, blocks: int = 1) -> Floor:
-    """The similarities of visual tokens: tiles of 128 x 128 on and below the diagonal, by one block or eight each."""
+    """The Gram matrix: tiles of 128 x 128 on and below the diagonal, by one block or eight each."""
     across = -(-tokens // TILE_ROWS)
     tiles = batch * across * (across + 1) // 2
     copied = batch * tokens * across  # each tile's rows; and its columns, off the diagonal: as many as there are rows
     return Floor(
-        "greedy_select", batch, tokens, keep, "similarity",
+        "greedy_select", batch, tokens, keep, "gram",
         machine_code.STAGE_CLUSTER if blocks > 1 else machine_code.STAGE_BLOCK,
         turns=-(-tiles * blocks // PROCESSORS) * (WIDTH // DEPTH // blocks),
         warps=BLOCK_WARPS // SCHEDULERS,
@@ -84,16 +84,25 @@ def scores(batch: int, tokens: int) -> Floor:
     )  # fmt: skip
 
 
-def greedy(batch: int, tokens: int, keep: int) -> Floor:
-    """A block a sample; rows of log K come from L2, where the matrices of the batch fit there."""
-    warps, read = -(-tokens // 128), batch * keep * tokens * FLOAT  # warps with tokens
+def by_warp(batch: int, tokens: int, keep: int) -> Floor:
+    """A warp a sample; rows of R come from L2, where the matrices of the batch fit there."""
+    read = batch * keep * tokens * FLOAT
     return Floor(
-        "greedy_select", batch, tokens, keep, "greedy",
-        machine_code.GREEDY_SHORT if tokens <= 1024 else machine_code.GREEDY_LONG,
+        "greedy_select", batch, tokens, keep, "greedy_warp", machine_code.GREEDY_WARP,
         turns=keep,
-        warps=-(-warps // SCHEDULERS),
+        warps=1,
         l2=read,
         memory=read if batch > 1 else 0,
+    )  # fmt: skip
+
+
+def greedy(tokens: int, keep: int) -> Floor:
+    """A block; rows of log K come from L2."""
+    return Floor(
+        "greedy_select", 1, tokens, keep, "greedy", machine_code.GREEDY_GRAM,
+        turns=keep,
+        warps=-(-tokens // 128 // SCHEDULERS),
+        l2=keep * tokens * FLOAT,
     )  # fmt: skip
 
 
@@ -108,8 +117,8 @@ def rows(tokens: int, keep: int) -> Floor:
 
 
 FLOORS = (
-    gram(1, 576, 64, blocks=8), greedy(1, 576, 64), gram(128, 576, 64), greedy(128, 576, 64), gram(1, 2880, 320),
-    greedy(1, 2880, 320), rows(8192, 512), rows(32768, 2048), scores(128, 576), scores(1, 32768),
+    gram(1, 576, 64, blocks=8), by_warp(1, 576, 64), gram(128, 576, 64), by_warp(128, 576, 64), gram(1, 2880, 320),
+    greedy(2880, 320), rows(8192, 512), rows(32768, 2048), scores(128, 576), scores(1, 32768),
 )  # fmt: skip
 
 

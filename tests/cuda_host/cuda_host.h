@@ -38,6 +38,11 @@ inline cudaError_t cudaGetDevice(int* device) {
   return cudaSuccess;
 }
 
+inline cudaError_t cudaMemsetAsync(void* to, int byte, size_t bytes, cudaStream_t) {
+  std::memset(to, byte, bytes);
+  return cudaSuccess;
+}
+
 // MI_PRUNER_HOST_BLOCKS: multiprocessors, 5 by default.
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device);
 
@@ -176,11 +181,8 @@ inline const char* at_multiple(const void* base, unsigned index, unsigned bytes)
   return static_cast<const char*>(base) + uint64_t{index} * bytes;
 }
 inline float exp2_fast(float x) { return x < -126 ? 0.0f : exp2f(x); }
+inline float larger(float x, float y) { return x != x || y != y ? x + y : x < y ? y : x; }
 template <typename T> void keep(T&) {}
-inline void meet() { // one place, whoever comes
-  static constexpr host::Where here = host::Where::current();
-  host::block_barrier(false, here);
-}
 template <typename T> class SharedPlace {
 public:
   explicit SharedPlace(T* shared) : address_(shared) {}
@@ -201,7 +203,6 @@ void copy_async(void* shared, const void* global, unsigned bytes);
 inline void copy_async(SharedAddress shared, const void* global) {
   copy_async(reinterpret_cast<void*>(shared), global, 16);
 }
-inline void copy_through_cache(SharedAddress shared, const void* global) { copy_async(shared, global); }
 void commit_copies();
 void wait_for_copies(unsigned pending);
 template <int kPending> void wait_for_copies() { wait_for_copies(kPending); }
@@ -218,10 +219,30 @@ template <typename T> T load_whole(const T* global) {
 }
 inline void store_relaxed(uint64_t* global, uint64_t word) { __atomic_store_n(global, word, __ATOMIC_RELAXED); }
 inline uint64_t load_relaxed(const uint64_t* global) { return __atomic_load_n(global, __ATOMIC_RELAXED); }
+inline void store_relaxed(float* global, float value) {
+  __atomic_store_n(reinterpret_cast<uint32_t*>(global), __float_as_uint(value), __ATOMIC_RELAXED);
+}
+inline float load_relaxed(const float* global) {
+  return __uint_as_float(__atomic_load_n(reinterpret_cast<const uint32_t*>(global), __ATOMIC_RELAXED));
+}
 inline unsigned load_acquire(const unsigned* global) { return __atomic_load_n(global, __ATOMIC_ACQUIRE); }
+template <typename T> T* at_address(SharedAddress at) { return reinterpret_cast<T*>(at); }
+inline void store_hint(SharedAddress at, uint64_t word) {
+  __atomic_store_n(at_address<uint64_t>(at), word, __ATOMIC_RELAXED);
+}
+inline uint64_t load_hint(SharedAddress at) { return __atomic_load_n(at_address<uint64_t>(at), __ATOMIC_RELAXED); }
+template <typename T> void tell(SharedAddress at, T word) {
+  __atomic_store_n(at_address<T>(at), word, __ATOMIC_RELEASE);
+}
+template <typename T> T told(SharedAddress at) { return __atomic_load_n(at_address<T>(at), __ATOMIC_ACQUIRE); }
+inline void pass(SharedAddress at, unsigned word) { tell(at, word); }
+inline float4 load_four(SharedAddress at) { return *at_address<float4>(at); }
 inline void wait_a_moment() { host::wait_a_moment(); }
 
 constexpr bool kHasClusters = true;
+// All wait for one another here: what is written between the two is ordered for nobody.
+inline void cluster_arrive(const host::Where where = host::Where::current()) { host::cluster_barrier(where); }
+inline void cluster_wait() {}
 inline void cluster_barrier(const host::Where where = host::Where::current()) { host::cluster_barrier(where); }
 
 inline void cluster_end(const host::Where where = host::Where::current()) { host::cluster_barrier(where); }
@@ -274,16 +295,16 @@ inline void show_copies() {}
 inline void begin_products() {}
 inline void commit_products() { host::commit_work(); }
 template <int kPending> void wait_for_products() { host::finish_work(kPending); }
-inline void wait_for_products(float (&)[16][4]) { host::finish_work(0); }
+template <int kEights> void wait_for_products(float (&)[kEights][4]) { host::finish_work(0); }
 
-// A warp's 16 rows; the first of the group's 64 is at `rows`.
-void multiply_rows(float (&c)[16][4], SharedAddress rows, SharedAddress columns, float (*widened)(uint16_t),
+// A warp's 16 rows with `eights` times 8 columns; the first of the group's 64 is at `rows`.
+void multiply_rows(float (*c)[4], int eights, SharedAddress rows, SharedAddress columns, float (*widened)(uint16_t),
                    const host::Where& where);
-template <typename T>
-void multiply_group(float (&c)[16][4], SharedAddress rows, SharedAddress columns, T,
+template <int kEights, typename T>
+void multiply_group(float (&c)[kEights][4], SharedAddress rows, SharedAddress columns, T,
                     const host::Where where = host::Where::current()) {
   host::begin([&c, rows, columns, where] {
-    multiply_rows(c, rows, columns, [](uint16_t bits) { return widen(T{bits}); }, where);
+    multiply_rows(c, kEights, rows, columns, [](uint16_t bits) { return widen(T{bits}); }, where);
   });
 }
 

@@ -104,7 +104,7 @@ struct RowsLane {
 
 } // namespace
 
-void multiply_rows(float (&c)[16][4], SharedAddress rows, SharedAddress columns, float (*widened)(uint16_t),
+void multiply_rows(float (*c)[4], int eights, SharedAddress rows, SharedAddress columns, float (*widened)(uint16_t),
                    const host::Where& where) {
   const SharedAddress own = rows + threadIdx.x / 32 % 4 * 16 * 128;
   const auto complete = [&](RowsLane* const* lanes) {
@@ -115,13 +115,13 @@ void multiply_rows(float (&c)[16][4], SharedAddress rows, SharedAddress columns,
         load_piece(own, r, 8 * half, widened, piece);
         std::memcpy(a[r] + 8 * half, piece, sizeof piece);
       }
-      for (int r = 0; r < 128; ++r) {
+      for (int r = 0; r < 8 * eights; ++r) {
         load_piece(columns, r, 8 * half, widened, piece);
         std::memcpy(b[r] + 8 * half, piece, sizeof piece);
       }
     }
     for (int lane = 0; lane < 32; ++lane)
-      for (int group = 0; group < 16; ++group)
+      for (int group = 0; group < eights; ++group)
         for (int i = 0; i < 4; ++i) {
           double sum = lanes[lane]->c[group][i];
           for (int k = 0; k < 16; ++k)
@@ -133,7 +133,7 @@ void multiply_rows(float (&c)[16][4], SharedAddress rows, SharedAddress columns,
   const int lane = threadIdx.x % 32;
   for (int half = 0; half < 2; ++half) {
     host::races::reads(piece_at(own, lane % 16, 8 * half), 16);
-    for (int r = lane; r < 128; r += 32)
+    for (int r = lane; r < 8 * eights; r += 32)
       host::races::reads(piece_at(columns, r, 8 * half), 16);
   }
   host::exchange(RowsLane{c}, complete, where);

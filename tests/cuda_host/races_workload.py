@@ -39,7 +39,8 @@ def top_k(g, dtype):
     mi_pruner.greedy_select(torch.rand(1, 300, generator=g), features(g, dtype, 1, 300, 8), 20, redundancy="none")
 
 
-def long_gram(g, dtype):  # no warps that fetch
+def long_gram(g, dtype, groups="0"):  # a bound on the length beyond what one warp selects from
+    os.environ.update(MI_PRUNER_HOST_GROUPS=groups)
     cu = [torch.tensor([0, last], dtype=torch.int32) for last in (300, 4, 12)]
     mi_pruner.prune_varlen(features(g, dtype, 300, 8), features(g, dtype, 4, 8), *cu, 1030, 4, 12, 12)
 
@@ -64,6 +65,7 @@ def main():
             packed(g, torch.float32)
             top_k(g, torch.bfloat16)
             long_gram(g, torch.float32)
+            long_gram(g, torch.bfloat16, groups="1")  # norms that other blocks leave
         else:
             rows(g, torch.float32, "2", "0")
             rows(g, torch.bfloat16, "8", "1")

@@ -15,9 +15,10 @@ enum class Dtype { kFloat16, kBFloat16, kFloat32 };
 enum class Redundancy { kMean, kChain, kMax };
 
 // Tiles of cosines: of a sample's rows with 64 columns or, of halves where the GPU multiplies by groups of warps, with
-// 128. What text tiles leave for the bandwidth rule, and rows for the prior, they leave for each kPatch tokens;
-// what visual tiles leave of a row's normaliser, for each kTileColumns columns.
-constexpr int kTileRows = 128, kTileColumns = 64, kWideColumns = 128, kPatch = 32;
+// 128. What text tiles leave for the bandwidth rule they leave for each kPatchRows rows, those that a block of a
+// cluster sees to, and kPatchColumns columns, and rows for the prior for each kPatchRows; what visual tiles leave of a
+// row's normaliser, for each kTileColumns columns.
+constexpr int kTileRows = 128, kTileColumns = 64, kWideColumns = 128, kPatchRows = 16, kPatchColumns = 32;
 
 // Tiles of `columns` columns in place of `tiles` of kTileColumns.
 constexpr int64_t tiles_of(int64_t tiles, int columns) { return (tiles * kTileColumns + columns - 1) / columns; }
@@ -90,6 +91,9 @@ struct PriorPart {
 // that no arithmetic gives.
 constexpr uint64_t kNotThere = ~uint64_t{0};
 
+// No norm: the bits of a NaN that no arithmetic gives.
+constexpr uint32_t kNoNorm = ~uint32_t{0};
+
 // Where a sample's words begin: two of its own, then one for each of its text tokens, the first of which is token
 // `begin` of all.
 constexpr int kSampleTerms = 2;
@@ -103,17 +107,23 @@ struct Similarities {
   int64_t cosine_stride;
   float* moments;         // (samples, row_patches, text_patches, 3)
   PriorPart* prior_parts; // (samples, row_patches)
-  float* gram;            // (N, gram_stride): log K of a visual token with those of its sample
+  // (N, gram_stride): log K of a visual token with those of its sample; for redundancies their products, and then R.
+  float* gram;
   int64_t gram_stride;
-  LogSum* parts;      // (N, visual_tiles): of the normaliser of the visual-visual kernel
+  LogSum* parts;      // (N, visual_tiles): of the normaliser of the visual-visual kernel; not for redundancies
+  float* visual_norm; // (N): for redundancies, and for the blocks of the Gram matrix, kNoNorm until then
   unsigned* arrivals; // (samples, text_groups): 0, for the normalisers
   // (2 samples + M), where there is text: kNotThere, for the normalisers. A sample's: 1/h^2 of the cross-modal kernel
   // and the weight of the null word of the joint marginal, beside the valid text tokens; log_total and nothing. A text
   // token's: log Z and the normalised weight, 0: absent.
   uint64_t* terms;
   int64_t text_tiles, visual_tiles;  // of kTileColumns, side by side; visual_tiles = 0: no gram
-  int64_t row_patches, text_patches; // of 32 tokens
+  int64_t row_patches, text_patches; // of kPatchRows and kPatchColumns
   int64_t text_groups;               // of kTextGroup tokens
+  float kappa;                       // 1/h^2 of the visual-visual kernel
+  // Whether the normalisers make the matrix of R, in place of products: of a pick, its row, with all tokens; NaN with
+  // itself.
+  bool redundancies;
 };
 
 // What the normalisers leave.

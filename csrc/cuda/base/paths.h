@@ -18,6 +18,11 @@ constexpr int kClusterBlocks = 8;
 constexpr int kHeldTokens = 16;
 constexpr int64_t kClusterTokens = int64_t{kClusterBlocks} * 256 * kHeldTokens;
 
+// Up to here one warp holds a sample's tokens, and the matrix of all redundancies is made of the Gram matrix
+// beforehand.
+constexpr int64_t kShortSample = 1024;
+
+constexpr bool keeps_redundancies(int64_t longest) { return longest <= kShortSample; }
 constexpr bool takes_gram_path(int64_t longest) { return longest <= kGramTokens; }
 
 // On rows: whether a cluster takes the steps; `clusters`: how many of them the GPU runs at a time.

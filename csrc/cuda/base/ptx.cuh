@@ -31,14 +31,18 @@ __device__ __forceinline__ float exp2_fast(float x) {
   return y;
 }
 
+// NaN where either is, other than fmaxf.
+__device__ __forceinline__ float larger(float x, float y) {
+  float larger;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(larger) : "f"(x), "f"(y));
+  return larger;
+}
+
 // Has the compiler keep a value of a loop in a register, where it would fetch or reckon it anew at every turn.
 template <typename T> __device__ __forceinline__ void keep(T& value) {
   static_assert(sizeof(T) == 4);
   asm volatile("" : "+r"(value));
 }
-
-// A barrier of the block whose warps may come to it from several places: each __syncthreads is one of its own.
-__device__ __forceinline__ void meet() { asm volatile("barrier.sync.aligned 1, %0;" ::"r"(blockDim.x) : "memory"); }
 
 // An address in shared memory to reckon with.
 using SharedAddress = unsigned;
@@ -85,11 +89,6 @@ private:
 // 128 of a token, and memory is faster in longer runs.
 __device__ __forceinline__ void copy_async(SharedAddress shared, const void* global) {
   asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16;" ::"r"(shared), "l"(global) : "memory");
-}
-
-// The same through L1, where it leaves the 32 bytes around them; nothing more is brought to L2.
-__device__ __forceinline__ void copy_through_cache(SharedAddress shared, const void* global) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 16;" ::"r"(shared), "l"(global) : "memory");
 }
 
 __device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
@@ -150,14 +149,18 @@ template <int kPending> __device__ __forceinline__ void wait_for_products() {
 }
 
 #define MI_PRUNER_QUAD(j) "+f"(c[j][0]), "+f"(c[j][1]), "+f"(c[j][2]), "+f"(c[j][3])
-#define MI_PRUNER_SUMS                                                                                                 \
-  MI_PRUNER_QUAD(0), MI_PRUNER_QUAD(1), MI_PRUNER_QUAD(2), MI_PRUNER_QUAD(3), MI_PRUNER_QUAD(4), MI_PRUNER_QUAD(5),    \
-      MI_PRUNER_QUAD(6), MI_PRUNER_QUAD(7), MI_PRUNER_QUAD(8), MI_PRUNER_QUAD(9), MI_PRUNER_QUAD(10),                  \
-      MI_PRUNER_QUAD(11), MI_PRUNER_QUAD(12), MI_PRUNER_QUAD(13), MI_PRUNER_QUAD(14), MI_PRUNER_QUAD(15)
+#define MI_PRUNER_FOUR_QUADS(j) MI_PRUNER_QUAD(j), MI_PRUNER_QUAD(j + 1), MI_PRUNER_QUAD(j + 2), MI_PRUNER_QUAD(j + 3)
+#define MI_PRUNER_EIGHT_QUADS(j) MI_PRUNER_FOUR_QUADS(j), MI_PRUNER_FOUR_QUADS(j + 4)
 
 // Until all are done; the sums may be read then.
+__device__ __forceinline__ void wait_for_products(float (&c)[4][4]) {
+  asm volatile("wgmma.wait_group.sync.aligned 0;" : MI_PRUNER_FOUR_QUADS(0)::"memory");
+}
+__device__ __forceinline__ void wait_for_products(float (&c)[8][4]) {
+  asm volatile("wgmma.wait_group.sync.aligned 0;" : MI_PRUNER_EIGHT_QUADS(0)::"memory");
+}
 __device__ __forceinline__ void wait_for_products(float (&c)[16][4]) {
-  asm volatile("wgmma.wait_group.sync.aligned 0;" : MI_PRUNER_SUMS::"memory");
+  asm volatile("wgmma.wait_group.sync.aligned 0;" : MI_PRUNER_EIGHT_QUADS(0), MI_PRUNER_EIGHT_QUADS(8)::"memory");
 }
 
 // 16 halves of 8, 16, ... tokens from this address on: rows of 128 bytes, whose 16-byte pieces are permuted by the row.
@@ -166,9 +169,25 @@ __device__ __forceinline__ uint64_t matrix_at(SharedAddress start) {
   return uint64_t{start >> 4} | uint64_t{1} << 16 | kRowsOfEight << 32 | kPermuted << 62;
 }
 
-// c (64 x 128) += a (64 x 16) b (16 x 128), of 16 halves of the 64 tokens at `rows` and of the 128 at `columns`; a warp
-// of the four has 16 rows, and of them each thread what it has of eight columns in `multiply`, for each eight.
+// c (64 x 32, 64 or 128) += a (64 x 16) b (16 x 32, 64 or 128), of 16 halves of the 64 tokens at `rows` and of those at
+// `columns`; a warp of the four has 16 rows, and of them each thread what it has of eight columns in `multiply`, for
+// each eight.
 #define MI_PRUNER_MULTIPLY_GROUP(Type, type)                                                                           \
+  __device__ __forceinline__ void multiply_group(float (&c)[4][4], SharedAddress rows, SharedAddress columns, Type) {  \
+    asm volatile("wgmma.mma_async.sync.aligned.m64n32k16.f32." type "." type " {"                                      \
+                 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"                                \
+                 "}, %16, %17, 1, 1, 1, 0, 0;"                                                                         \
+                 : MI_PRUNER_FOUR_QUADS(0)                                                                             \
+                 : "l"(matrix_at(rows)), "l"(matrix_at(columns)));                                                     \
+  }                                                                                                                    \
+  __device__ __forceinline__ void multiply_group(float (&c)[8][4], SharedAddress rows, SharedAddress columns, Type) {  \
+    asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type " {"                                      \
+                 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                              \
+                 "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"                      \
+                 "}, %32, %33, 1, 1, 1, 0, 0;"                                                                         \
+                 : MI_PRUNER_EIGHT_QUADS(0)                                                                            \
+                 : "l"(matrix_at(rows)), "l"(matrix_at(columns)));                                                     \
+  }                                                                                                                    \
   __device__ __forceinline__ void multiply_group(float (&c)[16][4], SharedAddress rows, SharedAddress columns, Type) { \
     asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type " {"                                     \
                  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                              \
@@ -176,13 +195,14 @@ __device__ __forceinline__ uint64_t matrix_at(SharedAddress start) {
                  "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "                    \
                  "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"                      \
                  "}, %64, %65, 1, 1, 1, 0, 0;"                                                                         \
-                 : MI_PRUNER_SUMS                                                                                      \
+                 : MI_PRUNER_EIGHT_QUADS(0), MI_PRUNER_EIGHT_QUADS(8)                                                  \
                  : "l"(matrix_at(rows)), "l"(matrix_at(columns)));                                                     \
   }
 MI_PRUNER_MULTIPLY_GROUP(Half, "f16")
 MI_PRUNER_MULTIPLY_GROUP(Brain, "bf16")
 #undef MI_PRUNER_MULTIPLY_GROUP
-#undef MI_PRUNER_SUMS
+#undef MI_PRUNER_EIGHT_QUADS
+#undef MI_PRUNER_FOUR_QUADS
 #undef MI_PRUNER_QUAD
 #else
 constexpr bool kHasGroups = false;
@@ -190,8 +210,9 @@ __device__ __forceinline__ void show_copies() {}
 __device__ __forceinline__ void begin_products() {}
 __device__ __forceinline__ void commit_products() {}
 template <int kPending> __device__ __forceinline__ void wait_for_products() {}
-__device__ __forceinline__ void wait_for_products(float (&)[16][4]) {}
-template <typename T> __device__ void multiply_group(float (&)[16][4], SharedAddress, SharedAddress, T) {}
+template <int kEights> __device__ __forceinline__ void wait_for_products(float (&)[kEights][4]) {}
+template <int kEights, typename T>
+__device__ void multiply_group(float (&)[kEights][4], SharedAddress, SharedAddress, T) {}
 #endif
 
 // Hints that the cache line at `global` will be read soon. An H100 brings it to L2, and not to L1.
@@ -227,6 +248,53 @@ __device__ __forceinline__ uint64_t load_relaxed(const uint64_t* global) {
   return word;
 }
 
+// The same within a block, in its shared memory.
+__device__ __forceinline__ void store_hint(SharedAddress at, uint64_t word) {
+  asm volatile("st.relaxed.cta.shared.u64 [%0], %1;" ::"r"(at), "l"(word) : "memory");
+}
+__device__ __forceinline__ uint64_t load_hint(SharedAddress at) {
+  uint64_t word;
+  asm volatile("ld.relaxed.cta.shared.u64 %0, [%1];" : "=l"(word) : "r"(at) : "memory");
+  return word;
+}
+
+// A word of shared memory for who waits for it: with it is seen what was written before, also by other threads of this
+// warp that met this one.
+template <typename T> __device__ __forceinline__ void tell(SharedAddress at, T word) {
+  static_assert(sizeof(T) == 4);
+  asm volatile("st.release.cta.shared.u32 [%0], %1;" ::"r"(at), "r"(word) : "memory");
+}
+template <typename T> __device__ __forceinline__ T told(SharedAddress at) {
+  static_assert(sizeof(T) == 4);
+  T word;
+  asm volatile("ld.acquire.cta.shared.u32 %0, [%1];" : "=r"(word) : "r"(at) : "memory");
+  return word;
+}
+
+// The same for who waits until what this thread has read may be overwritten. It has been read: shared memory serves a
+// multiprocessor's accesses in their order. Nothing that was written is seen with it.
+__device__ __forceinline__ void pass(SharedAddress at, unsigned word) {
+  asm volatile("st.relaxed.cta.shared.u32 [%0], %1;" ::"r"(at), "r"(word) : "memory");
+}
+
+__device__ __forceinline__ float4 load_four(SharedAddress at) {
+  float4 four;
+  asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
+               : "=f"(four.x), "=f"(four.y), "=f"(four.z), "=f"(four.w)
+               : "r"(at)
+               : "memory");
+  return four;
+}
+
+__device__ __forceinline__ void store_relaxed(float* global, float value) {
+  asm volatile("st.relaxed.gpu.global.f32 [%0], %1;" ::"l"(global), "f"(value) : "memory");
+}
+__device__ __forceinline__ float load_relaxed(const float* global) {
+  float value;
+  asm volatile("ld.relaxed.gpu.global.f32 %0, [%1];" : "=f"(value) : "l"(global) : "memory");
+  return value;
+}
+
 // 16 bytes that another block wrote, past L1 and in one access.
 template <typename T> __device__ __forceinline__ T load_whole(const T* global) {
   static_assert(sizeof(T) == sizeof(uint4) && alignof(T) == alignof(uint4));
@@ -247,11 +315,17 @@ struct Arrivals {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
 constexpr bool kHasClusters = true;
 
-// For all threads of the cluster, at one place.
-__device__ __forceinline__ void cluster_barrier() {
+// A barrier for all threads of the cluster, in two: what was written before the first is seen by all after the second,
+// what is written between them maybe not.
+__device__ __forceinline__ void cluster_arrive() {
   __syncwarp(); // the instructions want the whole warp
   asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
-  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+__device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+
+__device__ __forceinline__ void cluster_barrier() {
+  cluster_arrive();
+  cluster_wait();
 }
 
 // The same where a block ends: others may still read its shared memory, and nothing is written for them any more. What
@@ -325,6 +399,8 @@ __device__ __forceinline__ void wait_for_arrivals(Arrivals* arrivals, unsigned p
 }
 #else
 constexpr bool kHasClusters = false;
+__device__ __forceinline__ void cluster_arrive() {}
+__device__ __forceinline__ void cluster_wait() {}
 __device__ __forceinline__ void cluster_barrier() {}
 __device__ __forceinline__ void cluster_end() {}
 __device__ __forceinline__ void start_arrivals(Arrivals*) {}

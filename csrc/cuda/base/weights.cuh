@@ -85,6 +85,13 @@ __device__ void log_of_parts(const LogSum* const (&parts)[kRows], int64_t count,
     log[r] = log_of(sum[r]);
 }
 
+// Of one row, of which each lane has a part: the same.
+__device__ inline float log_of_lanes(const LogSum& own) {
+  LogSum sum{warp_reduce<Largest>(own.top), 0};
+  sum.total = warp_reduce<Sum>(own.total * exp_fast(own.top - shift_of(sum.top)));
+  return log_of(sum);
+}
+
 // Of one row.
 template <int kHeld> __device__ float log_of_parts(const LogSum* parts, int64_t count) {
   float log[1];

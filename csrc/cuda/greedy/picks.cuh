@@ -8,6 +8,11 @@ namespace mi_pruner::cuda {
 // A score as a gain.
 __device__ inline float pickable(float score) { return isnan(score) ? -MI_PRUNER_INFINITY : score; }
 
+// A token and the rank of its gain, 0 where there is none.
+struct alignas(8) Ranked {
+  unsigned rank, index;
+};
+
 // Integers in the order of gains; -0 counts as 0. No gain has 0.
 __device__ inline unsigned rank_of(float gain) {
   const unsigned bits = __float_as_uint(gain + 0.0f), sign = 0u - (bits >> 31);

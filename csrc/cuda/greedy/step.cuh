@@ -11,10 +11,11 @@ __device__ inline float redundancy_of(float log_kernel, float log_z, float log2_
   return exp2_fast(fmaf(log_r, kLog2E, log2_prior)) * log_r;
 }
 
-// rho, 0 before any, once the `picked`-th pick (from 1) has joined; `weight`: of chain the pick's prior, else 1.
+// rho, 0 before any, once the `picked`-th pick (from 1) has joined; `weight`: of chain the pick's prior, else 1. NaN
+// where either is.
 __device__ inline float joined(float rho, float redundancy, Redundancy mode, int picked, float weight) {
   const float sum = fmaf(redundancy, weight, rho); // both computed: cheaper than a branch
-  return mode == Redundancy::kMax && picked > 1 ? fmaxf(rho, redundancy) : sum;
+  return mode == Redundancy::kMax && picked > 1 ? larger(rho, redundancy) : sum;
 }
 
 // What rho is multiplied by after `picked` picks.

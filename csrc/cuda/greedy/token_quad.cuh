@@ -9,6 +9,11 @@ namespace mi_pruner::cuda {
 
 constexpr int kQuad = 4; // tokens: one 16-byte read of a row of log K
 
+// The score that a selection begins with: NaN where the token is not to be picked.
+__device__ inline float start_score(float given, float log_prior) {
+  return log_prior > -MI_PRUNER_INFINITY ? pickable(given) : MI_PRUNER_NAN;
+}
+
 struct TokenQuad {
   int first;
   float score[kQuad]; // NaN: not to be picked
@@ -21,9 +26,9 @@ struct TokenQuad {
     for (int e = 0; e < kQuad; ++e) {
       const bool inside = first + e < span.count;
       const float log_prior = inside ? priors[span.begin + first + e] : -MI_PRUNER_INFINITY,
-                  given = inside ? pickable(scores[span.begin + first + e]) : 0.0f;
+                  given = inside ? scores[span.begin + first + e] : 0.0f;
       log2_prior[e] = log_prior * kLog2E;
-      score[e] = log_prior > -MI_PRUNER_INFINITY ? given : MI_PRUNER_NAN;
+      score[e] = start_score(given, log_prior);
       rho[e] = 0;
     }
   }

@@ -76,25 +76,26 @@ struct Call {
   // Not in the constructor, whose arguments hide the layouts that are made whole here.
   void start(const Selecting* selecting, bool own_scores) {
     const bool gram = selecting != nullptr && selecting->greedy && !rows;
+    found.kappa = selecting == nullptr ? 0.0f : selecting->how.kappa;
     reserve(gram);
     if (ratio) workspace.add(densities.most_picks, visual.layout.samples);
     if (rows) reserve_rows();
     if (own_scores) workspace.add(scores, visual.layout.total);
     workspace.allocate(features);
-    const float kappa = selecting == nullptr ? 0.0f : selecting->how.kappa;
-    MI_PRUNER_CUDA_CHECK(similarity(dtype, visual, text, slots, dim, kappa, found, stream));
+    MI_PRUNER_CUDA_CHECK(similarity(dtype, visual, text, slots, dim, found, stream));
   }
 
   void reserve(bool gram) {
     const int64_t n = visual.layout.total, m = text.layout.total;
-    found.row_patches = tiles(visual.layout.longest, kPatch);
-    found.text_patches = tiles(text.layout.longest, kPatch);
+    found.row_patches = tiles(visual.layout.longest, kPatchRows);
+    found.text_patches = tiles(text.layout.longest, kPatchColumns);
     found.text_groups = tiles(text.layout.longest, kTextGroup);
     densities.chunks = tiles(visual.layout.longest, kChunkRows);
     found.visual_tiles = gram ? tiles(visual.layout.longest, kTileColumns) : 0;
     // One column of text tiles, if an empty one, also leaves the visual tokens' log weights, where nothing else does.
     found.text_tiles = std::max<int64_t>(tiles(text.layout.longest, kTileColumns), gram ? 0 : 1);
     found.cosine_stride = tiles(text.layout.longest, 4) * 4;
+    found.redundancies = gram && keeps_redundancies(visual.layout.longest);
     found.gram_stride = gram ? tiles(visual.layout.longest, 4) * 4 : 0;
     for (Layout* layout : {&visual.layout, &text.layout, &slots})
       if (layout->packed()) workspace.add(layout->cu, layout->samples + 1);
@@ -104,7 +105,8 @@ struct Call {
     workspace.add(found.moments, 3 * visual.layout.samples * found.row_patches * found.text_patches);
     workspace.add(found.prior_parts, visual.layout.samples * found.row_patches);
     workspace.add(found.gram, n * found.gram_stride);
-    workspace.add(found.parts, n * found.visual_tiles);
+    workspace.add(found.parts, found.redundancies ? 0 : n * found.visual_tiles);
+    workspace.add(found.visual_norm, gram ? n : 0);
     workspace.add(found.arrivals, visual.layout.samples * found.text_groups);
     workspace.add(found.terms, first_term(visual.layout.samples, m));
     workspace.add(densities.log_total, visual.layout.samples);
@@ -139,6 +141,8 @@ struct Call {
       MI_PRUNER_CUDA_CHECK(top_k(visual.layout, from, densities.log_prior, picks, stream));
     else if (rows)
       MI_PRUNER_CUDA_CHECK(greedy_on_rows(dtype, visual, dim, from, densities, selecting.how, memory, picks, stream));
+    else if (found.redundancies)
+      MI_PRUNER_CUDA_CHECK(greedy_by_warp(visual.layout, from, found, densities, selecting.how, picks, stream));
     else
       MI_PRUNER_CUDA_CHECK(greedy_on_gram(visual.layout, from, found, densities, selecting.how, picks, stream));
   }

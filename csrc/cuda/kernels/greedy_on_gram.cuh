@@ -6,9 +6,10 @@
 // Mapping: block = sample; tokens in registers for the whole selection (score, rho, log prior), 4 a thread. A step: the
 // best of a thread's gains, a `redux` and a ballot in each warp, one barrier, two `redux` over the warps' bests, one
 // row read, an exponential a token. Beside it the rows of the runners-up are fetched: the next pick is mostly one of
-// them, or of those of earlier steps. Picks stay in shared memory until all are known.
+// them, or of those of earlier steps. Picks stay in shared memory until all are known. Of short samples, if there are
+// few, one warp selects instead (greedy_by_warp.cuh).
 //
-// Bound by latency: the instructions of a step in series, a barrier, and a read of L1 (fetched ahead) or L2.
+// Bound by latency: the instructions of a step in series, a barrier, and a read of L2.
 // Determinism: no sum crosses threads; the sum over the picks runs in their order.
 #pragma once
 
@@ -22,29 +23,12 @@ constexpr unsigned kCacheLine = 128;
 // bandwidth hold (docs/kernels-cuda.md).
 constexpr int kRunnersUp = 4;
 
-// Of a short sample, four more warps fetch the rows: copies of a row, that nobody reads, leave it in L1. A longer row
-// would drive out others there; a hint a line brings it as far as L2, and is given by the warps with tokens.
-constexpr int64_t kShortSample = 1024; // tokens
-constexpr unsigned kFetchers = 128;    // threads
-
-// Threads of a block that hold tokens, and all.
-template <bool kShort> struct GreedyThreads {
-  static constexpr unsigned kHolders = (kShort ? kShortSample : kGramTokens) / kQuad,
-                            kFetching = kShort ? kFetchers : 0, kMost = kHolders + kFetching;
-};
-static_assert(GreedyThreads<false>::kMost <= 1024);
-constexpr unsigned kMostWarps = GreedyThreads<false>::kHolders / 32;
-static_assert(kMostWarps <= 32); // a lane for each
-
-// A token and the rank of its gain, 0 where there is none.
-struct Ranked {
-  unsigned rank, index;
-};
+constexpr unsigned kMostThreads = kGramTokens / kQuad, kMostWarps = kMostThreads / 32;
+static_assert(kMostThreads <= 1024 && kMostWarps <= 32); // a lane for each warp
 
 // Shared memory of a block: no more than the longest sample needs, since what is left of it is L1, or another block's.
 struct GreedyShared {
   Ranked best[2][kMostWarps]; // of the warps, for odd and even steps: one barrier a step is enough
-  float4 copied[kFetchers];   // all that a thread copies to pass through L1: never read
 
   // Then, of `longest` tokens: the picks; log Z; and, for one more, the scale of rho after so many picks.
   __device__ Ranked* picks() { return reinterpret_cast<Ranked*>(this + 1); }
@@ -66,8 +50,7 @@ __device__ inline Ranked best_of(const Ranked& seen) {
   return {rank, __reduce_min_sync(kFullWarp, seen.rank == rank ? seen.index : ~0u)};
 }
 
-// What all threads know of a selection. Those with tokens and the others (of short samples) have loops of their own,
-// which meet once a step, and end at the same one.
+// What all threads know of a selection.
 struct Steps {
   const float* gram; // of the sample
   unsigned count, stride, limit, least;
@@ -78,58 +61,11 @@ struct Steps {
   __device__ static bool fetched_after(unsigned ahead) { return ahead - 1 < kRunnersUp; }
 };
 
-// The loop of the threads with tokens, of short samples; returns the number of picks. Everything in it is 32 bits wide
-// and in registers, and nothing of it branches: it is a chain of some hundred instructions, whose length bounds a step
-// from below.
+// Returns the number of picks. Everything in the loop is 32 bits wide and in registers. Its many warps are bound by
+// what they issue; each gives the hint of its own best token's row.
 template <Redundancy kMode>
 __device__ unsigned take_steps(GreedyShared& shared, const Steps& steps, TokenQuad& tokens, float scale,
                                int64_t longest, const float* log_prior) {
-  const float *const log_z_of = shared.log_z(longest), *const scale_after = shared.scale(longest);
-  unsigned warp = threadIdx.x / 32, lane = threadIdx.x % 32, below = (1u << lane) - 1, least = steps.least, step = 0;
-  keep(tokens.first);
-  keep(below);
-  keep(least);
-  const float* const own_gram = steps.gram + tokens.first;
-  const bool inside = tokens.first < static_cast<int>(steps.count);
-  const SharedPlace<Ranked> own_place(&shared.best[0][warp]), seen_place(&shared.best[0][lane]);
-  if (steps.limit == 0) return 0;
-  float4 row{};
-  bool last;
-  do { // what follows the last pick is done in vain, but without a branch on the way
-    // The warp's best token is left by the lowest of the lanes that hold it: any one, of rank 0, where there is none.
-    float gain[kQuad];
-    const float most = most_of(tokens, scale, gain);
-    unsigned index = 0;
-#pragma unroll
-    for (int e = kQuad - 1; e >= 0; --e)
-      if (gain[e] == most) index = static_cast<unsigned>(tokens.first + e);
-    unsigned rank = rank_of(most);
-    keep(rank); // beside the test for NaN, not after it
-    rank = isnan(most) ? 0 : rank;
-    const unsigned own = __reduce_max_sync(kFullWarp, rank);
-    const bool holds = rank == own;
-    const unsigned before = __ballot_sync(kFullWarp, holds) & (holds ? below : kFullWarp);
-    own_place.store_if(before == 0, Steps::place(step), {own, index});
-    scale = scale_after[step + 1]; // before the barrier: on the way, it would be waited for
-    meet();
-    const Ranked pick = best_of(seen_place.load(Steps::place(step)));
-    if (inside) row = __ldg(reinterpret_cast<const float4*>(at_multiple(own_gram, pick.index, steps.stride)));
-    const float log_z = log_z_of[pick.index];
-    const bool picked = pick.rank >= least;
-    if (picked) ++step;
-    last = !picked || step == steps.limit;
-    const float weight = kMode == Redundancy::kChain ? expf(__ldg(log_prior + pick.index)) : 1.0f;
-    tokens.remove(static_cast<int>(pick.index));
-    tokens.join(row, log_z, weight, kMode, static_cast<int>(step));
-  } while (!last);
-  return step;
-}
-
-// The same of long samples, whose many warps are bound by what they issue: they keep the picks, and each gives the hint
-// of its own best token's row.
-template <Redundancy kMode>
-__device__ unsigned take_long_steps(GreedyShared& shared, const Steps& steps, TokenQuad& tokens, float scale,
-                                    int64_t longest, const float* log_prior) {
   const float *const log_z_of = shared.log_z(longest), *const scale_after = shared.scale(longest);
   unsigned warp = threadIdx.x / 32, lane = threadIdx.x % 32, lanes = (2u << lane) - 1, least = steps.least;
   keep(tokens.first);
@@ -176,42 +112,8 @@ __device__ unsigned take_long_steps(GreedyShared& shared, const Steps& steps, To
   return step;
 }
 
-// The loop of the threads without, of short samples: they keep the picks, and fetch the rows of the runners-up,
-// together each that is not the last one fetched for its warp.
-__device__ inline unsigned fetch_rows(GreedyShared& shared, const Steps& steps, unsigned member) {
-  constexpr unsigned kWarps = GreedyThreads<true>::kHolders / 32;
-  const SharedPlace<Ranked> best_place(&shared.best[0][0]), seen_place(&shared.best[0][member % 32]),
-      picks_place(shared.picks());
-  const SharedAddress copied = shared_address(shared.copied + member);
-  unsigned fetched = ~0u, step = 0; // of the warp whose number is this lane's
-  while (steps.limit > 0) {
-    meet();
-    const Ranked seen = seen_place.load(Steps::place(step)), pick = best_of(seen);
-    unsigned ahead = 0;
-#pragma unroll
-    for (unsigned warp = 0; warp < kWarps; ++warp)
-      ahead += best_place.load(Steps::place(step) + warp).rank > seen.rank;
-    const bool wanted = seen.rank != 0 && Steps::fetched_after(ahead) && seen.index != fetched;
-    if (wanted) fetched = seen.index;
-    for (unsigned which = __ballot_sync(kFullWarp, wanted); which != 0; which &= which - 1) {
-      const unsigned next = __shfl_sync(kFullWarp, seen.index, __ffs(static_cast<int>(which)) - 1);
-      const char* const from = at_multiple(steps.gram, next, steps.stride);
-#pragma unroll 1
-      for (unsigned at = member * unsigned{sizeof(float4)}; at < steps.bytes();
-           at += kFetchers * unsigned{sizeof(float4)})
-        copy_through_cache(copied, from + at);
-    }
-    if (pick.rank < steps.least) break;
-    picks_place.store_if(member == 0, step, pick);
-    if (++step == steps.limit) break;
-  }
-  commit_copies();
-  wait_for_copies<0>(); // their place may be another block's next
-  return step;
-}
-
-template <Redundancy kMode, bool kShort>
-__global__ void __launch_bounds__(GreedyThreads<kShort>::kMost, 1)
+template <Redundancy kMode>
+__global__ void __launch_bounds__(kMostThreads, 1)
     greedy_kernel(const Layout visual, const float* const scores, const Similarities found, const Densities densities,
                   const Selection selection, const Picks picks) {
   MI_PRUNER_SHARED(GreedyShared, shared);
@@ -225,22 +127,14 @@ __global__ void __launch_bounds__(GreedyThreads<kShort>::kMost, 1)
     shared.scale(visual.longest)[k] = scale_of(options, static_cast<int>(k));
   }
   __syncthreads();
-  const unsigned holders = blockDim.x - GreedyThreads<kShort>::kFetching, lowest = rank_of(picks.min_gain);
+  const unsigned lowest = rank_of(picks.min_gain);
   const Steps steps{found.gram + span.begin * found.gram_stride, static_cast<unsigned>(span.count),
                     static_cast<unsigned>(found.gram_stride) * unsigned{sizeof(float)},
                     static_cast<unsigned>(limit_of(picks, sample, span, slots)), lowest > 1 ? lowest : 1};
-  unsigned taken = 0;
-  if (!kShort || threadIdx.x < holders) {
-    const float* const log_prior = densities.log_prior + span.begin;
-    TokenQuad tokens;
-    tokens.start(scores, densities.log_prior, span, kQuad * static_cast<int>(threadIdx.x));
-    if constexpr (kShort)
-      taken = take_steps<kMode>(shared, steps, tokens, options.weight, visual.longest, log_prior);
-    else
-      taken = take_long_steps<kMode>(shared, steps, tokens, options.weight, visual.longest, log_prior);
-  } else if constexpr (kShort) {
-    taken = fetch_rows(shared, steps, threadIdx.x - holders);
-  }
+  TokenQuad tokens;
+  tokens.start(scores, densities.log_prior, span, kQuad * static_cast<int>(threadIdx.x));
+  const unsigned taken =
+      take_steps<kMode>(shared, steps, tokens, options.weight, visual.longest, densities.log_prior + span.begin);
   __syncthreads();
   for (unsigned k = threadIdx.x; k < taken; k += blockDim.x) {
     picks.indices[slots.begin + k] = shared.picks()[k].index;

@@ -230,18 +230,22 @@ private:
       const int64_t first = at * kTileColumns, left = span.count - first;
       TileSource<T, BlockTile> source(
           features, [&](int r) { return shared.chosen[r]; }, features,
-          [&](int c) { return first + c < span.count ? first + c : -1; }, 0, kTileRows, shared.tile);
-      multiply_tile(source, dim, left < kTileColumns ? static_cast<int>(left) : kTileColumns, 0, shared.tile);
+          [&](int c) { return first + c < span.count ? first + c : -1; }, 0, shared.tile);
+      multiply_tile<false>(source, dim, kTileRows, left < kTileColumns ? static_cast<int>(left) : kTileColumns, 0,
+                           shared.tile);
+      take_norms(0, BlockTile::kTokens, shared.tile);
+      __syncthreads();
       store_weights(visual.prior, span.begin, first, span.count, kTileRows, kTileColumns, shared.tile);
+      const auto sums = shared.tile.sums();
       take_cosines(
-          0, kTileRows, [&](int row, int quad) { return four_of(shared.tile.four(row, quad)); },
-          [&](float cosine) { return log_kernel(cosine, selection.kappa); }, shared.tile);
+          0, kTileRows, kTileRows, [&](int row, int quad) { return four_of(sums.four(row, quad)); },
+          [&](float cosine) { return log_kernel(cosine, selection.kappa); }, sums, shared.tile);
       __syncthreads();
       for_each_row(kTileRows, [&](int row) {
         LaneRow x;
 #pragma unroll
         for (int k = 0; k < kLaneQuads; ++k)
-          x[k] = four_of(shared.tile.four(row, lane_quad(k)));
+          x[k] = four_of(sums.four(row, lane_quad(k)));
         const LogSum part = part_of(x, shared.tile.weight + kTileRows);
         if (shared.chosen[row] < 0) return;
         store_row(x, memory.rows + (places + row) * memory.row_stride, first, span.count);

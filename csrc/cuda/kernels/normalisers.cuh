@@ -16,7 +16,9 @@
 #include <utility>
 
 #include "cuda/base/paths.h"
+#include "cuda/greedy/step.cuh"
 #include "cuda/kernels/scores.cuh"
+#include "cuda/tile/rows.cuh"
 
 namespace mi_pruner::cuda {
 
@@ -27,7 +29,6 @@ constexpr int kRowsApart = kNormaliserThreads / kTextGroup; // a text token's ro
 constexpr int kThreadRows = kChunkRows / kRowsApart;        // 32 of a thread
 constexpr int kReadAtOnce = 8;                              // of them
 constexpr int kWarpLogZRows = 4;                            // at the same time
-constexpr int kLogZRows = kWarpLogZRows * kNormaliserWarps;
 
 struct DensityShared {
   float first[4][kNormaliserWarps], second[4][kNormaliserWarps];
@@ -41,7 +42,9 @@ struct Totals {
   float visual, text, kappa, words;
 };
 
-__device__ inline unsigned patches_of(int64_t tokens) { return static_cast<unsigned>((tokens + kPatch - 1) / kPatch); }
+template <int kEach> __device__ unsigned patches_of(int64_t tokens) {
+  return static_cast<unsigned>((tokens + kEach - 1) / kEach);
+}
 
 // a / b, where it is most often a: a division is a hundred cycles of waiting.
 __device__ inline unsigned quotient(unsigned a, unsigned b) { return b == 1 ? a : a / b; }
@@ -107,10 +110,10 @@ class Summands {
 public:
   // `kappa` <= 0: by the rule, from the moments.
   __device__ Summands(const Similarities& found, int64_t sample, int64_t rows, const TextWeights& text, float kappa)
-      : kappa_(kappa), priors_(patches_of(rows), {found.prior_parts + sample * found.row_patches}),
-        moments_(kappa > 0 ? 0 : patches_of(rows) * patches_of(text.count),
-                 {found.moments + 3 * sample * found.row_patches * found.text_patches, patches_of(text.count),
-                  static_cast<unsigned>(found.text_patches)}),
+      : kappa_(kappa), priors_(patches_of<kPatchRows>(rows), {found.prior_parts + sample * found.row_patches}),
+        moments_(kappa > 0 ? 0 : patches_of<kPatchRows>(rows) * patches_of<kPatchColumns>(text.count),
+                 {found.moments + 3 * sample * found.row_patches * found.text_patches,
+                  patches_of<kPatchColumns>(text.count), static_cast<unsigned>(found.text_patches)}),
         text_(static_cast<unsigned>(text.count), text) {}
 
   __device__ Totals reduce(DensityShared& shared) const {
@@ -140,7 +143,7 @@ public:
   }
 
 private:
-  static constexpr int kHeldPatches = 4; // of 32,768 rows and up to 32 text tokens, all
+  static constexpr int kHeldPatches = 3; // of 12,288 rows and up to 32 text tokens, all; a fourth would be in memory
 
   const float kappa_;
   const ReadTwice<kHeldPatches, LoadPriorSum> priors_;
@@ -148,12 +151,24 @@ private:
   const ReadTwice<1, TextWeights> text_;
 };
 
+// log of the sum of the visual prior alone: the bits of `Summands`.
+__device__ inline float prior_total(const Similarities& found, int64_t sample, int64_t rows, DensityShared& shared) {
+  const ReadTwice<3, LoadPriorSum> priors(patches_of<kPatchRows>(rows),
+                                          {found.prior_parts + sample * found.row_patches});
+  float top[1] = {-MI_PRUNER_INFINITY}, total[1] = {};
+  priors.for_each([&](const LogSum& sum) { top[0] = fmaxf(top[0], sum.top); });
+  block_reduce<kNormaliserWarps, Largest>(top, reinterpret_cast<float (&)[1][kNormaliserWarps]>(shared.first));
+  priors.for_each([&](const LogSum& sum) { total[0] += sum.total * expf(sum.top - shift_of(top[0])); });
+  block_reduce<kNormaliserWarps, Sum>(total, reinterpret_cast<float (&)[1][kNormaliserWarps]>(shared.second));
+  return log_of({top[0], total[0]});
+}
+
 // What `ratio` of a sample's valid visual tokens is, by a whole warp: max(1, floor(ratio * valid + 0.5)).
 __device__ inline int64_t share_of(double ratio, const Similarities& found, int64_t sample, int64_t rows) {
   const PriorPart* const parts = found.prior_parts + sample * found.row_patches;
   unsigned valid = 0;
 #pragma unroll 8
-  for (unsigned k = threadIdx.x % 32; k < patches_of(rows); k += 32)
+  for (unsigned k = threadIdx.x % 32; k < patches_of<kPatchRows>(rows); k += 32)
     valid += parts[k].valid;
   const int64_t share = static_cast<int64_t>(ratio * __reduce_add_sync(kFullWarp, valid) + 0.5);
   return share > 1 ? share : 1;
@@ -259,11 +274,106 @@ __device__ inline void normalise_text(const Similarities& found, const Densities
   leave(terms + kSampleTerms + column, valid ? log_z : 0.0f, valid ? expf(own_weight - totals.text) : 0.0f);
 }
 
-__device__ inline void normalise_visual(const Similarities& found, const Densities& densities, int64_t program,
-                                        const Span& rows, float visual_total) {
-  const int64_t tiles = (rows.count + kTileColumns - 1) / kTileColumns,
-                first = program * kLogZRows + threadIdx.x / 32 * kWarpLogZRows;
+union alignas(16) NormaliserShared {
+  DensityShared densities;
+  ScoreShared scores;
+};
+
+// What R is made of, in the shared memory of a block: norms and log weights of a sample's visual tokens, the latter not
+// normalised, and for each warp the products of a row, on their way while the block reckons with the priors.
+struct RedundancyRoom {
+  float* start;
+  unsigned stride; // of `longest` tokens, in whole turns of a warp
+
+  static __host__ __device__ constexpr unsigned stride_of(int64_t longest) {
+    return static_cast<unsigned>((longest + kTurn - 1) / kTurn * kTurn);
+  }
+  static constexpr size_t bytes(int64_t longest) {
+    return (2 + kNormaliserWarps) * stride_of(longest) * sizeof(float) + kNormaliserWarps * kMostParts * sizeof(LogSum);
+  }
+
+  __device__ void fetch_row(const Similarities& found, const Span& rows, unsigned row) const {
+    const float* const from = found.gram + (rows.begin + row) * found.gram_stride;
+    if (row < rows.count)
+      for_each_part([&](unsigned part) {
+#pragma unroll
+        for (int k = 0; k < kLaneQuads; ++k)
+          if (const unsigned at = part + 4 * lane_quad(k); at < rows.count)
+            copy_async(shared_address(row_of_warp() + at), from + at);
+      });
+    commit_copies();
+  }
+
+  __device__ void fetch_tokens(const Similarities& found, const Span& rows) const {
+    for (unsigned k = threadIdx.x; k < stride; k += kNormaliserThreads) {
+      norms()[k] = k < rows.count ? found.visual_norm[rows.begin + k] : 0;
+      weights()[k] = k < rows.count ? found.visual_log_weight[rows.begin + k] : -MI_PRUNER_INFINITY;
+    }
+  }
+
+  // R in place of the products, once the block has met; `total`: log of the sum of the prior.
+  __device__ void store(const Similarities& found, const Span& rows, unsigned own, float total) const {
+    wait_for_copies<0>();
+    const unsigned count = static_cast<unsigned>(rows.count);
+    const float norm = norms()[own];
+    for_each_part([&](unsigned part) {
+      LaneRow x;
+#pragma unroll
+      for (int k = 0; k < kLaneQuads; ++k) {
+        float* const four = row_of_warp() + part + 4 * lane_quad(k);
+        x[k] = each(four_of(four), four_of(norms() + part + 4 * lane_quad(k)), [&](float product, float other) {
+          return log_kernel(cosine_of(product, norm * other), found.kappa);
+        });
+        *reinterpret_cast<float4*>(four) = x[k];
+      }
+      const LogSum sum = part_of(x, weights() + part);
+      if (threadIdx.x % kRowLanes == 0) parts()[part / kTileColumns] = sum;
+    });
+    __syncwarp();
+    const unsigned lane = threadIdx.x % 32;
+    const float log_z =
+        log_of_lanes(lane < stride / kTileColumns ? parts()[lane] : LogSum{-MI_PRUNER_INFINITY, 0}) - total;
+    float* const to = found.gram + (rows.begin + own) * found.gram_stride;
+    for_each_part([&](unsigned part) {
+#pragma unroll
+      for (int k = 0; k < kLaneQuads; ++k) {
+        const unsigned at = part + 4 * lane_quad(k);
+        const float4 log_ks = four_of(row_of_warp() + at), weight = four_of(weights() + at);
+        const auto of = [&](float log_k, float log_weight, unsigned token) {
+          const float redundancy = redundancy_of(log_k, log_z, log_prior_of(log_weight, total) * kLog2E);
+          return token == own ? MI_PRUNER_NAN : redundancy;
+        };
+        if (at < count)
+          *reinterpret_cast<float4*>(to + at) = {of(log_ks.x, weight.x, at), of(log_ks.y, weight.y, at + 1),
+                                                 of(log_ks.z, weight.z, at + 2), of(log_ks.w, weight.w, at + 3)};
+      }
+    });
+  }
+
+private:
+  static constexpr unsigned kTurn = 32 / kRowLanes * kTileColumns, kMostParts = kShortSample / kTileColumns;
+  static_assert(kMostParts <= 32);
+
+  __device__ float* norms() const { return start; }
+  __device__ float* weights() const { return start + stride; }
+  __device__ float* row_of_warp() const { return start + (2 + threadIdx.x / 32) * stride; }
+  __device__ LogSum* parts() const {
+    return reinterpret_cast<LogSum*>(start + (2 + kNormaliserWarps) * stride) + threadIdx.x / 32 * kMostParts;
+  }
+
+  // f(first token) for each 64, four of them at a time, by 8 lanes: what a lane has left it finds again.
+  template <typename F> __device__ void for_each_part(const F& f) const {
+#pragma unroll 1
+    for (unsigned first = threadIdx.x % 32 / kRowLanes * kTileColumns; first < stride; first += kTurn)
+      f(first);
+  }
+};
+
+// log Z of a warp's rows, from number `first` on; `total`: log of the sum of the prior.
+__device__ inline void store_log_z(const Similarities& found, const Densities& densities, const Span& rows,
+                                   int64_t first, float total) {
   if (first >= rows.count) return;
+  const int64_t tiles = (rows.count + kTileColumns - 1) / kTileColumns;
   const LogSum* parts[kWarpLogZRows];
   float log_z[kWarpLogZRows];
 #pragma unroll
@@ -275,7 +385,31 @@ __device__ inline void normalise_visual(const Similarities& found, const Densiti
 #pragma unroll
   for (int k = 0; k < kWarpLogZRows; ++k)
     if (threadIdx.x % 32 == 0 && first + k < rows.count)
-      densities.visual_log_z[rows.begin + first + k] = log_z[k] - visual_total;
+      densities.visual_log_z[rows.begin + first + k] = log_z[k] - total;
+}
+
+// By a block of those of the visual tokens, `each` of a warp. `shared`: and what follows it.
+__device__ inline void normalise_visual(const Similarities& found, const Densities& densities, unsigned sample,
+                                        unsigned program, unsigned each, const Span& rows, int64_t longest,
+                                        NormaliserShared& shared) {
+  const unsigned block = program * each * kNormaliserWarps, first = block + threadIdx.x / 32 * each,
+                 end = first + each < rows.count ? first + each : static_cast<unsigned>(rows.count);
+  if (block >= rows.count) return;
+  const RedundancyRoom room{reinterpret_cast<float*>(&shared + 1), RedundancyRoom::stride_of(longest)};
+  if (found.redundancies) {
+    room.fetch_row(found, rows, first);
+    room.fetch_tokens(found, rows);
+  }
+  const float total = prior_total(found, sample, rows.count, shared.densities);
+  if (!found.redundancies) return store_log_z(found, densities, rows, first, total);
+#pragma unroll 1
+  for (unsigned row = first; row < end; ++row) {
+    if (row > first) {
+      __syncwarp(); // all have seen the parts of the row before
+      room.fetch_row(found, rows, row);
+    }
+    room.store(found, rows, row, total);
+  }
 }
 
 // Of the chunk's rows.
@@ -291,11 +425,7 @@ __device__ inline void store_log_prior(const Similarities& found, const Densitie
 // of the scores.
 struct Programs {
   unsigned text, visual, scores;
-};
-
-union NormaliserShared {
-  DensityShared densities;
-  ScoreShared scores;
+  unsigned rows; // of a warp of those of the visual tokens
 };
 
 // First the blocks of all samples' text, last those of the scores: these wait for the former, which wait for nobody,
@@ -321,18 +451,17 @@ __global__ void __launch_bounds__(kNormaliserThreads, 4)
   const unsigned sample = samples == 1 ? 0 : block / each, program = block - sample * each;
   const Span rows = span_of(visual, sample), columns = of_text || of_scores ? span_of(text, sample) : Span{};
   if (of_scores) return score_rows(found, sample, program, each, rows, columns, scoring, shared.scores);
+  if (!of_text) return normalise_visual(found, densities, sample, program, programs.rows, rows, visual.longest, shared);
   const unsigned group = quotient(program, chunks), chunk = program - group * chunks;
-  const int64_t first = of_text ? chunk * kChunkRows : int64_t{program} * kLogZRows;
-  if (first >= rows.count) return;
+  if (chunk * kChunkRows >= rows.count) return;
   const TextWeights text_weights{found.text_log_weight + columns.begin, columns.count};
   const TextChunk at{sample, group, chunk, rows, columns};
   const Summands summands(found, sample, rows.count, text_weights, kappa);
-  const bool any = of_text && at.column(0) < columns.count;
+  const bool any = at.column(0) < columns.count;
   const float own_weight = text_weights(at.column(threadIdx.x % kTextGroup));
   RowBatch batch{};
   if (any) batch.load(found, at, 0); // on their way meanwhile
   const Totals totals = summands.reduce(shared.densities);
-  if (!of_text) return normalise_visual(found, densities, program, rows, totals.visual);
   if (program == 0 && threadIdx.x == 0) {
     densities.log_total[sample] = totals.visual;
     uint64_t* const terms = found.terms + first_term(sample, columns.begin);

@@ -30,6 +30,10 @@ template <typename... Parameters> cudaError_t resident_clusters(void (*)(Paramet
   clusters = host::resident_clusters();
   return cudaSuccess;
 }
+inline cudaError_t most_shared(int& bytes) {
+  bytes = kMostShared;
+  return cudaSuccess;
+}
 #else
 class Launch {
 public:
@@ -61,15 +65,21 @@ private:
   cudaLaunchAttribute attributes_[2]{};
 };
 
+// Bytes of shared memory that a block may have on the current device.
+inline cudaError_t most_shared(int& bytes) {
+  int device = 0;
+  const cudaError_t error = cudaGetDevice(&device);
+  return error == cudaSuccess ? cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) : error;
+}
+
 // Whether the current device runs the kernel in this shape: what was compiled for it has a body (else its launch bounds
 // say so), and a block may have so much shared memory. `groups`: the kernel multiplies by groups of warps.
 template <typename... Parameters>
 cudaError_t runs(void (*kernel)(Parameters...), const Shape& shape, bool /* groups: for the host twin */, bool& does) {
   cudaFuncAttributes attributes{};
-  int device = 0, most = 0;
+  int most = 0;
   cudaError_t error = cudaFuncGetAttributes(&attributes, kernel);
-  if (error == cudaSuccess) error = cudaGetDevice(&device);
-  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  if (error == cudaSuccess) error = most_shared(most);
   does = error == cudaSuccess && attributes.maxThreadsPerBlock >= static_cast<int>(shape.threads) &&
          static_cast<size_t>(most) >= shape.shared;
   return error;
@@ -119,6 +129,13 @@ template <typename F> cudaError_t by_dtype(Dtype dtype, const F& f) {
   default:
     return f(float{});
   }
+}
+
+// Of the current device.
+inline cudaError_t count_processors(int& processors) {
+  int device = 0;
+  const cudaError_t error = cudaGetDevice(&device);
+  return error == cudaSuccess ? cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device) : error;
 }
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }

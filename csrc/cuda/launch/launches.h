@@ -7,13 +7,23 @@ namespace mi_pruner::cuda {
 
 // `slots`: of a selection that follows; a layout's `cu` is left for the other launches.
 cudaError_t similarity(Dtype dtype, const Tokens& visual, const Tokens& text, const Layout& slots, int64_t dim,
-                       float kappa, const Similarities& found, cudaStream_t stream);
+                       const Similarities& found, cudaStream_t stream);
+
+// Of these the Gram matrix, and short text (at most one tile; none where there are more), of halves where the current
+// device multiplies by groups of warps: else `launched` is false. `processors`: it has.
+cudaError_t gram(Dtype dtype, const Tokens& visual, const Tokens& text, const Layout& slots, int64_t dim,
+                 const Similarities& found, int processors, bool& launched, cudaStream_t stream);
 
 // kappa <= 0: by the bandwidth rule. ratio: for densities.most_picks. `arrivals` (count) become 0, for a row path that
 // follows. The scores, too, where they are wanted.
 cudaError_t normalisers(const Layout& visual, const Layout& text, const Similarities& found, float kappa, double ratio,
                         const Densities& densities, const Scoring& scoring, unsigned* arrivals, int64_t arrivals_count,
                         cudaStream_t stream);
+
+// Where found.redundancies.
+cudaError_t greedy_by_warp(const Layout& visual, const float* scores, const Similarities& found,
+                           const Densities& densities, const Selection& selection, const Picks& picks,
+                           cudaStream_t stream);
 
 cudaError_t greedy_on_gram(const Layout& visual, const float* scores, const Similarities& found,
                            const Densities& densities, const Selection& selection, const Picks& picks,

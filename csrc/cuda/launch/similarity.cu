@@ -6,20 +6,23 @@
 namespace mi_pruner::cuda {
 
 cudaError_t similarity(Dtype dtype, const Tokens& visual, const Tokens& text, const Layout& slots, int64_t dim,
-                       float kappa, const Similarities& found, cudaStream_t stream) {
-  int device = 0, processors = 0;
-  cudaError_t error = cudaGetDevice(&device);
-  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
+                       const Similarities& given, cudaStream_t stream) {
+  Similarities found = given;
+  int processors = 0;
+  cudaError_t error = count_processors(processors);
   if (error != cudaSuccess) return error;
-  const auto tiles = [&](int columns) { // of a sample
-    return tiles_of_sample(tiles_of(found.text_tiles, columns), tiles_of(found.visual_tiles, columns),
-                           ceil_div(visual.layout.longest, kTileRows), columns);
-  };
-  const auto shape_of = [&](auto tile) {
-    using Tile = decltype(tile);
-    return Shape{visual.layout.samples * tiles(Tile::kColumns) * Tile::kBlocks, kTileThreads,
-                 sizeof(SimilarityShared<Tile>), false, Tile::kBlocks};
-  };
+  if (given.visual_tiles > 0) {
+    // Text that is too long to be beside the diagonal is a launch of its own: few columns, bound by memory, whoever
+    // multiplies.
+    bool launched = false;
+    found.text_tiles = given.text_tiles == 1 ? 1 : 0;
+    error = gram(dtype, visual, text, slots, dim, found, processors, launched, stream);
+    if (error != cudaSuccess || (launched && found.text_tiles == given.text_tiles)) return error;
+    found.text_tiles = given.text_tiles;
+    if (launched) found.visual_tiles = 0;
+  }
+  const int64_t tiles = tiles_of_sample(found.text_tiles, found.visual_tiles, // of a sample
+                                        ceil_div(visual.layout.longest, kTileRows), kTileColumns);
   return by_dtype(dtype, [&](auto t) {
     using T = decltype(t);
     // The first of these shapes that is wanted and runs here.
@@ -28,32 +31,13 @@ cudaError_t similarity(Dtype dtype, const Tokens& visual, const Tokens& text, co
       using Tile = decltype(tile);
       if (launched || error != cudaSuccess || !wanted) return;
       const auto kernel = similarity_kernel<T, Tile>;
-      error = runs(kernel, shape_of(tile), Tile::kGroups, launched);
-      if (launched && error == cudaSuccess)
-        error = run(kernel, shape_of(tile), stream, visual, text, slots, dim, kappa, found, tiles(Tile::kColumns));
+      const Shape shape{visual.layout.samples * tiles * Tile::kBlocks, kTileThreads, sizeof(SimilarityShared<Tile>),
+                        false, Tile::kBlocks};
+      error = runs(kernel, shape, Tile::kGroups, launched);
+      if (launched && error == cudaSuccess) error = run(kernel, shape, stream, visual, text, slots, dim, found, tiles);
     };
     // No more than one tile for a multiprocessor: then clusters share each, if D is long enough for all blocks.
-    const bool gram = found.visual_tiles > 0, text_too = found.text_tiles > 0,
-               few = visual.layout.samples * tiles(kTileColumns) <= processors && stages_of<T>(dim) >= 2 * kShares;
-    if constexpr (sizeof(T) == 2) {
-      using Wide = TileShape<kWideColumns, 1>;
-      launch_if(gram && few, TileShape<kWideColumns, kShares>());
-      launch_if(gram && (!text_too || visual.layout.samples * tiles(kWideColumns) <= processors), Wide());
-      // Text has few columns, and to compare with it alone is bound by memory, whoever multiplies: a launch of its own
-      // where there is more than one wide tile for a multiprocessor.
-      bool apart = false;
-      if (gram && !launched && error == cudaSuccess)
-        error = runs(similarity_kernel<T, Wide>, shape_of(Wide()), Wide::kGroups, apart);
-      if (apart && error == cudaSuccess) {
-        Similarities part = found;
-        part.visual_tiles = 0;
-        error = similarity(dtype, visual, text, slots, dim, kappa, part, stream);
-        part = found;
-        part.text_tiles = 0;
-        return error == cudaSuccess ? similarity(dtype, visual, text, slots, dim, kappa, part, stream) : error;
-      }
-    }
-    launch_if(few, TileShape<kTileColumns, kShares>());
+    launch_if(visual.layout.samples * tiles <= processors && long_enough<T>(dim), TileShape<kTileColumns, kShares>());
     launch_if(true, BlockTile());
     return error;
   });

@@ -21,6 +21,9 @@ template <typename T> __host__ __device__ constexpr int stages_of(int64_t dim) {
   return static_cast<int>((dim + kDepth<T> - 1) / kDepth<T>);
 }
 
+// Whether a cluster may share a tile: two stages, at the least, for each of its blocks.
+template <typename T> constexpr bool long_enough(int64_t dim) { return stages_of<T>(dim) >= 2 * kShares; }
+
 // 128 rows, and 64 columns, multiplied warp by warp, or 128, by groups of four warps (halves, on the GPUs that have
 // these: kHasGroups). By a block, or a share each by the blocks of a cluster.
 template <int kTheColumns, int kTheBlocks> struct TileShape {
@@ -29,11 +32,14 @@ template <int kTheColumns, int kTheBlocks> struct TileShape {
   static_assert(kGroups || kColumns == kTileColumns);
   static_assert(kBlocks == 1 || kBlocks == kShares);
 
-  // Blocks of a multiprocessor, of which one has 228 KB on an H100: two, but where a thread of groups has a share's
-  // sums and the total of them, 128. And stages in shared memory: as many as there is room for, up to six.
-  static constexpr int kResident = kGroups && kBlocks == 1 ? 1 : 2, kStages = kResident == 1 ? 6 : 3;
+  // Columns of text that a tile of groups may have beside its own, in the place of columns that it has as rows.
+  static constexpr int kBeside = kGroups ? kTileColumns : 0;
+
+  // Blocks of a multiprocessor, of which one has 228 KB on an H100: two, but where a thread of groups has so many sums.
+  // And stages in shared memory: as many as there is room for, up to six.
+  static constexpr int kResident = kGroups ? 1 : 2, kStages = kResident == 1 ? 6 : 3;
   // Of the products of groups so many are in progress while the next stage is awaited; their stages are not free yet.
-  static constexpr int kPending = kResident == 1 ? 1 : 0, kAhead = kStages - 1 - kPending;
+  static constexpr int kPending = kGroups ? 1 : 0, kAhead = kStages - 1 - kPending;
 
   // The warps: kDown x kAcross. Those of the same columns are neighbours, so that they are spread over all four
   // schedulers.
@@ -45,8 +51,9 @@ template <int kTheColumns, int kTheBlocks> struct TileShape {
 
   // A thread's share of a warp's: the rows and columns of fragments of 8 x 8, as matrix instructions leave them. The
   // warps share among them the tokens whose norms they sum, 8 at a time: those that a warp takes first.
-  static constexpr int kRowGroups = kWarpRows / 8, kColumnGroups = kWarpColumns / 8, kNormRows = kRowGroups / kAcross,
-                       kNormColumns = kColumnGroups / kDown;
+  static constexpr int kRowGroups = kWarpRows / 8, kColumnGroups = kWarpColumns / 8,
+                       kNormRows = kGroups ? 0 : kRowGroups / kAcross,
+                       kNormColumns = kGroups ? 0 : kColumnGroups / kDown;
   static __device__ int row_group(int r) { return down() * kWarpRows + 8 * (r ^ kNormRows * across()); }
   static __device__ int norm_columns(int c) { return first_column() + 8 * (c ^ kNormColumns * down()); }
   static __device__ int column_group(int c) { return kGroups ? 8 * c : norm_columns(c); }
@@ -54,6 +61,18 @@ template <int kTheColumns, int kTheBlocks> struct TileShape {
   static __device__ int column(int c) { return column_group(c / 2) + threadIdx.x % 4 * 2 + c % 2; }
 };
 using BlockTile = TileShape<kTileColumns, 1>;
+
+// The sums of products with so many columns, and what is made of them, in shared memory. Four of a row lie together;
+// which place they have in it depends on the row, so that reading along rows, reading four rows of a column, and
+// writing fragments all spread over the banks.
+template <int kColumns> struct Sums {
+  float* start;
+
+  __device__ float* four(int row, int quad) const {
+    return start + row * kColumns + (quad ^ (row / 4 + 2 * row) % 8) * 4;
+  }
+  __device__ float* at(int row, int column) const { return four(row, column / 4) + column % 4; }
+};
 
 template <typename Tile> struct TileShared {
   alignas(1024) unsigned char stages[Tile::kStages][Tile::kTokens * kStageRow];
@@ -63,25 +82,22 @@ template <typename Tile> struct TileShared {
   alignas(16) float norm[Tile::kTokens];   // read four at a time
   alignas(16) float weight[Tile::kTokens]; // log weights, for the users of a tile
 
-  // Where the stages were: the sums, and what is made of them. Four of a row lie together; which place they have in
-  // it depends on the row, so that reading along rows, reading four rows of a column, and writing fragments all spread
-  // over the banks.
-  __device__ float* four(int row, int quad) {
-    return reinterpret_cast<float*>(stages) + row * Tile::kColumns + (quad ^ (row / 4 + 2 * row) % 8) * 4;
-  }
-  __device__ float* sum(int row, int column) { return four(row, column / 4) + column % 4; }
-  static_assert(Tile::kRows * Tile::kColumns * sizeof(float) <= sizeof stages);
+  // Where the stages were: those of the tile, and of the text beside it.
+  __device__ Sums<Tile::kColumns> sums() { return {reinterpret_cast<float*>(stages)}; }
+  __device__ Sums<kTileColumns> beside() { return {sums().start + Tile::kRows * Tile::kColumns}; }
+  static constexpr int kSums = Tile::kRows * (Tile::kColumns + Tile::kBeside);
+  static_assert(kSums * sizeof(float) <= sizeof stages);
 };
 
-// The sums of a thread.
-template <typename Tile> struct TileFragment {
-  static constexpr int kOwnRows = Tile::kRowGroups, kOwnColumns = 2 * Tile::kColumnGroups;
-  float sums[kOwnRows / 2][Tile::kColumnGroups][4];
+// The sums of a thread: so many rows and columns of 8.
+template <int kRowGroups, int kColumnGroups> struct Fragment {
+  static constexpr int kOwnRows = kRowGroups, kOwnColumns = 2 * kColumnGroups;
+  float sums[kOwnRows / 2][kColumnGroups][4];
 
   __device__ float& at(int r, int c) { return sums[r / 2][c / 2][r % 2 * 2 + c % 2]; }
   __device__ float at(int r, int c) const { return sums[r / 2][c / 2][r % 2 * 2 + c % 2]; }
 
-  __device__ void operator+=(const TileFragment& other) {
+  __device__ void operator+=(const Fragment& other) {
 #pragma unroll
     for (int r = 0; r < kOwnRows; ++r)
 #pragma unroll
@@ -89,6 +105,8 @@ template <typename Tile> struct TileFragment {
         at(r, c) += other.at(r, c);
   }
 };
+template <typename Tile> using TileFragment = Fragment<Tile::kRowGroups, Tile::kColumnGroups>;
+template <typename Tile> using BesideFragment = Fragment<Tile::kRowGroups, kTileColumns / 8>;
 
 __device__ inline int piece_offset(int row, int piece) { return row * kStageRow + (piece ^ (row & 7)) * 16; }
 

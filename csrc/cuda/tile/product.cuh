@@ -30,16 +30,18 @@
 
 namespace mi_pruner::cuda {
 
-// The sums of a tile over the stages [first, last), kAhead of them on their way while one is multiplied. `any`: of
-// `Share::add`. end_share(share): at the end of each `length` of them.
-template <typename T, typename Tile, typename EndShare>
-__device__ void add_stages(TileSource<T, Tile>& source, int64_t dim, int first, int last, int length, bool any,
-                           TileShared<Tile>& shared, const EndShare& end_share) {
+// The sums of a tile over the stages [first, last), kAhead of them on their way while one is multiplied. `columns_at`:
+// the first column's place among the tile's tokens. `any`: of `Share::add`. end_share(share): at the end of each
+// `length` of them.
+template <bool kBeside, typename T, typename Tile, typename EndShare>
+__device__ void add_stages(TileSource<T, Tile>& source, int64_t dim, int first, int last, int length, int columns_at,
+                           bool any, TileShared<Tile>& shared, const EndShare& end_share) {
   constexpr int kStages = Tile::kStages, kAhead = Tile::kAhead;
   const auto next = [](int stage) { return stage + 1 == kStages ? 0 : stage + 1; };
   const int64_t all = dim / kDepth<T>;
   const int whole = !source.aligned ? 0 : all < last ? static_cast<int>(all) : last;
-  const MatrixPlaces<Tile> places(source.columns_at);
+  const MatrixPlaces<Tile> places(columns_at);
+  if (whole < first + kAhead) __syncthreads(); // where the tokens are is there for all
 #pragma unroll 1
   for (int ahead = 0; ahead < kAhead; ++ahead) {
     const int stage = first + ahead;
@@ -52,12 +54,12 @@ __device__ void add_stages(TileSource<T, Tile>& source, int64_t dim, int first, 
   }
   int at = 0, free = kAhead;
   for (int stage = first, end; stage < last; stage = end) {
-    Share<T, Tile> share;
+    Share<T, Tile, kBeside> share;
     const auto add = [&](const auto& between) {
       wait_for_copies<kAhead - 1>();
       if constexpr (Tile::kGroups) show_copies();
       __syncthreads(); // this stage is there for all, and all have read the one that is filled next
-      share.add(shared.stages[at], places, source.columns_at, any, between);
+      share.add(shared.stages[at], places, columns_at, any, between);
       commit_copies();
       free = next(free);
       at = next(at);
@@ -81,58 +83,81 @@ __device__ void add_stages(TileSource<T, Tile>& source, int64_t dim, int first, 
 }
 
 // A thread's sums to shared memory.
-template <typename Tile> __device__ void store_sums(const TileFragment<Tile>& sums, TileShared<Tile>& shared) {
+template <typename Tile, int kRowGroups, int kColumnGroups>
+__device__ void store_sums(const Fragment<kRowGroups, kColumnGroups>& own,
+                           const Sums<8 * kColumnGroups * Tile::kAcross>& sums) {
 #pragma unroll
-  for (int r = 0; r < sums.kOwnRows; ++r)
+  for (int r = 0; r < own.kOwnRows; ++r)
 #pragma unroll
-    for (int c = 0; c < sums.kOwnColumns; c += 2)
-      *reinterpret_cast<float2*>(shared.sum(Tile::row(r), Tile::column(c))) = {sums.at(r, c), sums.at(r, c + 1)};
+    for (int c = 0; c < own.kOwnColumns; c += 2)
+      *reinterpret_cast<float2*>(sums.at(Tile::row(r), Tile::column(c))) = {own.at(r, c), own.at(r, c + 1)};
 }
 
-// The tile of the tokens that `source` names; the columns from `used` on hold none. By one block: leaves its sums and
-// norms in shared memory, for all threads. By a cluster: each block, `rank`, leaves a share of the sums, and the norms.
-template <typename T, typename Tile>
-__device__ void multiply_tile(TileSource<T, Tile>& source, int64_t dim, int used, int rank, TileShared<Tile>& shared) {
-  constexpr bool kDiagonal = sizeof(T) == 2;
+// The tile of the tokens that `source` names; `columns_at`: the first column's place among them; the columns from
+// `used` on hold none. `kBeside`: and the products of the rows with text in the columns' place. By one block: leaves
+// its sums and squared norms in shared memory, for all threads. By a cluster: each block, `rank`, leaves a share of
+// both, for all blocks. Squared norms: of rows and columns (of which those that are rows, too, have them there) or, by
+// groups, of text beside the tile.
+template <bool kBeside, typename T, typename Tile>
+__device__ void multiply_tile(TileSource<T, Tile>& source, int64_t dim, int columns_at, int used, int rank,
+                              TileShared<Tile>& shared) {
+  using Own = Share<T, Tile, kBeside>;
+  constexpr bool kSquares = !Tile::kGroups || kBeside;
   const int stages = stages_of<T>(dim), length = share_of(stages);
   const bool any = Tile::kGroups || Tile::first_column() < used;
+  const auto store_squares = [&](const typename Own::Squares& squares) {
+    if constexpr (kSquares)
+      squares.template for_each<sizeof(T) == 2>([&](float square, int token) { shared.square[token] = square; });
+  };
   if constexpr (Tile::kBlocks == 1) {
     TileFragment<Tile> total{};
-    TileSquares<Tile> squares;
-    add_stages(source, dim, 0, stages, length, any, shared, [&](const Share<T, Tile>& share) {
+    BesideFragment<Tile> beside{};
+    typename Own::Squares squares;
+    add_stages<kBeside>(source, dim, 0, stages, length, columns_at, any, shared, [&](const Own& share) {
       if (any) total += share.products;
-      squares += share.squares();
+      if constexpr (kBeside) beside += share.beside;
+      if constexpr (kSquares) squares += share.squares();
     });
-    store_sums(total, shared);
-    squares.template for_each<kDiagonal>([&](float square, int token) { shared.norm[token] = norm_of(square); });
+    store_sums<Tile>(total, shared.sums());
+    if constexpr (kBeside) store_sums<Tile>(beside, shared.beside());
+    store_squares(squares);
+    __syncthreads();
   } else {
     const int first = rank * length < stages ? rank * length : stages,
               last = first + length < stages ? first + length : stages;
-    add_stages(source, dim, first, last, length, any, shared, [&](const Share<T, Tile>& share) {
+    add_stages<kBeside>(source, dim, first, last, length, columns_at, any, shared, [&](const Own& share) {
       wait_for_copies<0>();
       __syncthreads(); // all have read the last stage
-      store_sums(share.products, shared);
-      share.squares().template for_each<kDiagonal>([&](float square, int token) { shared.square[token] = square; });
+      store_sums<Tile>(share.products, shared.sums());
+      if constexpr (kBeside) store_sums<Tile>(share.beside, shared.beside());
+      store_squares(share.squares());
     });
     if (first == last) { // a short D has fewer shares
-      for (int at = threadIdx.x; at < Tile::kRows * Tile::kColumns; at += blockDim.x)
-        reinterpret_cast<float*>(shared.stages)[at] = 0;
+      for (int at = threadIdx.x; at < shared.kSums; at += blockDim.x)
+        shared.sums().start[at] = 0;
       for (int token = threadIdx.x; token < Tile::kTokens; token += blockDim.x)
         shared.square[token] = 0;
     }
     cluster_barrier();
-    for (int token = threadIdx.x; token < Tile::kTokens; token += blockDim.x) {
-      float share[Tile::kBlocks], square = 0;
+  }
+}
+
+// Norms of the tokens [first, last) of the tile, of the squares that were left; for all threads after a barrier.
+template <typename Tile> __device__ void take_norms(int first, int last, TileShared<Tile>& shared) {
+  for (int token = first + threadIdx.x; token < last; token += blockDim.x) {
+    float square = shared.square[token];
+    if constexpr (Tile::kBlocks > 1) {
+      float share[Tile::kBlocks];
 #pragma unroll
       for (int block = 0; block < Tile::kBlocks; ++block)
         share[block] = load_from(shared.square + token, block);
+      square = 0;
 #pragma unroll
       for (int block = 0; block < Tile::kBlocks; ++block)
         square += share[block];
-      shared.norm[token] = norm_of(square);
     }
+    shared.norm[token] = norm_of(square);
   }
-  __syncthreads();
 }
 
 } // namespace mi_pruner::cuda

@@ -30,10 +30,15 @@ template <typename F> __device__ float4 each(const float4& x, const float4& y, c
 // Four of an array in shared memory.
 __device__ inline float4 four_of(const float* from) { return *reinterpret_cast<const float4*>(from); }
 
-// map(cosine) in the place of the sums of the rows [first, first + rows): sum(row, quad).
-template <typename Tile, typename Sum, typename Map>
-__device__ void take_cosines(int first, int rows, const Sum& sum, const Map& map, TileShared<Tile>& shared) {
-  for_each_row(rows * Tile::kColumns / kTileColumns, [&](int number) {
+// Divided once: two reciprocals would double the rounding. 0, too, for tokens not finite.
+__device__ inline float cosine_of(float product, float norms) { return norms > 0 ? product / norms : 0.0f; }
+
+// map(cosine) in the place of the sums of the rows [first, first + rows): sum(row, quad). `columns_at`: the first
+// column's place among the tile's tokens.
+template <typename Tile, int kColumns, typename Sum, typename Map>
+__device__ void take_cosines(int first, int rows, int columns_at, const Sum& sum, const Map& map,
+                             const Sums<kColumns>& sums, const TileShared<Tile>& shared) {
+  for_each_row(rows * kColumns / kTileColumns, [&](int number) {
     const int row = first + number % rows, side = number / rows * (kTileColumns / 4);
     LaneRow x;
 #pragma unroll
@@ -42,12 +47,9 @@ __device__ void take_cosines(int first, int rows, const Sum& sum, const Map& map
 #pragma unroll
     for (int k = 0; k < kLaneQuads; ++k) {
       const int quad = side + lane_quad(k);
-      const auto cosine = [&](float product, float norm) { // divided once: two reciprocals would double the rounding
-        const float norms = shared.norm[row] * norm;
-        return map(norms > 0 ? product / norms : 0.0f); // 0, too, for tokens not finite
-      };
-      *reinterpret_cast<float4*>(shared.four(row, quad)) =
-          each(x[k], four_of(shared.norm + Tile::kRows + 4 * quad), cosine);
+      const auto cosine = [&](float product, float norm) { return map(cosine_of(product, shared.norm[row] * norm)); };
+      *reinterpret_cast<float4*>(sums.four(row, quad)) =
+          each(x[k], four_of(shared.norm + columns_at + 4 * quad), cosine);
     }
   });
 }

@@ -17,48 +17,55 @@ template <typename T, typename Tile> struct TileSource {
   // there, and how far after it the others are. Columns are neighbours, as are a cluster's rows: then a number of bytes
   // is enough; of rows that are not, so many pieces each (addresses would take twice the registers).
   static constexpr int kRowCopies = Tile::kRows / kApart;
-  static constexpr bool kNeighbours = Tile::kBlocks > 1;
+  static constexpr bool kNeighbours = Tile::kBlocks > 1 || Tile::kGroups;
   const T *row, *column;
   unsigned row_step, column_step;
   int after[kRowCopies];
   int place;            // of the first piece, in a stage
   unsigned present = 0; // a bit each
   bool aligned;
-  int columns_at; // the first column's place among the tile's tokens
 
-  // row_token(r), column_token(c): a token's number, -1 for none. Stages from `first_stage` on. `columns_at` < kRows:
-  // the columns are rows of the tile, too, from that one on, and are not copied once more.
+  // row_token(r), column_token(c): a token's number, -1 for none. Stages from `first_stage` on.
   template <typename RowToken, typename ColumnToken>
   __device__ TileSource(const Rows<T>& rows, const RowToken& row_token, const Rows<T>& columns,
-                        const ColumnToken& column_token, int first_stage, int columns_at, TileShared<Tile>& shared)
-      : token(reinterpret_cast<const T* const*>(shared.token)), aligned(rows.aligned && columns.aligned),
-        columns_at(columns_at) {
+                        const ColumnToken& column_token, int first_stage, TileShared<Tile>& shared)
+      : token(reinterpret_cast<const T* const*>(shared.token)), aligned(rows.aligned && columns.aligned) {
+    const auto number_of = [&](int r) { return r < Tile::kRows ? row_token(r) : column_token(r - Tile::kRows); };
+    const auto features_of = [&](int r, int64_t number) {
+      return r < Tile::kRows ? rows.base + number * rows.stride : columns.base + number * columns.stride;
+    };
     for (int r = threadIdx.x; r < Tile::kTokens; r += blockDim.x) {
-      const bool row = r < Tile::kRows;
-      const int64_t number = row ? row_token(r) : columns_at == Tile::kRows ? column_token(r - Tile::kRows) : -1;
-      const T* const features = row ? rows.base + number * rows.stride : columns.base + number * columns.stride;
-      shared.token[r] = number < 0 ? nullptr : features;
+      const int64_t number = number_of(r);
+      shared.token[r] = number < 0 ? nullptr : features_of(r, number);
     }
-    __syncthreads();
+    const int own = threadIdx.x / kPieces;
     const auto start = [&](int from, int to, const T*& first) {
       first = nullptr;
+      if constexpr (kNeighbours) { // where the first is not there, none is
 #pragma unroll
-      for (int k = from; k < to; ++k) {
-        const T* const features = token[threadIdx.x / kPieces + k * kApart];
-        if (k < kRowCopies) after[k] = 0;
-        if (features == nullptr) continue;
-        if (first == nullptr) first = features;
-        if (k < kRowCopies) after[k] = static_cast<int>((features - first) / kElements);
-        present |= 1u << k;
+        for (int k = from; k < to; ++k)
+          if (number_of(own + k * kApart) >= 0) present |= 1u << k;
+        if (present >> from & 1) first = features_of(own + from * kApart, number_of(own + from * kApart));
+      } else {
+#pragma unroll
+        for (int k = from; k < to; ++k) {
+          const T* const features = token[own + k * kApart];
+          if (k < kRowCopies) after[k] = 0;
+          if (features == nullptr) continue;
+          if (first == nullptr) first = features;
+          if (k < kRowCopies) after[k] = static_cast<int>((features - first) / kElements);
+          present |= 1u << k;
+        }
       }
       if (first == nullptr) first = rows.base;
       first += threadIdx.x % kPieces * kElements + int64_t{first_stage} * kDepth<T>;
     };
+    if constexpr (!kNeighbours) __syncthreads();
     start(0, kRowCopies, row);
     start(kRowCopies, kCopies, column);
     row_step = static_cast<unsigned>(kApart * rows.stride * int64_t{sizeof(T)});
     column_step = static_cast<unsigned>(kApart * columns.stride * int64_t{sizeof(T)});
-    place = piece_offset(threadIdx.x / kPieces, threadIdx.x % kPieces);
+    place = piece_offset(own, threadIdx.x % kPieces);
     keep(place);
   }
 

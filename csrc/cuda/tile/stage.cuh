@@ -2,6 +2,8 @@
 // multiply-adds.
 #pragma once
 
+#include <type_traits>
+
 #include "cuda/base/reduce.cuh"
 #include "cuda/tile/layout.cuh"
 
@@ -33,9 +35,27 @@ template <typename Tile> struct TileSquares {
   }
 };
 
+// Those of 64 text tokens beside a tile of groups: in the diagonals of their product with the group's own 32 of them,
+// which two warps of the four have.
+template <typename Tile> struct TextSquares {
+  static constexpr int kNumber = 2; // of a thread, of tokens 8 apart
+  float text[kNumber] = {};
+
+  __device__ void operator+=(const TextSquares& other) {
+    for (int k = 0; k < kNumber; ++k)
+      text[k] += other.text[k];
+  }
+
+  template <bool, typename F> __device__ void for_each(const F& f) const {
+    const unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    if (lane % 4 != lane / 8 || warp % 4 / 2 != warp / 4) return;
+    for (int k = 0; k < kNumber; ++k)
+      f(text[k], Tile::kRows + static_cast<int>(warp % 4 * 16 + 8 * k + lane / 4));
+  }
+};
+
 // Where in a stage a lane finds what it gives to `load_matrices`: of the first 16 rows, and columns, that the warp
-// takes, and of the first 16 halves. The others are at offsets that differ in single bits. Columns as second factors,
-// or, of groups of warps, where norms are all that is taken of them, as rows.
+// takes, and of the first 16 halves. The others are at offsets that differ in single bits. Columns as second factors.
 constexpr int kOtherTokens = 16 * kStageRow, kNextHalves = 32;
 template <typename Tile> struct MatrixPlaces {
   int rows, columns;
@@ -43,8 +63,7 @@ template <typename Tile> struct MatrixPlaces {
   __device__ explicit MatrixPlaces(int columns_at) {
     const int lane = threadIdx.x % 32;
     rows = piece_offset(Tile::row_group(lane / 8 % 2) + lane % 8, lane / 16);
-    const int other = Tile::kGroups ? lane / 8 % 2 : lane / 16, piece = Tile::kGroups ? lane / 16 : lane / 8 % 2;
-    columns = piece_offset(columns_at + Tile::norm_columns(other) + lane % 8, piece);
+    columns = piece_offset(columns_at + Tile::norm_columns(lane / 16) + lane % 8, lane / 8 % 2);
     keep(rows);
     keep(columns);
   }
@@ -57,18 +76,16 @@ template <typename T> __device__ void add_squares(float (&sums)[4], const uint32
 }
 
 // A thread's sums over a share of D, of halves: what the matrix instructions add up, from zero.
-template <typename T, typename Tile> struct Share {
+template <typename T, typename Tile> struct WarpShare {
+  using Squares = TileSquares<Tile>;
   TileFragment<Tile> products{};
   float row[Tile::kNormRows][4] = {}, column[Tile::kNormColumns][4] = {};
 
-  // One stage. `any`: the warp has columns that hold a token, else it need not multiply; groups always do.
-  // between(step): what is to be done meanwhile.
+  // One stage. `any`: the warp has columns that hold a token, else it need not multiply. between(step): what is to be
+  // done meanwhile.
   template <typename Between>
-  __device__ void add(unsigned char* stage, const MatrixPlaces<Tile>& places, int columns_at, bool any,
-                      const Between& between) {
-    if constexpr (Tile::kGroups)
-      add_by_groups(stage, places, columns_at, between);
-    else if (any)
+  __device__ void add(unsigned char* stage, const MatrixPlaces<Tile>& places, int, bool any, const Between& between) {
+    if (any)
       add_by_warps<true>(stage, places, between);
     else
       add_by_warps<false>(stage, places, between);
@@ -112,49 +129,11 @@ template <typename T, typename Tile> struct Share {
     }
   }
 
-  // The products by four warps and 64 rows, which go on while the norms are summed.
-  template <typename Between>
-  __device__ void add_by_groups(unsigned char* stage, const MatrixPlaces<Tile>& places, int columns_at,
-                                const Between& between) {
-    const SharedAddress start = shared_address(stage), rows = start + Tile::down() / 4 * 64 * kStageRow,
-                        columns = start + columns_at * kStageRow;
-    // Of all steps at once: one after another would each be waited for.
-    uint32_t tokens[kSteps][4];
-    const auto load = [&](int place) {
-#pragma unroll
-      for (int step = 0; step < kSteps; ++step)
-        load_matrices(tokens[step], (start + place) ^ kNextHalves * step);
-    };
-    load(places.rows);
-    begin_products();
-#pragma unroll
-    for (int step = 0; step < kSteps; ++step)
-      multiply_group(products.sums[0], rows + kNextHalves * step, columns + kNextHalves * step, T{});
-    commit_products();
-#pragma unroll
-    for (int step = 0; step < kSteps; ++step) {
-      between(step);
-#pragma unroll
-      for (int k = 0; k < Tile::kNormRows; ++k)
-        add_squares(row[k], tokens[step], k, T{});
-    }
-    load(places.columns);
-#pragma unroll
-    for (int step = 0; step < kSteps; ++step)
-#pragma unroll
-      for (int k = 0; k < Tile::kNormColumns; ++k)
-        add_squares(column[k], tokens[step], k, T{});
-    wait_for_products<Tile::kPending>();
-  }
+  __device__ void finish() {}
 
-  // After the last stage: until then products are on their way.
-  __device__ void finish() {
-    if constexpr (Tile::kGroups) wait_for_products(products.sums[0]);
-  }
-
-  __device__ TileSquares<Tile> squares() const {
+  __device__ Squares squares() const {
     const bool odd = threadIdx.x / 4 % 2 == 1; // which of two elements is in the diagonal
-    TileSquares<Tile> own;
+    Squares own;
 #pragma unroll
     for (int k = 0; k < Tile::kNormRows; ++k)
       own.row[k] = odd ? row[k][2 * k + 1] : row[k][2 * k];
@@ -165,14 +144,66 @@ template <typename T, typename Tile> struct Share {
   }
 };
 
+// The same by groups of four warps, 64 rows each. `kBeside`: and their products with text in the columns' place, and
+// the text's squares. Those of visual tokens are on the diagonal of the products.
+template <typename T, typename Tile, bool kBeside> struct GroupShare {
+  using Squares = TextSquares<Tile>;
+  TileFragment<Tile> products{};
+  BesideFragment<Tile> beside{};
+  float text[4][4] = {}; // of 64 tokens with the group's own 32
+
+  template <typename Between>
+  __device__ void add(unsigned char* stage, const MatrixPlaces<Tile>&, int columns_at, bool, const Between& between) {
+    const SharedAddress start = shared_address(stage), rows = start + Tile::down() / 4 * 64 * kStageRow,
+                        columns = start + columns_at * kStageRow, texts = start + Tile::kRows * kStageRow,
+                        own_texts = texts + Tile::down() / 4 * 32 * kStageRow;
+    begin_products();
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step) {
+      const int place = kNextHalves * step;
+      multiply_group(products.sums[0], rows + place, columns + place, T{});
+      if constexpr (kBeside) {
+        multiply_group(beside.sums[0], rows + place, texts + place, T{});
+        multiply_group(text, texts + place, own_texts + place, T{});
+      }
+    }
+    commit_products();
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step)
+      between(step);
+    wait_for_products<Tile::kPending>();
+  }
+
+  // After the last stage: until then products are on their way.
+  __device__ void finish() {
+    wait_for_products(products.sums[0]);
+    if constexpr (kBeside) {
+      wait_for_products(beside.sums[0]);
+      wait_for_products(text);
+    }
+  }
+
+  __device__ Squares squares() const {
+    const bool odd = threadIdx.x / 4 % 2 == 1, second = threadIdx.x / 32 % 2 == 1;
+    Squares own;
+#pragma unroll
+    for (int k = 0; k < Squares::kNumber; ++k) {
+      const float (&first)[4] = text[k], (&other)[4] = text[2 + k];
+      own.text[k] = second ? (odd ? other[2 * k + 1] : other[2 * k]) : (odd ? first[2 * k + 1] : first[2 * k]);
+    }
+    return own;
+  }
+};
+
 __device__ inline float dot(const float4& a, const float4& b) {
   return fmaf(a.w, b.w, a.z * b.z) + fmaf(a.y, b.y, a.x * b.x);
 }
 
 // Of floats; lanes share a token's squares among them, a quarter each.
-template <typename Tile> struct Share<float, Tile> {
+template <typename Tile> struct FloatShare {
+  using Squares = TileSquares<Tile>;
   TileFragment<Tile> products{};
-  TileSquares<Tile> quarters;
+  Squares quarters;
 
   template <typename Between>
   __device__ void add(unsigned char* stage, const MatrixPlaces<Tile>&, int columns_at, bool any,
@@ -229,5 +260,9 @@ template <typename Tile> struct Share<float, Tile> {
     return own;
   }
 };
+
+template <typename T, typename Tile, bool kBeside>
+using Share = std::conditional_t<std::is_same_v<T, float>, FloatShare<Tile>,
+                                 std::conditional_t<Tile::kGroups, GroupShare<T, Tile, kBeside>, WarpShare<T, Tile>>>;
 
 } // namespace mi_pruner::cuda

@@ -1,0 +1,46 @@
+#include "cuda/kernels/greedy_by_warp.cuh"
+
+#include <type_traits>
+
+#include "cuda/launch/launch.cuh"
+#include "cuda/launch/launches.h"
+
+namespace mi_pruner::cuda {
+
+namespace {
+
+template <Redundancy kMode, typename... Arguments>
+cudaError_t launch(const Layout& visual, cudaStream_t stream, const Arguments&... arguments) {
+  int bytes = 0;
+  const cudaError_t error = most_shared(bytes);
+  if (error != cudaSuccess) return error;
+  const auto run_with = [&](auto quads) {
+    constexpr int kQuads = decltype(quads)::value;
+    using Shared = WarpShared<kQuads>;
+    static_assert(Shared::kept(kMostShared) > 0);
+    const unsigned kept = Shared::kept(static_cast<size_t>(bytes));
+    const Shape shape{visual.samples, 32 * kGreedyWarps, Shared::bytes(kept)};
+    return run(greedy_warp_kernel<kMode, kQuads>, shape, stream, visual, arguments..., kept);
+  };
+  if (visual.longest <= 2 * 32 * kQuad) return run_with(std::integral_constant<int, 2>{});
+  if (visual.longest <= 5 * 32 * kQuad) return run_with(std::integral_constant<int, 5>{});
+  static_assert(kShortSample == 8 * 32 * kQuad);
+  return run_with(std::integral_constant<int, 8>{});
+}
+
+} // namespace
+
+cudaError_t greedy_by_warp(const Layout& visual, const float* scores, const Similarities& found,
+                           const Densities& densities, const Selection& selection, const Picks& picks,
+                           cudaStream_t stream) {
+  switch (selection.redundancy) {
+  case Redundancy::kMean:
+    return launch<Redundancy::kMean>(visual, stream, scores, found, densities, selection, picks);
+  case Redundancy::kChain:
+    return launch<Redundancy::kChain>(visual, stream, scores, found, densities, selection, picks);
+  default:
+    return launch<Redundancy::kMax>(visual, stream, scores, found, densities, selection, picks);
+  }
+}
+
+} // namespace mi_pruner::cuda
