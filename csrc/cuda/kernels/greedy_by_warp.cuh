@@ -40,11 +40,11 @@ template <int kQuads> struct alignas(16) WarpShared {
   unsigned taken;             // picks in all
 
   __device__ SharedAddress row(unsigned number) { return shared_address(this + 1) + number * kRowBytes; }
-  // Rows that each fetching warp keeps in so many bytes: no more than it has lanes to tell whose they are, and not
-  // more than is of use.
-  static constexpr unsigned kept(size_t bytes) {
-    const size_t kept = (bytes - sizeof(WarpShared)) / (kFetchers * kRowBytes);
-    return static_cast<unsigned>(kept < 16 ? kept : 16);
+  // Rows that each fetching warp keeps in so many bytes of the block: one at least, and not more than is of use, nor
+  // than it has lanes to tell whose they are.
+  static constexpr unsigned kept(int64_t bytes) {
+    const int64_t room = (bytes - static_cast<int64_t>(sizeof(WarpShared))) / int64_t{kFetchers * kRowBytes};
+    return static_cast<unsigned>(room < 1 ? 1 : room < 16 ? room : 16);
   }
   static constexpr size_t bytes(unsigned kept) { return sizeof(WarpShared) + kFetchers * kept * kRowBytes; }
 };

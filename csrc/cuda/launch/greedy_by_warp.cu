@@ -1,5 +1,6 @@
 #include "cuda/kernels/greedy_by_warp.cuh"
 
+#include <algorithm>
 #include <type_traits>
 
 #include "cuda/launch/launch.cuh"
@@ -11,15 +12,20 @@ namespace {
 
 template <Redundancy kMode, typename... Arguments>
 cudaError_t launch(const Layout& visual, cudaStream_t stream, const Arguments&... arguments) {
-  int bytes = 0;
-  const cudaError_t error = most_shared(bytes);
+  int most = 0, processors = 0;
+  cudaError_t error = most_shared(most);
+  if (error == cudaSuccess) error = count_processors(processors);
   if (error != cudaSuccess) return error;
+  // Of more samples than multiprocessors several share one, and its memory: each keeps fewer rows.
+  constexpr int64_t kSharing = 4, kReserved = 1024; // bytes of a block that are not its own
+  const int64_t sharing = std::clamp<int64_t>(ceil_div(visual.samples, processors), 1, kSharing);
   const auto run_with = [&](auto quads) {
     constexpr int kQuads = decltype(quads)::value;
     using Shared = WarpShared<kQuads>;
-    static_assert(Shared::kept(kMostShared) > 0);
-    const unsigned kept = Shared::kept(static_cast<size_t>(bytes));
-    const Shape shape{visual.samples, 32 * kGreedyWarps, Shared::bytes(kept)};
+    static_assert(Shared::bytes(1) <= kMostShared);
+    const unsigned kept = Shared::kept((most + kReserved) / sharing - kReserved);
+    Shape shape{visual.samples, 32 * kGreedyWarps, Shared::bytes(kept)};
+    shape.most_shared = Shared::bytes(Shared::kept(most));
     return run(greedy_warp_kernel<kMode, kQuads>, shape, stream, visual, arguments..., kept);
   };
   if (visual.longest <= 2 * 32 * kQuad) return run_with(std::integral_constant<int, 2>{});
