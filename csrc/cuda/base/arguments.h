@@ -20,9 +20,6 @@ enum class Redundancy { kMean, kChain, kMax };
 // row's normaliser, for each kTileColumns columns.
 constexpr int kTileRows = 128, kTileColumns = 64, kWideColumns = 128, kPatchRows = 16, kPatchColumns = 32;
 
-// Tiles of `columns` columns in place of `tiles` of kTileColumns.
-constexpr int64_t tiles_of(int64_t tiles, int columns) { return (tiles * kTileColumns + columns - 1) / columns; }
-
 // How many tiles of `columns` columns lie side by side in one row of tiles; text_tiles and visual_tiles are of as many.
 // Of those of visual columns, none that lie wholly above the diagonal of the Gram matrix: the tile across it leaves
 // them, turned.

@@ -40,11 +40,13 @@ template <int kQuads> struct alignas(16) WarpShared {
   unsigned taken;             // picks in all
 
   __device__ SharedAddress row(unsigned number) { return shared_address(this + 1) + number * kRowBytes; }
-  // Rows that each fetching warp keeps in so many bytes of the block: one at least, and not more than is of use, nor
-  // than it has lanes to tell whose they are.
+  // Blocks that share a multiprocessor where there are so many: as registers allow.
+  static constexpr int kSharing = kQuads == 2 ? 4 : kQuads == 5 ? 2 : 1;
+  // Rows that each fetching warp keeps in so many bytes of the block: two at least, one of which is always free, and
+  // not more than is of use, nor than it has lanes to tell whose they are.
   static constexpr unsigned kept(int64_t bytes) {
     const int64_t room = (bytes - static_cast<int64_t>(sizeof(WarpShared))) / int64_t{kFetchers * kRowBytes};
-    return static_cast<unsigned>(room < 1 ? 1 : room < 16 ? room : 16);
+    return static_cast<unsigned>(room < 2 ? 2 : room < 16 ? room : 16);
   }
   static constexpr size_t bytes(unsigned kept) { return sizeof(WarpShared) + kFetchers * kept * kRowBytes; }
 };

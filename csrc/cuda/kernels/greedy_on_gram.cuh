@@ -6,8 +6,8 @@
 // Mapping: block = sample; tokens in registers for the whole selection (score, rho, log prior), 4 a thread. A step: the
 // best of a thread's gains, a `redux` and a ballot in each warp, one barrier, two `redux` over the warps' bests, one
 // row read, an exponential a token. Beside it the rows of the runners-up are fetched: the next pick is mostly one of
-// them, or of those of earlier steps. Picks stay in shared memory until all are known. Of short samples, if there are
-// few, one warp selects instead (greedy_by_warp.cuh).
+// them, or of those of earlier steps. Picks stay in shared memory until all are known. Of short samples
+// one warp selects instead (greedy_by_warp.cuh).
 //
 // Bound by latency: the instructions of a step in series, a barrier, and a read of L2.
 // Determinism: no sum crosses threads; the sum over the picks runs in their order.

@@ -16,13 +16,13 @@ cudaError_t launch(const Layout& visual, cudaStream_t stream, const Arguments&..
   cudaError_t error = most_shared(most);
   if (error == cudaSuccess) error = count_processors(processors);
   if (error != cudaSuccess) return error;
-  // Of more samples than multiprocessors several share one, and its memory: each keeps fewer rows.
-  constexpr int64_t kSharing = 4, kReserved = 1024; // bytes of a block that are not its own
-  const int64_t sharing = std::clamp<int64_t>(ceil_div(visual.samples, processors), 1, kSharing);
   const auto run_with = [&](auto quads) {
     constexpr int kQuads = decltype(quads)::value;
     using Shared = WarpShared<kQuads>;
-    static_assert(Shared::bytes(1) <= kMostShared);
+    static_assert(Shared::bytes(2) <= kMostShared);
+    // Of more samples than multiprocessors several share one, and its memory: each keeps fewer rows.
+    constexpr int64_t kReserved = 1024; // bytes of a block that are not its own
+    const int64_t sharing = std::clamp<int64_t>(ceil_div(visual.samples, processors), 1, Shared::kSharing);
     const unsigned kept = Shared::kept((most + kReserved) / sharing - kReserved);
     Shape shape{visual.samples, 32 * kGreedyWarps, Shared::bytes(kept)};
     shape.most_shared = Shared::bytes(Shared::kept(most));
