@@ -438,11 +438,11 @@ def test_what_kernels_take_at_least():
     ]
     text = expected.block(loops, times)
     steps = "greedy_warp, 1 × 576 → 64 | greedy step, one warp, N ≤ 640: 100, 198 | 64 × 1 | **6.4** | 3.23 |"
-    assert f"| {steps}  | 0.0268 |  | 64.7 | 10 % |" in text
-    gram = "| gram, 1 × 576 → 64 | stage, wgmma, a cluster: 100, 198 | 8 × 2 | 0.8 | 0.808 | 2.07 | **4.29** |"
+    assert f"| {steps}  | 0.00882 |  | 64.7 | 10 % |" in text
+    gram = "| gram, 1 × 576 → 64 | stage, wgmma, a cluster: 100, 198 | 8 × 2 | 0.8 | 0.808 | **2.07** | 1.41 |"
     assert f"{gram}  | – | – |" in text
     scores = (
-        "| similarity, 1 × 32,768 | stage, mma.sync: 100, 198 | 64 × 4 | 6.4 | 12.9 | 16.5 | 61 | **81.4** | – | – |"
+        "| similarity, 1 × 32,768 | stage, mma.sync: 100, 198 | 64 × 4 | 6.4 | 12.9 | 16.5 | 20.1 | **81.4** | – | – |"
     )
     assert scores in text
     assert "Measured: GPU, torch 2.11, commit abd, 2026-01-02, by `command`." in text

@@ -5,7 +5,7 @@ A time is about the largest of these, or more:
     series    turns · stall cycles of a turn
     issue     turns · instructions of a turn · warps of the busiest scheduler
     matrices  turns · cycles that the multiprocessor's matrix units need for its blocks' products
-    L2        bytes copied from L2, at a rate that is assumed
+    L2        bytes copied from L2, at what all multiprocessors can take
     memory    of what is more than L2 holds, all bytes read and written, at the data sheet's rate
 
 where turns are those of one block after another, on the multiprocessor that has the most of them. Left out: every wait
@@ -22,7 +22,7 @@ from .markdown import NONE, made, short, table
 CLOCK = 1.98e3  # cycles a us
 PROCESSORS, SCHEDULERS = 132, 4
 FLOPS = 4096  # a cycle of a multiprocessor, of halves
-MEMORY, L2 = 3.35e6, 5.5e6  # bytes a us
+MEMORY, L2 = 3.35e6, 64 * PROCESSORS * CLOCK  # bytes a us
 WIDTH, HALF, FLOAT, DEPTH = 4096, 2, 4, 64  # of `goals`; halves of a stage
 TILE_ROWS, TEXT = 128, 32
 BLOCK_WARPS = 8  # of tiles and rows

@@ -1,4 +1,4 @@
-// The arithmetic of a greedy step: one home for both ways of selecting, so that they agree in every bit.
+// The arithmetic of a greedy step: one home for all ways of selecting, so that they agree in every bit.
 #pragma once
 
 #include "cuda/base/weights.cuh"

@@ -1,5 +1,5 @@
-// Four neighbouring tokens of a sample and what a greedy step needs of them, in the registers of a thread: one home for
-// both ways of selecting.
+// Four neighbouring tokens of a sample and what a greedy step needs of them, in the registers of a thread, from log
+// K: one home for the Gram matrix and for rows as needed.
 #pragma once
 
 #include "cuda/greedy/picks.cuh"
