@@ -125,7 +125,8 @@ def test_the_hot_loops_are_short(loop):
 
 @pytest.mark.usefixtures("kernels")
 def test_the_documents_reckon_with_the_machine_code_that_there_is():
-    kept = {count.loop: count for count in record.read(record.RESULTS / machine_code.FILE, machine_code.Count)}
+    counts = record.read(record.RESULTS / machine_code.FILE, machine_code.Count)
+    kept = {count.loop: count for count in counts if count.loop in machine_code.LOOPS}  # earlier code had others
     found = {count.loop: count for count in machine_code.count_all(str(_native.library_path()))}
     assert kept.keys() == found.keys()
     (kept_by,), (made_by,) = ({count.compiler for count in counts.values()} for counts in (kept, found))

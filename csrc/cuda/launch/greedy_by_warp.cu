@@ -1,17 +1,15 @@
 #include "cuda/kernels/greedy_by_warp.cuh"
 
 #include <algorithm>
-#include <type_traits>
 
 #include "cuda/launch/launch.cuh"
 #include "cuda/launch/launches.h"
 
 namespace mi_pruner::cuda {
 
-namespace {
-
-template <Redundancy kMode, typename... Arguments>
-cudaError_t launch(const Layout& visual, cudaStream_t stream, const Arguments&... arguments) {
+cudaError_t greedy_by_warp(const Layout& visual, const float* scores, const Similarities& found,
+                           const Densities& densities, const Selection& selection, const Picks& picks,
+                           cudaStream_t stream) {
   int most = 0, processors = 0;
   cudaError_t error = most_shared(most);
   if (error == cudaSuccess) error = count_processors(processors);
@@ -26,27 +24,15 @@ cudaError_t launch(const Layout& visual, cudaStream_t stream, const Arguments&..
     const unsigned kept = Shared::kept((most + kReserved) / sharing - kReserved);
     Shape shape{visual.samples, 32 * kGreedyWarps, Shared::bytes(kept)};
     shape.most_shared = Shared::bytes(Shared::kept(most));
-    return run(greedy_warp_kernel<kMode, kQuads>, shape, stream, visual, arguments..., kept);
+    return by_mode(selection.redundancy, [&](auto mode) {
+      return run(greedy_warp_kernel<decltype(mode)::value, kQuads>, shape, stream, visual, scores, found, densities,
+                 selection, picks, kept);
+    });
   };
-  if (visual.longest <= 2 * 32 * kQuad) return run_with(std::integral_constant<int, 2>{});
-  if (visual.longest <= 5 * 32 * kQuad) return run_with(std::integral_constant<int, 5>{});
+  if (visual.longest <= 2 * 32 * kQuad) return run_with(std::integral_constant<int, 2>());
+  if (visual.longest <= 5 * 32 * kQuad) return run_with(std::integral_constant<int, 5>());
   static_assert(kShortSample == 8 * 32 * kQuad);
-  return run_with(std::integral_constant<int, 8>{});
-}
-
-} // namespace
-
-cudaError_t greedy_by_warp(const Layout& visual, const float* scores, const Similarities& found,
-                           const Densities& densities, const Selection& selection, const Picks& picks,
-                           cudaStream_t stream) {
-  switch (selection.redundancy) {
-  case Redundancy::kMean:
-    return launch<Redundancy::kMean>(visual, stream, scores, found, densities, selection, picks);
-  case Redundancy::kChain:
-    return launch<Redundancy::kChain>(visual, stream, scores, found, densities, selection, picks);
-  default:
-    return launch<Redundancy::kMax>(visual, stream, scores, found, densities, selection, picks);
-  }
+  return run_with(std::integral_constant<int, 8>());
 }
 
 } // namespace mi_pruner::cuda

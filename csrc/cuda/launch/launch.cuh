@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <limits>
+#include <type_traits>
 
 #include "cuda/base/arguments.h"
 #include "cuda/base/ptx.cuh"
@@ -128,6 +129,18 @@ template <typename F> cudaError_t by_dtype(Dtype dtype, const F& f) {
     return f(Brain{});
   default:
     return f(float{});
+  }
+}
+
+// f(mode) for the mode of redundancy, as a type.
+template <typename F> cudaError_t by_mode(Redundancy mode, const F& f) {
+  switch (mode) {
+  case Redundancy::kMean:
+    return f(std::integral_constant<Redundancy, Redundancy::kMean>());
+  case Redundancy::kChain:
+    return f(std::integral_constant<Redundancy, Redundancy::kChain>());
+  default:
+    return f(std::integral_constant<Redundancy, Redundancy::kMax>());
   }
 }
 
