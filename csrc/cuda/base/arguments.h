@@ -20,17 +20,16 @@ enum class Redundancy { kMean, kChain, kMax };
 // row's normaliser, for each kTileColumns columns.
 constexpr int kTileRows = 128, kTileColumns = 64, kWideColumns = 128, kPatchRows = 16, kPatchColumns = 32;
 
-// How many tiles of `columns` columns lie side by side in one row of tiles; text_tiles and visual_tiles are of as many.
-// Of those of visual columns, none that lie wholly above the diagonal of the Gram matrix: the tile across it leaves
-// them, turned.
-constexpr int64_t tiles_across(int64_t text_tiles, int64_t visual_tiles, int64_t row_tile, int columns) {
-  const int64_t below = (row_tile + 1) * (kTileRows / columns);
+// How many tiles of kTileColumns columns lie side by side in one row of tiles. Of those of visual columns, none that
+// lie wholly above the diagonal of the Gram matrix: the tile across it leaves them, turned.
+constexpr int64_t tiles_across(int64_t text_tiles, int64_t visual_tiles, int64_t row_tile) {
+  const int64_t below = (row_tile + 1) * (kTileRows / kTileColumns);
   return text_tiles + (below < visual_tiles ? below : visual_tiles);
 }
 
 // All of a sample of `row_tiles` rows of tiles: of the triangle, the last row may not be whole.
-constexpr int64_t tiles_of_sample(int64_t text_tiles, int64_t visual_tiles, int64_t row_tiles, int columns) {
-  const int64_t each = kTileRows / columns, triangle = each * row_tiles * (row_tiles + 1) / 2;
+constexpr int64_t tiles_of_sample(int64_t text_tiles, int64_t visual_tiles, int64_t row_tiles) {
+  const int64_t each = kTileRows / kTileColumns, triangle = each * row_tiles * (row_tiles + 1) / 2;
   return row_tiles * text_tiles + (visual_tiles == 0 ? 0 : triangle - (each * row_tiles - visual_tiles));
 }
 

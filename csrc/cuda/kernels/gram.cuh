@@ -91,7 +91,7 @@ __device__ void compute_gram_tile(const Tokens& visual, const Tokens& text, cons
       store_weights(visual.prior, rows.begin, at.first_row, rows.count, 0, kRows, tile);
       store_weights(visual.prior, rows.begin, shared.first_column, rows.count, kRows, kRows, tile);
       __syncthreads();
-      end.store_gram(found.kappa, true);
+      end.store_gram(true);
     } else {
       cluster_end(); // what the others read is there until then
     }
@@ -111,7 +111,7 @@ __device__ void compute_gram_tile(const Tokens& visual, const Tokens& text, cons
   __syncthreads();
   store_rows(found, at, tile);
   if constexpr (Tile::kBlocks == 1)
-    if (!found.redundancies) end.store_gram(found.kappa, false);
+    if (!found.redundancies) end.store_gram(false);
   if (beside) TileEnd<Tile, Tile::kBeside>(found, at, tile, tile.beside(), 0, kRows).store_text();
   if (Tile::kBlocks > 1) cluster_end();
 }

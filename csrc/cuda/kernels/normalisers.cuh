@@ -3,9 +3,9 @@
 // Algorithm: a block for 4 text tokens of a sample and 2,048 of its rows first combines the parts of the bandwidth rule
 // and of the priors in order, then sums the exponentials of its rows, relative to the largest so far: for log Z of the
 // text. Where a sample has more rows, the last of its blocks to end combines what they left. Further blocks of the
-// launch, for 32 visual tokens each, combine the parts of the visual-visual normalisers, and yet others compute the
-// scores (scores.cuh). The first block of a sample also leaves the weight of the null word, and how many picks a ratio
-// of the valid visual tokens allows.
+// launch combine the parts of the visual-visual normalisers, 32 tokens each, or make redundancies of products, a row a
+// warp, and yet others compute the scores (scores.cuh). The first block of a sample also leaves the weight of the null
+// word, and how many picks a ratio of the valid visual tokens allows.
 //
 // Bytes: the cosines once, from L2 where they fit. Flops: an exponential a cosine. Bound by latency; what can be a loop
 // is one, since most of the code runs once and has to be fetched. Determinism: a thread's share of a sum depends on the
@@ -29,9 +29,12 @@ constexpr int kRowsApart = kNormaliserThreads / kTextGroup; // a text token's ro
 constexpr int kThreadRows = kChunkRows / kRowsApart;        // 32 of a thread
 constexpr int kReadAtOnce = 8;                              // of them
 constexpr int kWarpLogZRows = 4;                            // at the same time
+// Patches of a thread that are read once: of 12,288 rows and up to 32 text tokens, all; a fourth would be in memory.
+constexpr int kHeldPatches = 3;
 
 struct DensityShared {
   float first[4][kNormaliserWarps], second[4][kNormaliserWarps];
+  float top[1][kNormaliserWarps], total[1][kNormaliserWarps]; // of the visual prior alone
   float columns[2][kNormaliserWarps][kTextGroup];
   unsigned arrived;
 };
@@ -143,8 +146,6 @@ public:
   }
 
 private:
-  static constexpr int kHeldPatches = 3; // of 12,288 rows and up to 32 text tokens, all; a fourth would be in memory
-
   const float kappa_;
   const ReadTwice<kHeldPatches, LoadPriorSum> priors_;
   const ReadTwice<kHeldPatches, Moments::Load> moments_;
@@ -153,13 +154,13 @@ private:
 
 // log of the sum of the visual prior alone: the bits of `Summands`.
 __device__ inline float prior_total(const Similarities& found, int64_t sample, int64_t rows, DensityShared& shared) {
-  const ReadTwice<3, LoadPriorSum> priors(patches_of<kPatchRows>(rows),
-                                          {found.prior_parts + sample * found.row_patches});
+  const ReadTwice<kHeldPatches, LoadPriorSum> priors(patches_of<kPatchRows>(rows),
+                                                     {found.prior_parts + sample * found.row_patches});
   float top[1] = {-MI_PRUNER_INFINITY}, total[1] = {};
   priors.for_each([&](const LogSum& sum) { top[0] = fmaxf(top[0], sum.top); });
-  block_reduce<kNormaliserWarps, Largest>(top, reinterpret_cast<float (&)[1][kNormaliserWarps]>(shared.first));
+  block_reduce<kNormaliserWarps, Largest>(top, shared.top);
   priors.for_each([&](const LogSum& sum) { total[0] += sum.total * expf(sum.top - shift_of(top[0])); });
-  block_reduce<kNormaliserWarps, Sum>(total, reinterpret_cast<float (&)[1][kNormaliserWarps]>(shared.second));
+  block_reduce<kNormaliserWarps, Sum>(total, shared.total);
   return log_of({top[0], total[0]});
 }
 

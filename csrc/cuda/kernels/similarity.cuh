@@ -37,8 +37,7 @@ template <typename Tile> struct SimilarityTile {
       return;
     }
     for (;; ++row_tile) {
-      const unsigned across =
-          static_cast<unsigned>(tiles_across(text_tiles, found.visual_tiles, row_tile, Tile::kColumns));
+      const unsigned across = static_cast<unsigned>(tiles_across(text_tiles, found.visual_tiles, row_tile));
       if (tile < across) return;
       tile -= across;
     }
@@ -148,7 +147,7 @@ __device__ void compute_tile(const Tokens& visual, const Tokens& text, const Lay
   else if (found.redundancies)
     end.store_products(turn);
   else
-    end.store_gram(found.kappa, turn);
+    end.store_gram(turn);
   if (Tile::kBlocks > 1) cluster_end(); // what the others read is there until then
 }
 

@@ -21,8 +21,8 @@ cudaError_t similarity(Dtype dtype, const Tokens& visual, const Tokens& text, co
     found.text_tiles = given.text_tiles;
     if (launched) found.visual_tiles = 0;
   }
-  const int64_t tiles = tiles_of_sample(found.text_tiles, found.visual_tiles, // of a sample
-                                        ceil_div(visual.layout.longest, kTileRows), kTileColumns);
+  const int64_t tiles =
+      tiles_of_sample(found.text_tiles, found.visual_tiles, ceil_div(visual.layout.longest, kTileRows)); // of a sample
   return by_dtype(dtype, [&](auto t) {
     using T = decltype(t);
     // The first of these shapes that is wanted and runs here.

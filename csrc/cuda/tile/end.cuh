@@ -112,9 +112,9 @@ public:
   // log K and the parts of the normalisers, of the tile and, where that is asked for, of the tile turned: its columns
   // are then rows, of which each 64 rows are the columns of a part. So a part has the bits that it would have in a tile
   // above the diagonal.
-  __device__ void store_gram(float kappa, bool turn) const {
+  __device__ void store_gram(bool turn) const {
     const Span& rows = at_.rows;
-    cosines([&](float cosine) { return log_kernel(cosine, kappa); });
+    cosines([&](float cosine) { return log_kernel(cosine, found_.kappa); });
     if (turn) begin_meeting();
 #pragma unroll 1
     for (int turned = 0; turned <= (turn ? 1 : 0); ++turned) {
