@@ -206,9 +206,6 @@ inline void copy_async(SharedAddress shared, const void* global) {
 void commit_copies();
 void wait_for_copies(unsigned pending);
 template <int kPending> void wait_for_copies() { wait_for_copies(kPending); }
-inline void prefetch(const void* global) { // must be memory of ours
-  static_cast<void>(*static_cast<const volatile char*>(global));
-}
 inline void add_release(unsigned* global, unsigned value) { __atomic_fetch_add(global, value, __ATOMIC_RELEASE); }
 inline unsigned add_acquire_release(unsigned* global, unsigned value) {
   return __atomic_fetch_add(global, value, __ATOMIC_ACQ_REL);
@@ -219,12 +216,6 @@ template <typename T> T load_whole(const T* global) {
 }
 inline void store_relaxed(uint64_t* global, uint64_t word) { __atomic_store_n(global, word, __ATOMIC_RELAXED); }
 inline uint64_t load_relaxed(const uint64_t* global) { return __atomic_load_n(global, __ATOMIC_RELAXED); }
-inline void store_relaxed(float* global, float value) {
-  __atomic_store_n(reinterpret_cast<uint32_t*>(global), __float_as_uint(value), __ATOMIC_RELAXED);
-}
-inline float load_relaxed(const float* global) {
-  return __uint_as_float(__atomic_load_n(reinterpret_cast<const uint32_t*>(global), __ATOMIC_RELAXED));
-}
 inline unsigned load_acquire(const unsigned* global) { return __atomic_load_n(global, __ATOMIC_ACQUIRE); }
 template <typename T> T* at_address(SharedAddress at) { return reinterpret_cast<T*>(at); }
 inline void store_hint(SharedAddress at, uint64_t word) {
@@ -238,6 +229,7 @@ template <typename T> T told(SharedAddress at) { return __atomic_load_n(at_addre
 inline void pass(SharedAddress at, unsigned word) { tell(at, word); }
 inline float4 load_four(SharedAddress at) { return *at_address<float4>(at); }
 inline void wait_a_moment() { host::wait_a_moment(); }
+inline void look_again() { host::wait_a_moment(); }
 
 constexpr bool kHasClusters = true;
 // All wait for one another here: what is written between the two is ordered for nobody.

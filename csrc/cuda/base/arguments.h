@@ -16,8 +16,8 @@ enum class Redundancy { kMean, kChain, kMax };
 
 // Tiles of cosines: of a sample's rows with 64 columns or, of halves where the GPU multiplies by groups of warps, with
 // 128. What text tiles leave for the bandwidth rule they leave for each kPatchRows rows, those that a block of a
-// cluster sees to, and kPatchColumns columns, and rows for the prior for each kPatchRows; what visual tiles leave of a
-// row's normaliser, for each kTileColumns columns.
+// cluster sees to, and kPatchColumns columns, and rows for the prior for each kPatchRows. A row's part of a normaliser
+// is that of each kTileColumns columns.
 constexpr int kTileRows = 128, kTileColumns = 64, kWideColumns = 128, kPatchRows = 16, kPatchColumns = 32;
 
 // How many tiles of kTileColumns columns lie side by side in one row of tiles. Of those of visual columns, none that
@@ -87,9 +87,6 @@ struct PriorPart {
 // that no arithmetic gives.
 constexpr uint64_t kNotThere = ~uint64_t{0};
 
-// No norm: the bits of a NaN that no arithmetic gives.
-constexpr uint32_t kNoNorm = ~uint32_t{0};
-
 // Where a sample's words begin: two of its own, then one for each of its text tokens, the first of which is token
 // `begin` of all.
 constexpr int kSampleTerms = 2;
@@ -103,11 +100,11 @@ struct Similarities {
   int64_t cosine_stride;
   float* moments;         // (samples, row_patches, text_patches, 3)
   PriorPart* prior_parts; // (samples, row_patches)
-  // (N, gram_stride): log K of a visual token with those of its sample; for redundancies their products, and then R.
+  // (N, gram_stride): the products of a visual token with those of its sample, of which the normalisers make R, a row
+  // of a pick with all tokens; NaN with itself.
   float* gram;
   int64_t gram_stride;
-  LogSum* parts;      // (N, visual_tiles): of the normaliser of the visual-visual kernel; not for redundancies
-  float* visual_norm; // (N): for redundancies, and for the blocks of the Gram matrix, kNoNorm until then
+  float* visual_norm; // (N), where there is a gram
   unsigned* arrivals; // (samples, text_groups): 0, for the normalisers
   // (2 samples + M), where there is text: kNotThere, for the normalisers. A sample's: 1/h^2 of the cross-modal kernel
   // and the weight of the null word of the joint marginal, beside the valid text tokens; log_total and nothing. A text
@@ -117,16 +114,12 @@ struct Similarities {
   int64_t row_patches, text_patches; // of kPatchRows and kPatchColumns
   int64_t text_groups;               // of kTextGroup tokens
   float kappa;                       // 1/h^2 of the visual-visual kernel
-  // Whether the normalisers make the matrix of R, in place of products: of a pick, its row, with all tokens; NaN with
-  // itself.
-  bool redundancies;
 };
 
 // What the normalisers leave.
 struct Densities {
   float* log_total;    // (samples) log of the sum of the visual prior
   float* log_prior;    // (N) normalised; -infinity: absent
-  float* visual_log_z; // (N), where there is a gram
   int64_t* most_picks; // (samples) what a ratio of the valid visual tokens allows; null: no ratio
   LogSum* text_parts;  // (M, chunks), of log Z of the text
   int64_t chunks;      // of a sample's rows

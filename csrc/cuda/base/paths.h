@@ -5,9 +5,9 @@
 
 namespace mi_pruner::cuda {
 
-// Up to here log K of all pairs of visual tokens is computed beforehand (64 MB a sample at the most), and one block of
-// 1024 threads holds 4 tokens each in registers. Beyond, rows of them are computed for the likely next picks. A
-// sample's bits are the same on both ways.
+// Up to here the redundancies of all pairs of visual tokens are computed beforehand (64 MB a sample at the most), and a
+// warp holds each 1,024 tokens in registers. Beyond, rows of log K are computed for the likely next picks. A sample's
+// bits are the same on both ways.
 constexpr int64_t kGramTokens = 4096;
 
 // The blocks of a cluster: as many as every GPU with clusters can run.
@@ -18,11 +18,9 @@ constexpr int kClusterBlocks = 8;
 constexpr int kHeldTokens = 16;
 constexpr int64_t kClusterTokens = int64_t{kClusterBlocks} * 256 * kHeldTokens;
 
-// Up to here one warp holds a sample's tokens, and the matrix of all redundancies is made of the Gram matrix
-// beforehand.
+// Up to here one warp holds a sample's tokens, and one makes a row of its redundancies.
 constexpr int64_t kShortSample = 1024;
 
-constexpr bool keeps_redundancies(int64_t longest) { return longest <= kShortSample; }
 constexpr bool takes_gram_path(int64_t longest) { return longest <= kGramTokens; }
 
 // On rows: whether a cluster takes the steps; `clusters`: how many of them the GPU runs at a time.

@@ -215,9 +215,6 @@ template <int kEights, typename T>
 __device__ void multiply_group(float (&)[kEights][4], SharedAddress, SharedAddress, T) {}
 #endif
 
-// Hints that the cache line at `global` will be read soon. An H100 brings it to L2, and not to L1.
-__device__ __forceinline__ void prefetch(const void* global) { asm volatile("prefetch.global.L1 [%0];" ::"l"(global)); }
-
 // Adds to a counter; a block that then reads it by `load_acquire` sees what was written before, also by other threads
 // of this block that met this one at a barrier.
 __device__ __forceinline__ void add_release(unsigned* global, unsigned value) {
@@ -286,15 +283,6 @@ __device__ __forceinline__ float4 load_four(SharedAddress at) {
   return four;
 }
 
-__device__ __forceinline__ void store_relaxed(float* global, float value) {
-  asm volatile("st.relaxed.gpu.global.f32 [%0], %1;" ::"l"(global), "f"(value) : "memory");
-}
-__device__ __forceinline__ float load_relaxed(const float* global) {
-  float value;
-  asm volatile("ld.relaxed.gpu.global.f32 %0, [%1];" : "=f"(value) : "l"(global) : "memory");
-  return value;
-}
-
 // 16 bytes that another block wrote, past L1 and in one access.
 template <typename T> __device__ __forceinline__ T load_whole(const T* global) {
   static_assert(sizeof(T) == sizeof(uint4) && alignof(T) == alignof(uint4));
@@ -305,6 +293,9 @@ template <typename T> __device__ __forceinline__ T load_whole(const T* global) {
 }
 
 __device__ __forceinline__ void wait_a_moment() { __nanosleep(20); }
+
+// Before another look at what others are about to write: no wait at all.
+__device__ __forceinline__ void look_again() {}
 
 // Bytes that other blocks of a cluster send to the shared memory of this one: an mbarrier.
 struct Arrivals {

@@ -38,66 +38,47 @@ __device__ inline float shift_of(float top) { return top == -MI_PRUNER_INFINITY 
 
 __device__ inline float log_of(const LogSum& sum) { return sum.top + logf(sum.total > 0 ? sum.total : 1.0f); }
 
-// Logs of the sums of kRows rows of `count` parts, by a whole warp: the same for a row in the Gram matrix and in a
-// block of rows, for any number of rows, and of parts that a lane holds in registers, kHeld.
-template <int kHeld, int kRows>
-__device__ void log_of_parts(const LogSum* const (&parts)[kRows], int64_t count, float (&log)[kRows]) {
-  const int64_t lane = threadIdx.x % 32;
-  LogSum held[kRows][kHeld], sum[kRows];
+// Log of the sum of parts that the lanes of a warp hold, lane + 32 k of them in held[k]: the same for a row of the
+// redundancies and one in a block of rows.
+template <int kHeld> __device__ float log_of_lanes(const LogSum (&held)[kHeld]) {
+  LogSum sum{-MI_PRUNER_INFINITY, 0};
 #pragma unroll
-  for (int r = 0; r < kRows; ++r)
+  for (int k = 0; k < kHeld; ++k)
+    sum.top = fmaxf(sum.top, held[k].top);
+  sum.top = warp_reduce<Largest>(sum.top);
 #pragma unroll
-    for (int k = 0; k < kHeld; ++k) {
-      held[r][k] = {-MI_PRUNER_INFINITY, 0};
-      if (lane + 32 * k >= count) continue;
-      const float2 part = __ldcg(reinterpret_cast<const float2*>(parts[r] + lane + 32 * k));
-      held[r][k] = {part.x, part.y};
-    }
-#pragma unroll
-  for (int r = 0; r < kRows; ++r) {
-    sum[r] = {-MI_PRUNER_INFINITY, 0};
-#pragma unroll
-    for (int k = 0; k < kHeld; ++k)
-      sum[r].top = fmaxf(sum[r].top, held[r][k].top);
-#pragma unroll 1
-    for (int64_t k = lane + 32 * kHeld; k < count; k += 32)
-      sum[r].top = fmaxf(sum[r].top, __ldcg(&parts[r][k].top));
-  }
-#pragma unroll
-  for (int r = 0; r < kRows; ++r)
-    sum[r].top = warp_reduce<Largest>(sum[r].top);
-#pragma unroll
-  for (int r = 0; r < kRows; ++r) {
-#pragma unroll
-    for (int k = 0; k < kHeld; ++k)
-      sum[r].total += held[r][k].total * exp_fast(held[r][k].top - shift_of(sum[r].top));
-#pragma unroll 1
-    for (int64_t k = lane + 32 * kHeld; k < count; k += 32) {
-      const float top = __ldcg(&parts[r][k].top);
-      sum[r].total += __ldcg(&parts[r][k].total) * exp_fast(top - shift_of(sum[r].top));
-    }
-  }
-#pragma unroll
-  for (int r = 0; r < kRows; ++r)
-    sum[r].total = warp_reduce<Sum>(sum[r].total);
-#pragma unroll
-  for (int r = 0; r < kRows; ++r)
-    log[r] = log_of(sum[r]);
-}
-
-// Of one row, of which each lane has a part: the same.
-__device__ inline float log_of_lanes(const LogSum& own) {
-  LogSum sum{warp_reduce<Largest>(own.top), 0};
-  sum.total = warp_reduce<Sum>(own.total * exp_fast(own.top - shift_of(sum.top)));
+  for (int k = 0; k < kHeld; ++k)
+    sum.total += held[k].total * exp_fast(held[k].top - shift_of(sum.top));
+  sum.total = warp_reduce<Sum>(sum.total);
   return log_of(sum);
 }
 
-// Of one row.
+// The same of `count` parts in memory, of which a lane holds kHeld.
 template <int kHeld> __device__ float log_of_parts(const LogSum* parts, int64_t count) {
-  float log[1];
-  const LogSum* const row[1] = {parts};
-  log_of_parts<kHeld>(row, count, log);
-  return log[0];
+  const int64_t lane = threadIdx.x % 32;
+  LogSum held[kHeld], sum{-MI_PRUNER_INFINITY, 0};
+#pragma unroll
+  for (int k = 0; k < kHeld; ++k) {
+    held[k] = {-MI_PRUNER_INFINITY, 0};
+    if (lane + 32 * k >= count) continue;
+    const float2 part = __ldcg(reinterpret_cast<const float2*>(parts + lane + 32 * k));
+    held[k] = {part.x, part.y};
+    sum.top = fmaxf(sum.top, held[k].top);
+  }
+#pragma unroll 1
+  for (int64_t k = lane + 32 * kHeld; k < count; k += 32)
+    sum.top = fmaxf(sum.top, __ldcg(&parts[k].top));
+  sum.top = warp_reduce<Largest>(sum.top);
+#pragma unroll
+  for (int k = 0; k < kHeld; ++k)
+    sum.total += held[k].total * exp_fast(held[k].top - shift_of(sum.top));
+#pragma unroll 1
+  for (int64_t k = lane + 32 * kHeld; k < count; k += 32) {
+    const float top = __ldcg(&parts[k].top);
+    sum.total += __ldcg(&parts[k].total) * exp_fast(top - shift_of(sum.top));
+  }
+  sum.total = warp_reduce<Sum>(sum.total);
+  return log_of(sum);
 }
 
 } // namespace mi_pruner::cuda

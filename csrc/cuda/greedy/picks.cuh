@@ -8,6 +8,11 @@ namespace mi_pruner::cuda {
 // A score as a gain.
 __device__ inline float pickable(float score) { return isnan(score) ? -MI_PRUNER_INFINITY : score; }
 
+// The score that a selection begins with: NaN where the token is not to be picked.
+__device__ inline float start_score(float given, float log_prior) {
+  return log_prior > -MI_PRUNER_INFINITY ? pickable(given) : MI_PRUNER_NAN;
+}
+
 // A token and the rank of its gain, 0 where there is none.
 struct alignas(8) Ranked {
   unsigned rank, index;

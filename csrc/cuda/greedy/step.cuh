@@ -5,6 +5,8 @@
 
 namespace mi_pruner::cuda {
 
+constexpr int kQuad = 4; // neighbouring tokens of a thread: one 16-byte read of a row
+
 // R[i, s] = pi_i exp(l) l with l = log K(v_i, v_s) - log Z_s, of a valid token i; `log2_prior`: of pi_i.
 __device__ inline float redundancy_of(float log_kernel, float log_z, float log2_prior) {
   const float log_r = log_kernel - log_z;

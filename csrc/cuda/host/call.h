@@ -95,7 +95,6 @@ struct Call {
     // One column of text tiles, if an empty one, also leaves the visual tokens' log weights, where nothing else does.
     found.text_tiles = std::max<int64_t>(tiles(text.layout.longest, kTileColumns), gram ? 0 : 1);
     found.cosine_stride = tiles(text.layout.longest, 4) * 4;
-    found.redundancies = gram && keeps_redundancies(visual.layout.longest);
     found.gram_stride = gram ? tiles(visual.layout.longest, 4) * 4 : 0;
     for (Layout* layout : {&visual.layout, &text.layout, &slots})
       if (layout->packed()) workspace.add(layout->cu, layout->samples + 1);
@@ -105,13 +104,11 @@ struct Call {
     workspace.add(found.moments, 3 * visual.layout.samples * found.row_patches * found.text_patches);
     workspace.add(found.prior_parts, visual.layout.samples * found.row_patches);
     workspace.add(found.gram, n * found.gram_stride);
-    workspace.add(found.parts, found.redundancies ? 0 : n * found.visual_tiles);
     workspace.add(found.visual_norm, gram ? n : 0);
     workspace.add(found.arrivals, visual.layout.samples * found.text_groups);
     workspace.add(found.terms, first_term(visual.layout.samples, m));
     workspace.add(densities.log_total, visual.layout.samples);
     workspace.add(densities.log_prior, n);
-    workspace.add(densities.visual_log_z, n);
     workspace.add(densities.text_parts, m * densities.chunks);
   }
 
@@ -141,10 +138,8 @@ struct Call {
       MI_PRUNER_CUDA_CHECK(top_k(visual.layout, from, densities.log_prior, picks, stream));
     else if (rows)
       MI_PRUNER_CUDA_CHECK(greedy_on_rows(dtype, visual, dim, from, densities, selecting.how, memory, picks, stream));
-    else if (found.redundancies)
-      MI_PRUNER_CUDA_CHECK(greedy_by_warp(visual.layout, from, found, densities, selecting.how, picks, stream));
     else
-      MI_PRUNER_CUDA_CHECK(greedy_on_gram(visual.layout, from, found, densities, selecting.how, picks, stream));
+      MI_PRUNER_CUDA_CHECK(greedy_by_warp(visual.layout, from, found, densities, selecting.how, picks, stream));
   }
 };
 

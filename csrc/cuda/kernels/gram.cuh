@@ -4,10 +4,8 @@
 // as rows, so that there is room for text in the stages: up to 64 tokens are multiplied beside it. What is left is what
 // similarity.cuh says.
 //
-// Norms are what stands on the diagonal: nobody sums squares beside the product (text's alone). The tiles below it wait
-// for those of their rows and columns: words that are their own flags, kNoNorm until they are there. They may wait:
-// blocks start in the order of their index, and a sample's tiles on the diagonal have the lower ones. For a matrix of
-// redundancies nobody waits: the normalisers take the products as they are.
+// Norms are what stands on the diagonal: nobody sums squares beside the product (text's alone), and nobody waits for
+// them: the normalisers take the products as they are.
 //
 // Cost: 2 D flops an element of half of the matrix. Bound by matrix instructions and L2. Determinism: as
 // similarity.cuh.
@@ -34,13 +32,6 @@ struct GramTile {
     column_tile = tile;
   }
 };
-
-__device__ inline float wait_for_norm(const float* norm) {
-  float value;
-  while (__float_as_uint(value = load_relaxed(norm)) == kNoNorm)
-    wait_a_moment();
-  return value;
-}
 
 template <typename T, typename Tile>
 __device__ void compute_gram_tile(const Tokens& visual, const Tokens& text, const Layout& slots, int64_t dim,
@@ -80,29 +71,15 @@ __device__ void compute_gram_tile(const Tokens& visual, const Tokens& text, cons
   const Span &rows = at.rows, &texts = at.text;
   const TileEnd<Tile, Tile::kColumns> end(found, at, tile, tile.sums(), shared.first_column, shared.columns_at);
   const bool diagonal = shared.columns_at == 0;
-  if (found.redundancies) end.store_products(!diagonal);
+  end.store_products(!diagonal);
   if (!diagonal) {
-    if constexpr (Tile::kBlocks == 1) {
-      if (found.redundancies) return;
-      const int64_t token = (threadIdx.x < kRows ? at.first_row : shared.first_column - kRows) + threadIdx.x;
-      tile.norm[threadIdx.x] =
-          token < rows.count ? wait_for_norm(found.visual_norm + rows.begin + token) : MI_PRUNER_NAN;
-      __syncthreads();
-      store_weights(visual.prior, rows.begin, at.first_row, rows.count, 0, kRows, tile);
-      store_weights(visual.prior, rows.begin, shared.first_column, rows.count, kRows, kRows, tile);
-      __syncthreads();
-      end.store_gram(true);
-    } else {
-      cluster_end(); // what the others read is there until then
-    }
+    if (Tile::kBlocks > 1) cluster_end(); // what the others read is there until then
     return;
   }
   if (Tile::kBlocks > 1) __syncthreads();
   if (threadIdx.x < kOwnRows<Tile>) {
     const int row = own + static_cast<int>(threadIdx.x);
     tile.norm[row] = norm_of(*tile.sums().at(row, row));
-    if (!found.redundancies && at.first_row + row < rows.count)
-      store_relaxed(found.visual_norm + rows.begin + at.first_row + row, tile.norm[row]);
   }
   if (beside) take_norms(kRows, kRows + Tile::kBeside, tile);
   __syncthreads();
@@ -110,8 +87,6 @@ __device__ void compute_gram_tile(const Tokens& visual, const Tokens& text, cons
   if (beside) store_weights(text.prior, texts.begin, 0, texts.count, kRows, Tile::kBeside, tile);
   __syncthreads();
   store_rows(found, at, tile);
-  if constexpr (Tile::kBlocks == 1)
-    if (!found.redundancies) end.store_gram(false);
   if (beside) TileEnd<Tile, Tile::kBeside>(found, at, tile, tile.beside(), 0, kRows).store_text();
   if (Tile::kBlocks > 1) cluster_end();
 }

@@ -1,12 +1,14 @@
-// Greedy selection of a short sample by one warp, from the redundancy R of all its visual tokens with each other.
+// Greedy selection of a sample by a warp for each 1,024 of its tokens, from the redundancy R of all its visual tokens
+// with each other.
 //
 // Algorithm: a step takes the largest gain (the lowest index among equals), and adds the pick's row of R. R of a token
 // with itself is NaN, which makes a gain that is never taken again.
 //
 // Mapping: block = sample; its tokens in the registers of one warp (score, rho), 4 kQuads a lane: no step has a
 // barrier, nor anything else that warps would have to agree on. Two `redux` and, mostly, a row from shared memory,
-// which other warps brought there: each looks at the best token of a share of the lanes, and copies its row if it has
-// none.
+// which other warps brought there: each looks at the best tokens of a share of the lanes, and copies the row of the
+// best of these if it has none. Where several warps select, each leaves the best of its own in a word that tells the
+// step, and reads those of all.
 //
 // Bound by latency: the instructions of a step in series, two reductions over a warp, and a read of shared memory (of
 // L2, where the row is not there).
@@ -15,75 +17,131 @@
 #pragma once
 
 #include "cuda/base/paths.h"
-#include "cuda/greedy/token_quad.cuh"
+#include "cuda/greedy/picks.cuh"
+#include "cuda/greedy/step.cuh"
 
 namespace mi_pruner::cuda {
 
-// Warps of a block, of which the first selects. It has a scheduler to itself, but for a warp that ends at once.
-constexpr int kSchedulers = 4, kGreedyWarps = 2 * kSchedulers, kFetchers = kGreedyWarps - 2;
-constexpr unsigned kOver = ~0u; // as a step
+constexpr int kSchedulers = 4;
+constexpr unsigned kMostSelecting = kGramTokens / kShortSample; // warps
+static_assert(kMostSelecting <= kSchedulers);                   // each has its own
+constexpr unsigned kOver = ~0u;                                 // as a step
+// Rows of a fetching warp: more would hardly be of use, and it has a lane for each to tell whose they are.
+constexpr unsigned kMostKept = 16;
+
+// A block's warps: of several that select, the others share what schedulers these leave.
+template <bool kSeveral> constexpr int kGreedyWarps = (kSeveral ? 3 : 2) * kSchedulers;
 
 // A row's place where it is in memory alone.
 constexpr SharedAddress kNotHere = 0;
 
-// Shared memory of a block, for samples of up to 128 kQuads tokens. Then so many rows.
-template <int kQuads> struct alignas(16) WarpShared {
-  static constexpr unsigned kTokens = 32 * kQuad * kQuads, kRowBytes = kTokens * sizeof(float);
+// Which of a block's warps fetch: those on the schedulers that no warp selects on, if there are any.
+struct Fetchers {
+  unsigned selecting; // warps, the first ones
 
-  float score[kTokens];            // NaN: not to be picked
-  SharedAddress place_of[kTokens]; // of a token's row
-  Ranked picks[kTokens];
-  float weight_of[kTokens];   // what rho gets of a pick's row
-  float scale_after[kTokens]; // one pick, two, ...
-  uint64_t best[32];          // of the lanes: the rank of a gain, and the token. Maybe of several steps.
-  unsigned step;              // that the warp that selects has come to; kOver
-  unsigned taken;             // picks in all
+  __host__ __device__ constexpr unsigned first() const { return selecting % kSchedulers; } // scheduler
+  __host__ __device__ constexpr unsigned turn() const { return selecting / kSchedulers; }  // from which on
+  __host__ __device__ constexpr unsigned each() const { return kSchedulers - first(); }
 
-  __device__ SharedAddress row(unsigned number) { return shared_address(this + 1) + number * kRowBytes; }
-  // Blocks that share a multiprocessor where there are so many: as registers allow.
-  static constexpr int kSharing = kQuads == 2 ? 4 : kQuads == 5 ? 2 : 1;
-  // Rows that each fetching warp keeps in so many bytes of the block: two at least, one of which is always free, and
-  // not more than is of use, nor than it has lanes to tell whose they are.
-  static constexpr unsigned kept(int64_t bytes) {
-    const int64_t room = (bytes - static_cast<int64_t>(sizeof(WarpShared))) / int64_t{kFetchers * kRowBytes};
-    return static_cast<unsigned>(room < 2 ? 2 : room < 16 ? room : 16);
+  __host__ __device__ constexpr bool has(unsigned warp) const {
+    return warp / kSchedulers >= turn() && warp % kSchedulers >= first();
   }
-  static constexpr size_t bytes(unsigned kept) { return sizeof(WarpShared) + kFetchers * kept * kRowBytes; }
+  __host__ __device__ constexpr unsigned member(unsigned warp) const {
+    return (warp / kSchedulers - turn()) * each() + warp % kSchedulers - first();
+  }
+  constexpr unsigned count(unsigned warps) const { return (warps / kSchedulers - turn()) * each(); }
 };
+
+// Shared memory of a block. Behind it lie a place for each token, its weights or the scales, the picks, and rows.
+struct alignas(16) WarpShared {
+  uint64_t agreed[2][kMostSelecting]; // the best of each warp, and the step, odd or even
+  uint64_t best[32 * kMostSelecting]; // of the lanes: the rank of a gain, and the token. Maybe of several steps.
+  unsigned step[kMostSelecting];      // that the warps that select have come to; kOver, of the first
+  unsigned taken;                     // picks in all
+};
+
+// Where: the same for all blocks of a launch.
+struct WarpRoom {
+  unsigned tokens, picks;          // at the most, in multiples of 4
+  unsigned factors;                // weights, of chain; scales, of mean
+  unsigned row_bytes;              // of all tokens that the warps hold
+  unsigned fetchers = 0, kept = 0; // rows of each
+
+  __host__ __device__ constexpr unsigned rows_at() const {
+    return static_cast<unsigned>(sizeof(WarpShared)) + tokens * unsigned{sizeof(SharedAddress)} +
+           factors * unsigned{sizeof(float)} + picks * unsigned{sizeof(Ranked)};
+  }
+  constexpr size_t bytes() const { return rows_at() + size_t{fetchers} * kept * row_bytes; }
+  // As many rows as there is room for in so many bytes of a block, two a warp at the least, one of which is always
+  // free.
+  constexpr void fill(int64_t bytes, unsigned most_fetchers) {
+    const int64_t room = (bytes - rows_at()) / row_bytes, rows = room < 2 ? 2 : room;
+    fetchers = rows / 2 < most_fetchers ? static_cast<unsigned>(rows / 2) : most_fetchers;
+    kept = rows / fetchers < kMostKept ? static_cast<unsigned>(rows / fetchers) : kMostKept;
+  }
+};
+
+// Of GPUs with the least shared memory, too, the largest selection keeps two rows.
+static_assert(WarpRoom{kGramTokens, kGramTokens, kGramTokens, kGramTokens * sizeof(float), 1, 2}.bytes() <=
+                  kMostShared ||
+              sizeof(SharedAddress) > 4);
 
 // What all warps know of a selection.
 struct WarpSteps {
   const float* redundancies; // of the sample
-  unsigned count, stride, limit, least;
-  unsigned kept; // rows of each fetching warp
+  unsigned count, stride, limit, least, selecting;
+  SharedAddress places, rows;
+  const float* factors; // what rho gets of a pick's row, of chain; its scale after one pick, two, ..., of mean
+  Ranked* picks;
 
   __device__ const float* row(unsigned token) const {
     return reinterpret_cast<const float*>(at_multiple(redundancies, token, stride));
   }
+  __device__ SharedAddress place_of(unsigned token) const { return places + token * unsigned{sizeof(SharedAddress)}; }
 };
 
-// By the first warp, whose lanes have four neighbouring tokens for each of kQuads, 128 apart; returns the number of
-// picks. Nothing branches but where a row is not here.
-template <Redundancy kMode, int kQuads>
-__device__ unsigned take_steps(WarpShared<kQuads>& shared, const WarpSteps& steps, float scale) {
-  unsigned lane = threadIdx.x, step = 0, least = steps.least;
+// The best of all warps' bests of a step, which they leave in words at `at`. That of a lower warp has the lower index.
+__device__ inline Ranked best_of_warps(SharedAddress at, unsigned warps, unsigned step) {
+  for (;;) {
+    Ranked best{};
+    bool there = true;
+#pragma unroll
+    for (unsigned warp = 0; warp < kMostSelecting; ++warp) {
+      if (warp >= warps) continue;
+      const uint64_t word = load_hint(at + warp * unsigned{sizeof(uint64_t)});
+      const unsigned rank = static_cast<unsigned>(word >> 32), low = static_cast<unsigned>(word);
+      there &= low >> 16 == step;
+      if (warp == 0 || rank > best.rank) best = {rank, low & 0xffffu};
+    }
+    if (there) return best;
+    look_again();
+  }
+}
+
+// What a lane has: four neighbouring tokens for each of kQuads, kApart apart.
+template <int kQuads> using LaneTokens = float[kQuads][kQuad];
+constexpr unsigned kApart = 32 * kQuad;
+template <int kQuads> __device__ unsigned first_token() {
+  return threadIdx.x / 32 * (kQuads * kApart) + threadIdx.x % 32 * kQuad;
+}
+
+// By the warps that select, from scores that are NaN where a token is not to be picked; returns the number of picks.
+// Nothing branches but where a row is not here.
+template <Redundancy kMode, int kQuads, bool kSeveral>
+__device__ unsigned take_steps(WarpShared& shared, const WarpSteps& steps, unsigned warp,
+                               const LaneTokens<kQuads>& score, float scale) {
+  unsigned lane = threadIdx.x % 32, first = first_token<kQuads>(), step = 0, least = steps.least;
   keep(lane);
+  keep(first);
   keep(least);
-  SharedAddress own_best = shared_address(shared.best + lane), places = shared_address(shared.place_of),
-                step_place = shared_address(&shared.step);
+  SharedAddress own_best = shared_address(shared.best + threadIdx.x), places = steps.places,
+                step_place = shared_address(shared.step + warp), agreed = shared_address(shared.agreed);
   keep(own_best);
   keep(places);
   keep(step_place);
-  const SharedPlace<Ranked> picks_place(shared.picks);
-  float score[kQuads][kQuad], rho[kQuads][kQuad] = {}; // NaN: not to be picked; picked
-#pragma unroll
-  for (int q = 0; q < kQuads; ++q) {
-    const float4 four = reinterpret_cast<const float4*>(shared.score)[32 * q + lane];
-    score[q][0] = four.x;
-    score[q][1] = four.y;
-    score[q][2] = four.z;
-    score[q][3] = four.w;
-  }
+  keep(agreed);
+  const SharedPlace<Ranked> picks_place(steps.picks);
+  LaneTokens<kQuads> rho{}; // NaN: picked
   if (steps.limit == 0) return 0;
   bool last;
   do { // what follows the last pick is done in vain, but without a branch on the way
@@ -97,38 +155,47 @@ __device__ unsigned take_steps(WarpShared<kQuads>& shared, const WarpSteps& step
         gain[e] = gain_from(score[q][e], rho[q][e], scale);
       most[q] = fmaxf(fmaxf(gain[0], gain[1]), fmaxf(gain[2], gain[3]));
       all = q == 0 ? most[0] : fmaxf(all, most[q]);
-      index[q] = 32 * kQuad * q + kQuad - 1;
+      index[q] = kApart * q + kQuad - 1;
 #pragma unroll
       for (int e = kQuad - 2; e >= 0; --e)
-        if (gain[e] == most[q]) index[q] = 32 * kQuad * q + e;
+        if (gain[e] == most[q]) index[q] = kApart * q + e;
     }
     unsigned rank = rank_of(all);
     keep(rank); // beside the test for NaN, not after it
     rank = isnan(all) ? 0 : rank;
-    const unsigned best = __reduce_max_sync(kFullWarp, rank);
-    const float next_scale = shared.scale_after[step]; // on the way, it would be waited for
+    unsigned best = __reduce_max_sync(kFullWarp, rank);
+    const float next_scale =
+        kMode == Redundancy::kMean ? steps.factors[step] : scale; // on the way, it would be waited for
     unsigned own = rank == 0 ? 0 : index[kQuads - 1];
 #pragma unroll
     for (int q = kQuads - 2; q >= 0; --q)
       own = most[q] == all ? index[q] : own;
-    own += kQuad * lane;
+    own += first;
     store_hint(own_best, uint64_t{rank} << 32 | own);
-    const unsigned pick = __reduce_min_sync(kFullWarp, rank == best ? own : ~0u);
+    unsigned pick = __reduce_min_sync(kFullWarp, rank == best ? own : ~0u);
+    if constexpr (kSeveral) {
+      const SharedAddress words = agreed + step % 2 * unsigned{sizeof shared.agreed[0]};
+      if (lane == 0) store_hint(words + warp * unsigned{sizeof(uint64_t)}, uint64_t{best} << 32 | step << 16 | pick);
+      const Ranked of_all = best_of_warps(words, steps.selecting, step);
+      best = of_all.rank;
+      pick = of_all.index;
+    }
     const SharedAddress place = told<SharedAddress>(places + pick * unsigned{sizeof(SharedAddress)});
     float4 row[kQuads]; // beyond the sample, anything: its tokens are not to be picked
     if (place != kNotHere) [[likely]] {
 #pragma unroll
       for (int q = 0; q < kQuads; ++q)
-        row[q] = load_four(place + (lane + 32 * q) * unsigned{sizeof(float4)});
+        row[q] = load_four(place + (first + kApart * q) * unsigned{sizeof(float)});
     } else {
-      const float4* const from = reinterpret_cast<const float4*>(steps.row(pick));
+      const float* const from = steps.row(pick) + first;
 #pragma unroll
       for (int q = 0; q < kQuads; ++q)
-        row[q] = kQuad * (lane + 32 * q) < steps.count ? __ldg(from + lane + 32 * q) : float4{};
+        row[q] =
+            first + kApart * q < steps.count ? __ldg(reinterpret_cast<const float4*>(from + kApart * q)) : float4{};
     }
-    const float weight = kMode == Redundancy::kChain ? shared.weight_of[pick] : 1.0f;
+    const float weight = kMode == Redundancy::kChain ? steps.factors[pick] : 1.0f;
     const bool picked = best >= least;
-    picks_place.store_if(picked && lane == 0, step, {best, pick});
+    picks_place.store_if(picked && first == 0, step, {best, pick});
     if (picked) ++step;
     last = !picked || step == steps.limit;
     scale = next_scale;
@@ -145,88 +212,122 @@ __device__ unsigned take_steps(WarpShared<kQuads>& shared, const WarpSteps& step
   return step;
 }
 
-// By the other warps, `member`: rows of the best tokens, of those lanes whose number is the warp's modulo kFetchers.
-template <int kQuads> __device__ void fetch_rows(WarpShared<kQuads>& shared, const WarpSteps& steps, unsigned member) {
+// By the other warps, `member`: rows of the best tokens, of those lanes whose number is the warp's modulo theirs.
+__device__ inline void fetch_rows(WarpShared& shared, const WarpSteps& steps, const WarpRoom& room, unsigned member) {
   const unsigned lane = threadIdx.x % 32;
-  const SharedAddress places = shared_address(shared.place_of), step_place = shared_address(&shared.step);
-  const auto place_of = [&](unsigned token) { return places + token * unsigned{sizeof(SharedAddress)}; };
-  unsigned turn = 0;             // which of its rows comes next; what was there is forgotten
-  unsigned held = kOver;         // of the row whose number is this lane's: whose it is
-  unsigned forgotten_in = kOver; // the step when it was
-  // As one lane sees it, so that all do the same.
-  const auto step_now = [&] { return __shfl_sync(kFullWarp, told<unsigned>(step_place), 0); };
-  for (unsigned step; (step = step_now()) != kOver;) {
-    const uint64_t seen = load_hint(shared_address(shared.best + lane));
-    const unsigned rank = static_cast<unsigned>(seen >> 32), index = static_cast<unsigned>(seen);
-    const unsigned picked = __reduce_max_sync(kFullWarp, rank); // in this step: its row would come too late
-    const bool wanted =
-        lane % kFetchers == member && rank != 0 && rank != picked && told<SharedAddress>(place_of(index)) == kNotHere;
-    const unsigned best = __reduce_max_sync(kFullWarp, wanted ? rank : 0),
-                   lanes = __ballot_sync(kFullWarp, wanted && rank == best);
-    if (lanes == 0 || step == forgotten_in) { // the warp that selects may still read what would be overwritten
+  const bool looks = lane % room.fetchers == member;
+  unsigned turn = 0;      // which of its rows comes next; what was there is forgotten
+  unsigned held = kOver;  // of the row whose number is this lane's: whose it is
+  unsigned free_from = 0; // the step that all warps must have come to: until then they may read what was there
+  const auto step_of = [&](unsigned warp) { return told<unsigned>(shared_address(shared.step + warp)); };
+  while (__reduce_max_sync(kFullWarp, step_of(0)) != kOver) {
+    unsigned behind = kOver, most = 0, rank = 0, index = 0;
+#pragma unroll 1
+    for (unsigned warp = 0; warp < steps.selecting; ++warp) {
+      const unsigned step = step_of(warp);
+      behind = step < behind ? step : behind;
+      const uint64_t seen = load_hint(shared_address(shared.best + 32 * warp + lane));
+      const unsigned seen_rank = static_cast<unsigned>(seen >> 32), seen_index = static_cast<unsigned>(seen);
+      most = seen_rank > most ? seen_rank : most;
+      if (!looks || seen_rank <= rank || told<SharedAddress>(steps.place_of(seen_index)) != kNotHere) continue;
+      rank = seen_rank;
+      index = seen_index;
+    }
+    const unsigned picked = __reduce_max_sync(kFullWarp, most); // in this step: its row would come too late
+    const unsigned best = __reduce_max_sync(kFullWarp, rank != picked ? rank : 0),
+                   lanes = __ballot_sync(kFullWarp, best > 0 && rank == best);
+    if (lanes == 0 || __reduce_min_sync(kFullWarp, behind) < free_from) {
       wait_a_moment();
       continue;
     }
     const unsigned token = __shfl_sync(kFullWarp, index, __ffs(static_cast<int>(lanes)) - 1);
     const float* const from = steps.row(token);
-    const SharedAddress to = shared.row(member * steps.kept + turn);
+    const SharedAddress to = steps.rows + (member * room.kept + turn) * room.row_bytes;
     for (unsigned at = kQuad * lane; at < steps.count; at += 32 * kQuad)
       copy_async(to + at * unsigned{sizeof(float)}, from + at);
     commit_copies();
     wait_for_copies<0>();
     __syncwarp();
-    if (lane == 0) tell(place_of(token), to);
+    if (lane == 0) tell(steps.place_of(token), to);
     if (lane == turn) held = token;
-    turn = turn + 1 == steps.kept ? 0 : turn + 1;
+    turn = turn + 1 == room.kept ? 0 : turn + 1;
     const unsigned forgotten = __shfl_sync(kFullWarp, held, static_cast<int>(turn));
-    forgotten_in = kOver;
     if (forgotten == kOver) continue;
-    if (lane == 0) tell(place_of(forgotten), kNotHere);
+    if (lane == 0) tell(steps.place_of(forgotten), kNotHere);
     __syncwarp();
-    forgotten_in = step_now();
+    unsigned ahead = 0;
+#pragma unroll 1
+    for (unsigned warp = 0; warp < steps.selecting; ++warp) {
+      const unsigned step = step_of(warp);
+      ahead = step > ahead ? step : ahead;
+    }
+    free_from = __reduce_max_sync(kFullWarp, ahead) + 1;
   }
 }
 
-template <Redundancy kMode, int kQuads>
-__global__ void __launch_bounds__(32 * kGreedyWarps, 1)
+template <Redundancy kMode, int kQuads, bool kSeveral>
+__global__ void __launch_bounds__(32 * kGreedyWarps<kSeveral>, 1)
     greedy_warp_kernel(const Layout visual, const float* const scores, const Similarities found,
-                       const Densities densities, const Selection selection, const Picks picks, const unsigned kept) {
-  MI_PRUNER_SHARED(WarpShared<kQuads>, shared);
+                       const Densities densities, const Selection selection, const Picks picks, const WarpRoom room,
+                       const unsigned selecting) {
+  MI_PRUNER_SHARED(WarpShared, shared);
+  constexpr unsigned kThreads = 32 * kGreedyWarps<kSeveral>;
   const int64_t sample = blockIdx.x;
   const Span span = span_of(visual, sample), slots = span_of(picks.slots, sample);
   const Selection options{selection.kappa, kMode, selection.weight};
   const unsigned warp = __shfl_sync(kFullWarp, threadIdx.x / 32, 0), lowest = rank_of(picks.min_gain);
-  if (threadIdx.x < 32) shared.best[threadIdx.x] = 0;
-  if (threadIdx.x == 0) shared.step = 0;
-#pragma unroll
-  for (unsigned k = threadIdx.x; k < shared.kTokens; k += 32 * kGreedyWarps) {
+  SharedAddress* const place_of = reinterpret_cast<SharedAddress*>(&shared + 1);
+  float* const factors = reinterpret_cast<float*>(place_of + room.tokens);
+  Ranked* const taken_picks = reinterpret_cast<Ranked*>(factors + room.factors);
+  // Scores to begin with, of all tokens that the warps hold, in the place of rows until they are in registers.
+  float* const start = reinterpret_cast<float*>(taken_picks + room.picks);
+  if (threadIdx.x < 32 * kMostSelecting) shared.best[threadIdx.x] = 0;
+  if (threadIdx.x < kMostSelecting) {
+    shared.step[threadIdx.x] = 0;
+    shared.agreed[0][threadIdx.x] = shared.agreed[1][threadIdx.x] = kNotThere;
+  }
+#pragma unroll kQuads
+  for (unsigned k = threadIdx.x; k < room.row_bytes / sizeof(float); k += kThreads) {
     const float log_prior = k < span.count ? densities.log_prior[span.begin + k] : -MI_PRUNER_INFINITY,
                 given = k < span.count ? scores[span.begin + k] : 0.0f;
-    shared.score[k] = start_score(given, log_prior);
-    shared.place_of[k] = kNotHere;
-    shared.scale_after[k] = scale_of(options, static_cast<int>(k + 1));
-    if (kMode == Redundancy::kChain) shared.weight_of[k] = expf(log_prior);
+    start[k] = start_score(given, log_prior);
+    if (k < room.tokens) place_of[k] = kNotHere;
+    if (k < room.factors)
+      factors[k] = kMode == Redundancy::kChain ? expf(log_prior) : scale_of(options, static_cast<int>(k + 1));
   }
   const WarpSteps steps{found.gram + span.begin * found.gram_stride,
                         static_cast<unsigned>(span.count),
                         static_cast<unsigned>(found.gram_stride) * unsigned{sizeof(float)},
                         static_cast<unsigned>(limit_of(picks, sample, span, slots)),
                         lowest > 1 ? lowest : 1,
-                        kept};
+                        selecting,
+                        shared_address(place_of),
+                        shared_address(start),
+                        factors,
+                        taken_picks};
   __syncthreads();
-  if (warp == 0) {
-    const unsigned taken = take_steps<kMode>(shared, steps, options.weight);
+  const Fetchers fetchers{selecting};
+  LaneTokens<kQuads> score{};
+  if (warp < selecting)
+#pragma unroll
+    for (int q = 0; q < kQuads; ++q)
+#pragma unroll
+      for (int e = 0; e < kQuad; ++e)
+        score[q][e] = start[first_token<kQuads>() + kApart * q + e];
+  __syncthreads(); // rows come where they were
+  if (warp < selecting) {
+    const unsigned taken = take_steps<kMode, kQuads, kSeveral>(shared, steps, warp, score, options.weight);
     if (threadIdx.x == 0) {
       shared.taken = taken;
-      tell(shared_address(&shared.step), kOver);
+      tell(shared_address(shared.step), kOver);
     }
-  } else if (warp % kSchedulers != 0) {
-    fetch_rows(shared, steps, warp - 1 - warp / kSchedulers);
+  } else if (fetchers.has(warp) && fetchers.member(warp) < room.fetchers) {
+    fetch_rows(shared, steps, room, fetchers.member(warp));
   }
   __syncthreads();
   for (unsigned k = threadIdx.x; k < shared.taken; k += blockDim.x) {
-    picks.indices[slots.begin + k] = shared.picks[k].index;
-    picks.gains[slots.begin + k] = gain_of_rank(shared.picks[k].rank);
+    picks.indices[slots.begin + k] = taken_picks[k].index;
+    picks.gains[slots.begin + k] = gain_of_rank(taken_picks[k].rank);
   }
   clear_slots(picks, slots, shared.taken, threadIdx.x, blockDim.x);
 }

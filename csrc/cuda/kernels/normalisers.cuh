@@ -3,9 +3,9 @@
 // Algorithm: a block for 4 text tokens of a sample and 2,048 of its rows first combines the parts of the bandwidth rule
 // and of the priors in order, then sums the exponentials of its rows, relative to the largest so far: for log Z of the
 // text. Where a sample has more rows, the last of its blocks to end combines what they left. Further blocks of the
-// launch combine the parts of the visual-visual normalisers, 32 tokens each, or make redundancies of products, a row a
-// warp, and yet others compute the scores (scores.cuh). The first block of a sample also leaves the weight of the null
-// word, and how many picks a ratio of the valid visual tokens allows.
+// launch make redundancies of products, a row a warp or, of long samples, a block, and yet others compute the scores
+// (scores.cuh). The first block of a sample also leaves the weight of the null word, and how many picks a ratio of the
+// valid visual tokens allows.
 //
 // Bytes: the cosines once, from L2 where they fit. Flops: an exponential a cosine. Bound by latency; what can be a loop
 // is one, since most of the code runs once and has to be fetched. Determinism: a thread's share of a sum depends on the
@@ -28,7 +28,6 @@ static_assert(kNormaliserThreads == kScoreThreads);         // in one launch
 constexpr int kRowsApart = kNormaliserThreads / kTextGroup; // a text token's rows are shared among so many threads
 constexpr int kThreadRows = kChunkRows / kRowsApart;        // 32 of a thread
 constexpr int kReadAtOnce = 8;                              // of them
-constexpr int kWarpLogZRows = 4;                            // at the same time
 // Patches of a thread that are read once: of 12,288 rows and up to 32 text tokens, all; a fourth would be in memory.
 constexpr int kHeldPatches = 3;
 
@@ -280,66 +279,84 @@ union alignas(16) NormaliserShared {
   ScoreShared scores;
 };
 
-// What R is made of, in the shared memory of a block: norms and log weights of a sample's visual tokens, the latter not
-// normalised, and for each warp the products of a row, on their way while the block reckons with the priors.
-struct RedundancyRoom {
-  float* start;
-  unsigned stride; // of `longest` tokens, in whole turns of a warp
-
-  static __host__ __device__ constexpr unsigned stride_of(int64_t longest) {
-    return static_cast<unsigned>((longest + kTurn - 1) / kTurn * kTurn);
-  }
+// What makes rows of R of a block, in its shared memory: norms and log weights of a sample's visual tokens, the latter
+// not normalised, and, for each warp that works by itself or for all together, the products of a row, on their way
+// while the block reckons with the priors.
+class RedundancyMaker {
+public:
+  static constexpr unsigned warps_of_row(int64_t longest) { return longest <= kShortSample ? 1 : kNormaliserWarps; }
   static constexpr size_t bytes(int64_t longest) {
-    return (2 + kNormaliserWarps) * stride_of(longest) * sizeof(float) + kNormaliserWarps * kMostParts * sizeof(LogSum);
+    const unsigned rows = kNormaliserWarps / warps_of_row(longest);
+    return (2 + rows) * stride_of(longest) * sizeof(float) + rows * kMostParts * sizeof(LogSum);
   }
 
-  __device__ void fetch_row(const Similarities& found, const Span& rows, unsigned row) const {
-    const float* const from = found.gram + (rows.begin + row) * found.gram_stride;
-    if (row < rows.count)
+  // `warps`: of a row. `total`: see `store`.
+  __device__ RedundancyMaker(float* start, const Similarities& found, const Span& rows, int64_t longest, unsigned warps)
+      : found_(found), rows_(rows), start_(start), stride_(stride_of(longest)), warps_(warps),
+        warp_(warps == 1 ? 0 : threadIdx.x / 32), row_(warps == 1 ? threadIdx.x / 32 : 0) {}
+
+  // Which of the rows that a block makes at a time this thread's is.
+  __device__ unsigned row() const { return row_; }
+
+  __device__ void fetch_tokens() const {
+    for (unsigned k = threadIdx.x; k < stride_; k += kNormaliserThreads) {
+      norms()[k] = k < rows_.count ? found_.visual_norm[rows_.begin + k] : 0;
+      weights()[k] = k < rows_.count ? found_.visual_log_weight[rows_.begin + k] : -MI_PRUNER_INFINITY;
+    }
+  }
+
+  __device__ void fetch_row(unsigned row) const {
+    const float* const from = found_.gram + (rows_.begin + row) * found_.gram_stride;
+    if (row < rows_.count)
       for_each_part([&](unsigned part) {
 #pragma unroll
         for (int k = 0; k < kLaneQuads; ++k)
-          if (const unsigned at = part + 4 * lane_quad(k); at < rows.count)
-            copy_async(shared_address(row_of_warp() + at), from + at);
+          if (const unsigned at = part + 4 * lane_quad(k); at < rows_.count)
+            copy_async(shared_address(products() + at), from + at);
       });
     commit_copies();
   }
 
-  __device__ void fetch_tokens(const Similarities& found, const Span& rows) const {
-    for (unsigned k = threadIdx.x; k < stride; k += kNormaliserThreads) {
-      norms()[k] = k < rows.count ? found.visual_norm[rows.begin + k] : 0;
-      weights()[k] = k < rows.count ? found.visual_log_weight[rows.begin + k] : -MI_PRUNER_INFINITY;
-    }
+  // All of the row's warps have come to this.
+  __device__ void meet() const {
+    if (warps_ == 1)
+      __syncwarp();
+    else
+      __syncthreads();
   }
 
   // R in place of the products, once the block has met; `total`: log of the sum of the prior.
-  __device__ void store(const Similarities& found, const Span& rows, unsigned own, float total) const {
+  __device__ void store(unsigned own, float total) const {
     wait_for_copies<0>();
-    const unsigned count = static_cast<unsigned>(rows.count);
+    const unsigned count = static_cast<unsigned>(rows_.count);
     const float norm = norms()[own];
     for_each_part([&](unsigned part) {
       LaneRow x;
 #pragma unroll
       for (int k = 0; k < kLaneQuads; ++k) {
-        float* const four = row_of_warp() + part + 4 * lane_quad(k);
+        float* const four = products() + part + 4 * lane_quad(k);
         x[k] = each(four_of(four), four_of(norms() + part + 4 * lane_quad(k)), [&](float product, float other) {
-          return log_kernel(cosine_of(product, norm * other), found.kappa);
+          return log_kernel(cosine_of(product, norm * other), found_.kappa);
         });
         *reinterpret_cast<float4*>(four) = x[k];
       }
       const LogSum sum = part_of(x, weights() + part);
       if (threadIdx.x % kRowLanes == 0) parts()[part / kTileColumns] = sum;
     });
-    __syncwarp();
-    const unsigned lane = threadIdx.x % 32;
-    const float log_z =
-        log_of_lanes(lane < stride / kTileColumns ? parts()[lane] : LogSum{-MI_PRUNER_INFINITY, 0}) - total;
-    float* const to = found.gram + (rows.begin + own) * found.gram_stride;
+    meet();
+    LogSum held[kMostParts / 32];
+#pragma unroll
+    for (unsigned k = 0; k < kMostParts / 32; ++k) {
+      const unsigned part = threadIdx.x % 32 + 32 * k;
+      held[k] = part < stride_ / kTileColumns ? parts()[part] : LogSum{-MI_PRUNER_INFINITY, 0};
+    }
+    const float log_z = log_of_lanes(held) - total;
+    float* const to = found_.gram + (rows_.begin + own) * found_.gram_stride;
     for_each_part([&](unsigned part) {
 #pragma unroll
       for (int k = 0; k < kLaneQuads; ++k) {
         const unsigned at = part + 4 * lane_quad(k);
-        const float4 log_ks = four_of(row_of_warp() + at), weight = four_of(weights() + at);
+        const float4 log_ks = four_of(products() + at), weight = four_of(weights() + at);
         const auto of = [&](float log_k, float log_weight, unsigned token) {
           const float redundancy = redundancy_of(log_k, log_z, log_prior_of(log_weight, total) * kLog2E);
           return token == own ? MI_PRUNER_NAN : redundancy;
@@ -352,64 +369,51 @@ struct RedundancyRoom {
   }
 
 private:
-  static constexpr unsigned kTurn = 32 / kRowLanes * kTileColumns, kMostParts = kShortSample / kTileColumns;
-  static_assert(kMostParts <= 32);
+  // Columns that a warp takes at a time, four quads of each 64 by 8 lanes.
+  static constexpr unsigned kTurn = 32 / kRowLanes * kTileColumns, kMostParts = kGramTokens / kTileColumns;
 
-  __device__ float* norms() const { return start; }
-  __device__ float* weights() const { return start + stride; }
-  __device__ float* row_of_warp() const { return start + (2 + threadIdx.x / 32) * stride; }
-  __device__ LogSum* parts() const {
-    return reinterpret_cast<LogSum*>(start + (2 + kNormaliserWarps) * stride) + threadIdx.x / 32 * kMostParts;
+  static __host__ __device__ constexpr unsigned stride_of(int64_t longest) { // in whole turns of a warp
+    return static_cast<unsigned>((longest + kTurn - 1) / kTurn * kTurn);
   }
 
-  // f(first token) for each 64, four of them at a time, by 8 lanes: what a lane has left it finds again.
+  __device__ float* norms() const { return start_; }
+  __device__ float* weights() const { return start_ + stride_; }
+  __device__ float* products() const { return start_ + (2 + row_) * stride_; }
+  __device__ LogSum* parts() const {
+    return reinterpret_cast<LogSum*>(start_ + (2 + kNormaliserWarps / warps_) * stride_) + row_ * kMostParts;
+  }
+
+  // f(first token) for each 64 of the warp's: what a lane has left it finds again.
   template <typename F> __device__ void for_each_part(const F& f) const {
 #pragma unroll 1
-    for (unsigned first = threadIdx.x % 32 / kRowLanes * kTileColumns; first < stride; first += kTurn)
-      f(first);
+    for (unsigned turn = warp_ * kTurn; turn < stride_; turn += warps_ * kTurn)
+      f(turn + threadIdx.x % 32 / kRowLanes * kTileColumns);
   }
+
+  const Similarities& found_;
+  const Span& rows_;
+  float* const start_;
+  const unsigned stride_, warps_, warp_, row_; // of the row: how many, which
 };
 
-// log Z of a warp's rows, from number `first` on; `total`: log of the sum of the prior.
-__device__ inline void store_log_z(const Similarities& found, const Densities& densities, const Span& rows,
-                                   int64_t first, float total) {
-  if (first >= rows.count) return;
-  const int64_t tiles = (rows.count + kTileColumns - 1) / kTileColumns;
-  const LogSum* parts[kWarpLogZRows];
-  float log_z[kWarpLogZRows];
-#pragma unroll
-  for (int k = 0; k < kWarpLogZRows; ++k) {
-    const int64_t row = first + k < rows.count ? first + k : first; // the first again, where there are no more
-    parts[k] = found.parts + (rows.begin + row) * found.visual_tiles;
-  }
-  log_of_parts<kGramTokens / kTileColumns / 32>(parts, tiles, log_z);
-#pragma unroll
-  for (int k = 0; k < kWarpLogZRows; ++k)
-    if (threadIdx.x % 32 == 0 && first + k < rows.count)
-      densities.visual_log_z[rows.begin + first + k] = log_z[k] - total;
-}
-
-// By a block of those of the visual tokens, `each` of a warp. `shared`: and what follows it.
-__device__ inline void normalise_visual(const Similarities& found, const Densities& densities, unsigned sample,
-                                        unsigned program, unsigned each, const Span& rows, int64_t longest,
-                                        NormaliserShared& shared) {
-  const unsigned block = program * each * kNormaliserWarps, first = block + threadIdx.x / 32 * each,
-                 end = first + each < rows.count ? first + each : static_cast<unsigned>(rows.count);
+// By a block of those of the visual tokens: `each` rows of each that it makes at a time. `shared`: and what follows it.
+__device__ inline void make_redundancies(const Similarities& found, unsigned sample, unsigned program, unsigned each,
+                                         unsigned warps, const Span& rows, int64_t longest, NormaliserShared& shared) {
+  const unsigned block = program * each * (kNormaliserWarps / warps);
   if (block >= rows.count) return;
-  const RedundancyRoom room{reinterpret_cast<float*>(&shared + 1), RedundancyRoom::stride_of(longest)};
-  if (found.redundancies) {
-    room.fetch_row(found, rows, first);
-    room.fetch_tokens(found, rows);
-  }
+  const RedundancyMaker maker(reinterpret_cast<float*>(&shared + 1), found, rows, longest, warps);
+  const unsigned first = block + maker.row() * each,
+                 end = first + each < rows.count ? first + each : static_cast<unsigned>(rows.count);
+  maker.fetch_row(first);
+  maker.fetch_tokens();
   const float total = prior_total(found, sample, rows.count, shared.densities);
-  if (!found.redundancies) return store_log_z(found, densities, rows, first, total);
 #pragma unroll 1
   for (unsigned row = first; row < end; ++row) {
     if (row > first) {
-      __syncwarp(); // all have seen the parts of the row before
-      room.fetch_row(found, rows, row);
+      maker.meet(); // all have seen the parts of the row before
+      maker.fetch_row(row);
     }
-    room.store(found, rows, row, total);
+    maker.store(row, total);
   }
 }
 
@@ -422,11 +426,11 @@ __device__ inline void store_log_prior(const Similarities& found, const Densitie
     densities.log_prior[at.rows.begin + row] = log_prior_of(found.visual_log_weight[at.rows.begin + row], visual_total);
 }
 
-// Blocks of a sample: text_groups (one at least) for each of the chunks; those of the visual-visual normalisers; those
-// of the scores.
+// Blocks of a sample: text_groups (one at least) for each of the chunks; those of the redundancies; those of the
+// scores.
 struct Programs {
   unsigned text, visual, scores;
-  unsigned rows; // of a warp of those of the visual tokens
+  unsigned rows, row_warps; // that a warp of those of the visual tokens makes; warps that make one
 };
 
 // First the blocks of all samples' text, last those of the scores: these wait for the former, which wait for nobody,
@@ -452,7 +456,8 @@ __global__ void __launch_bounds__(kNormaliserThreads, 4)
   const unsigned sample = samples == 1 ? 0 : block / each, program = block - sample * each;
   const Span rows = span_of(visual, sample), columns = of_text || of_scores ? span_of(text, sample) : Span{};
   if (of_scores) return score_rows(found, sample, program, each, rows, columns, scoring, shared.scores);
-  if (!of_text) return normalise_visual(found, densities, sample, program, programs.rows, rows, visual.longest, shared);
+  if (!of_text)
+    return make_redundancies(found, sample, program, programs.rows, programs.row_warps, rows, visual.longest, shared);
   const unsigned group = quotient(program, chunks), chunk = program - group * chunks;
   if (chunk * kChunkRows >= rows.count) return;
   const TextWeights text_weights{found.text_log_weight + columns.begin, columns.count};

@@ -3,8 +3,8 @@
 // Mapping: one block, or one cluster, a tile (tile/); tiles of the same visual tokens lie next to one another and share
 // them in L2. A tile of text columns leaves the cosines (a visual token's row contiguous), and its shares of the
 // bandwidth rule: the number, mean and sum of squared deviations of the valid pairs of each 16 x 32. A tile of visual
-// columns leaves log K, and each row's shares of its normaliser over the columns (or, for a matrix of redundancies, the
-// products alone); those above the diagonal are not computed, but left by the tile across it, turned. The first tile of
+// columns leaves the products; those above the diagonal are not computed, but left by the tile across it, turned. The
+// first tile of
 // some rows leaves their log weights and, for each 16, their share of the sum of the visual prior. A sample's first
 // tile leaves where it lies in what is packed. Of halves, where there are groups of warps, the visual columns are
 // another kernel's (gram.cuh).
@@ -144,10 +144,8 @@ __device__ void compute_tile(const Tokens& visual, const Tokens& text, const Lay
   const bool turn = !shared.text && shared.columns_at == Tile::kRows;
   if (shared.text)
     end.store_text();
-  else if (found.redundancies)
-    end.store_products(turn);
   else
-    end.store_gram(turn);
+    end.store_products(turn);
   if (Tile::kBlocks > 1) cluster_end(); // what the others read is there until then
 }
 

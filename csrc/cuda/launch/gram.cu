@@ -21,14 +21,10 @@ cudaError_t gram(Dtype dtype, const Tokens& visual, const Tokens& text, const La
         const Shape shape{tiles * Tile::kBlocks, kTileThreads, sizeof(SimilarityShared<Tile>), false, Tile::kBlocks};
         error = runs(kernel, shape, Tile::kGroups, launched);
         if (!launched || error != cudaSuccess) return;
-        if (!found.redundancies)
-          error = cudaMemsetAsync(found.visual_norm, kNoNorm & 0xff,
-                                  static_cast<size_t>(visual.layout.total) * sizeof(float), stream);
-        if (error == cudaSuccess) error = run(kernel, shape, stream, visual, text, slots, dim, found, row_tiles);
+        error = run(kernel, shape, stream, visual, text, slots, dim, found, row_tiles);
       };
       // Clusters share tiles where these are few: in three turns of all multiprocessors they are still the sooner done.
-      launch_if(found.redundancies && tiles * kShares <= 3 * processors && long_enough<T>(dim),
-                TileShape<kWideColumns, kShares>());
+      launch_if(tiles * kShares <= 3 * processors && long_enough<T>(dim), TileShape<kWideColumns, kShares>());
       launch_if(true, TileShape<kWideColumns, 1>());
     }
     return error;

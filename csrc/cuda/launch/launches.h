@@ -20,12 +20,7 @@ cudaError_t normalisers(const Layout& visual, const Layout& text, const Similari
                         const Densities& densities, const Scoring& scoring, unsigned* arrivals, int64_t arrivals_count,
                         cudaStream_t stream);
 
-// Where found.redundancies.
 cudaError_t greedy_by_warp(const Layout& visual, const float* scores, const Similarities& found,
-                           const Densities& densities, const Selection& selection, const Picks& picks,
-                           cudaStream_t stream);
-
-cudaError_t greedy_on_gram(const Layout& visual, const float* scores, const Similarities& found,
                            const Densities& densities, const Selection& selection, const Picks& picks,
                            cudaStream_t stream);
 

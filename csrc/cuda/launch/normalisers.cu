@@ -7,6 +7,9 @@
 
 namespace mi_pruner::cuda {
 
+// Rows of a warp, or of a block, one after another.
+constexpr int kRowsInTurn = 4;
+
 cudaError_t normalisers(const Layout& visual, const Layout& text, const Similarities& found, float kappa, double ratio,
                         const Densities& densities, const Scoring& scoring, unsigned* arrivals, int64_t arrivals_count,
                         cudaStream_t stream) {
@@ -15,19 +18,20 @@ cudaError_t normalisers(const Layout& visual, const Layout& text, const Similari
   if (error != cudaSuccess) return error;
   // Redundancies are a row a warp, where that fills no more than two blocks a multiprocessor: else blocks have other
   // work while one waits, and what they begin with is shared among more.
-  const bool few = visual.samples * visual.longest <= int64_t{2} * processors * kNormaliserWarps;
-  const int64_t rows = found.redundancies && few ? 1 : kWarpLogZRows;
+  const unsigned row_warps = RedundancyMaker::warps_of_row(visual.longest);
+  const int64_t at_once = kNormaliserWarps / row_warps; // by a block
+  const bool few = visual.samples * visual.longest <= 2 * processors * at_once;
+  const int64_t rows = few ? 1 : kRowsInTurn;
   // Without text, too, the prior is normalised, chunk by chunk.
   const int64_t of_text = densities.chunks * std::max<int64_t>(found.text_groups, 1),
-                of_visual = found.visual_tiles > 0 ? ceil_div(visual.longest, rows * kNormaliserWarps) : 0,
+                of_visual = found.visual_tiles > 0 ? ceil_div(visual.longest, rows * at_once) : 0,
                 of_scores = scoring.scores != nullptr ? ceil_div(visual.longest, kScoreRows) : 0;
   const int64_t blocks = visual.samples * (of_text + of_visual + of_scores);
   const Programs programs{static_cast<unsigned>(of_text), static_cast<unsigned>(of_visual),
-                          static_cast<unsigned>(of_scores), static_cast<unsigned>(rows)};
+                          static_cast<unsigned>(of_scores), static_cast<unsigned>(rows), row_warps};
   const Shape shape{.blocks = blocks,
                     .threads = kNormaliserThreads,
-                    .shared =
-                        sizeof(NormaliserShared) + (found.redundancies ? RedundancyRoom::bytes(visual.longest) : 0)};
+                    .shared = sizeof(NormaliserShared) + (of_visual > 0 ? RedundancyMaker::bytes(visual.longest) : 0)};
   return run(normaliser_kernel, shape, stream, visual, text, found, kappa, ratio, densities, scoring, arrivals,
              arrivals_count, programs);
 }

@@ -33,7 +33,7 @@ __device__ void store_rows(const Similarities& found, const TileOf& at, const Ti
   const float weight = own ? tile.weight[r] : -MI_PRUNER_INFINITY;
   if (own) {
     found.visual_log_weight[rows.begin + row] = weight;
-    if (found.redundancies) found.visual_norm[rows.begin + row] = tile.norm[r];
+    if (found.gram_stride > 0) found.visual_norm[rows.begin + row] = tile.norm[r];
   }
   const float top = warp_reduce<Largest, kPatchRows>(weight),
               total = warp_reduce<Sum, kPatchRows>(expf(weight - shift_of(top)));
@@ -109,36 +109,7 @@ public:
     }
   }
 
-  // log K and the parts of the normalisers, of the tile and, where that is asked for, of the tile turned: its columns
-  // are then rows, of which each 64 rows are the columns of a part. So a part has the bits that it would have in a tile
-  // above the diagonal.
-  __device__ void store_gram(bool turn) const {
-    const Span& rows = at_.rows;
-    cosines([&](float cosine) { return log_kernel(cosine, found_.kappa); });
-    if (turn) begin_meeting();
-#pragma unroll 1
-    for (int turned = 0; turned <= (turn ? 1 : 0); ++turned) {
-      if (turned) end_meeting();
-      for_each_part(turned, [&](int r, int part) {
-        const int64_t row = (turned ? first_column_ : at_.first_row) + r,
-                      first = (turned ? at_.first_row : first_column_) + part;
-        LaneRow x;
-        if (turned)
-#pragma unroll
-          for (int k = 0; k < kLaneQuads; ++k)
-            x[k] = four_below(part + 4 * lane_quad(k), r);
-        else
-          load_row(r, part, x);
-        const LogSum sum = part_of(x, tile_.weight + (turned ? 0 : columns_at_) + part);
-        if (row >= rows.count || first >= rows.count) return;
-        store_row(x, found_.gram + (rows.begin + row) * found_.gram_stride, first, rows.count);
-        if (threadIdx.x % kRowLanes == 0)
-          found_.parts[(rows.begin + row) * found_.visual_tiles + first / kTileColumns] = sum;
-      });
-    }
-  }
-
-  // The sums as they are, in place of log K: also turned, where that is asked for.
+  // The sums as they are: also turned, where that is asked for.
   __device__ void store_products(bool turn) const {
     const Span& rows = at_.rows;
     for_each_part(false, [&](int r, int first) {
@@ -217,26 +188,7 @@ private:
         sums_, tile_);
   }
 
-  // Of all threads, of all blocks: what a thread does on its own is done between the two.
-  __device__ void begin_meeting() const {
-    if constexpr (Tile::kBlocks > 1) cluster_arrive();
-  }
-  __device__ void end_meeting() const {
-    if constexpr (Tile::kBlocks > 1)
-      cluster_wait();
-    else
-      __syncthreads();
-  }
-
-  // Of the tile, wherever it is, and four of a column, from this row on; and those that are here.
-  __device__ float element(int row, int column) const {
-    const float* const place = sums_.at(row, column);
-    if constexpr (Tile::kBlocks == 1) return *place;
-    return load_from(place, row / kOwnRows<Tile>);
-  }
-  __device__ float4 four_below(int row, int column) const {
-    return {element(row, column), element(row + 1, column), element(row + 2, column), element(row + 3, column)};
-  }
+  // Four of a column, from this row on, of those that are here.
   __device__ float4 four_here(int row, int column) const {
     return {*sums_.at(row, column), *sums_.at(row + 1, column), *sums_.at(row + 2, column), *sums_.at(row + 3, column)};
   }
