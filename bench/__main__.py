@@ -14,6 +14,7 @@ COMMANDS = {  # name -> (module, what it does); imported when called: a run need
     "smoke": ("smoke", "on a GPU: one way through the kernels against the reference"),
     "prefill": ("speed.prefill", "on a GPU: a decoder stack of each model's size, all tokens against the kept ones"),
     "shared": ("speed.shared", "on a GPU: what a call takes alone, beside a busy process, and under MPS"),
+    "photographs": ("photographs.make", "make anew the features of photographs that some cases have"),
     "plot": ("pages.plot", "draw the pictures, and fill the tables of docs/ and README.md"),
     "compare": ("speed.compare", "two result files: what got worse beyond the spread"),
     "all": ("everything", "run, histogram, robustness, instructions, plot"),

@@ -1,16 +1,19 @@
-"""The cases: shapes of real models, and features that resemble theirs.
+"""The cases: shapes of real models, and features that resemble theirs, or are those of photographs.
 
 A model's case is named `model/keep`. Widths are those of the language model, after the multimodal projector; token
 counts are those of one image at its usual size (LLaVA-NeXT: four tiles and the overview; Qwen: 1008 x 1008 and about
-2000 x 2000 pixels), or of a video. The other cases vary one thing at a time.
+2000 x 2000 pixels), or of a video. The other cases vary one thing at a time. Those with features of photographs are
+named `source-tokens/keep`.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
+
+from .photographs import features as photographs
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,7 @@ class Case:
     batch: int = 1  # B
     dtype: torch.dtype = torch.float32
     sizes: tuple[int, ...] = ()
+    features: Literal["synthetic"] | photographs.Source = "synthetic"
 
     @property
     def samples(self) -> list[tuple[int, int]]:
@@ -55,6 +59,16 @@ def _packed(name: str, width: int, sizes: tuple[int, ...], one_of: int) -> Case:
     return Case(name, sum(sizes), sum(sizes) // one_of, width, batch=len(sizes), sizes=sizes)
 
 
+def of_photographs(case: Case) -> Case:
+    """The same shape with features of photographs: of a film where one has too few tokens."""
+    return replace(case, features="photograph" if case.tokens <= photographs.PHOTOGRAPH else "film")
+
+
+def _photographs(tokens: int, keep: int, batch: int = 1) -> Case:
+    case = of_photographs(Case("", tokens, keep, 4096, batch=batch))
+    return replace(case, name=f"{case.features}-{tokens}/{keep}" + (f"x{batch}" if batch > 1 else ""))
+
+
 SWEEP_WIDTH = 2048  # Qwen3-VL-2B's: the sweeps stay feasible on a CPU
 LLAVA = Case("llava-1.5/64", 576, 64, 4096)
 
@@ -71,6 +85,14 @@ SETS: dict[str, tuple[Case, ...]] = {
     "text": tuple(Case(f"text-{m}", LLAVA.tokens, LLAVA.keep, LLAVA.width, text=m) for m in (16, 64, 256)),
     "batches": tuple(Case(f"llava-1.5/64x{b}", LLAVA.tokens, LLAVA.keep, LLAVA.width, batch=b) for b in (8, 32, 128)),
     "packed": (_packed("packed-8", 3584, (288, 360, 576, 729, 900, 1296, 1521, 2304), 9),),
+    "photographs": (
+        _photographs(576, 64),
+        _photographs(2880, 320),
+        _photographs(8192, 512),
+        _photographs(10000, 1000),
+        _photographs(32768, 2048),
+        _photographs(576, 64, batch=128),
+    ),
     "sweep-tokens": tuple(Case(f"tokens-{n}", n, n // 9, SWEEP_WIDTH) for n in (288, 576, 1152, 2304, 4608, 9216)),
     "sweep-keep": tuple(Case(f"keep-{k}", 1152, k, SWEEP_WIDTH) for k in (32, 64, 128, 256, 512)),
     "sweep-batch": tuple(Case(f"batch-{b}", 576, 64, SWEEP_WIDTH, batch=b) for b in (1, 2, 4, 8, 32, 128)),
@@ -91,6 +113,10 @@ TOO_LONG_FOR_A_CPU = {
     "qwen3-vl-8b/512",
     "llava-1.5/64x32",
     "llava-1.5/64x128",
+    "film-8192/512",
+    "film-10000/1000",
+    "film-32768/2048",
+    "photograph-576/64x128",
     "tokens-9216",
     "batch-32",
     "batch-128",
@@ -113,22 +139,43 @@ ALIGNMENT = 0.08  # pull of a text token towards a cluster: 5 times the 0.016 th
 
 def inputs(case: Case, seed: int = 0, device: str = "cpu") -> list[Inputs]:
     """One `Inputs` of the whole batch, or, of a packed case, one for each sample (1, n, D). Alike for a seed on every
-    device."""
+    device; those of photographs up to the rounding of their projection."""
     generator = torch.Generator().manual_seed(seed)
-    if not case.sizes:
-        return [_batch([_sample(case.tokens, case, generator) for _ in range(case.batch)], device)]
-    return [_batch([_sample(size, case, generator)], device) for size in case.sizes]
+    if case.features == "synthetic":
+        samples = [_sample(tokens, case, generator) for tokens, _ in case.samples]
+    else:
+        samples = _photographed(case, case.features, generator, device)
+    return [_batch([sample], device) for sample in samples] if case.sizes else [_batch(samples, device)]
 
 
-def _batch(samples: list[tuple[Tensor, Tensor, Tensor]], device: str) -> Inputs:
+Sample = tuple[Tensor, Tensor, Tensor]  # visual (N, D), text (M, D), saliency (N,)
+
+
+def _batch(samples: list[Sample], device: str) -> Inputs:
     return Inputs(*(torch.stack(parts).to(device) for parts in zip(*samples, strict=True)))
 
 
-def _sample(tokens: int, case: Case, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Visual (N, D), text (M, D), saliency (N,) of one sample.
+def _photographed(case: Case, source: photographs.Source, generator: torch.Generator, device: str) -> list[Sample]:
+    """Each sample is of another photograph, or another part of one or of the film; its saliency is random."""
+    project = photographs.projector(case.width, generator, device)
+    samples = []
+    for number, (tokens, _) in enumerate(case.samples):
+        visual = project(photographs.features(source, tokens, number))
+        text = photographs.words(visual, case.text, generator)
+        samples.append((visual.to(case.dtype), text.to(case.dtype), _saliency(tokens, generator)))
+    return samples
+
+
+def _saliency(tokens: int, generator: torch.Generator) -> Tensor:
+    """(N,): falls off as attention does."""
+    return torch.softmax(torch.randn(tokens, generator=generator), dim=0)
+
+
+def _sample(tokens: int, case: Case, generator: torch.Generator) -> Sample:
+    """One synthetic sample.
 
     Visual tokens are clustered as those of an image are (about N / 10 clusters of uneven size, a common mean, norms
-    that vary by a fifth); every other text token leans towards one cluster; saliency falls off as attention does.
+    that vary by a fifth); every other text token leans towards one cluster.
     """
     clusters = max(1, tokens // 10)
     centres = torch.randn(clusters, case.width, generator=generator)
@@ -140,5 +187,4 @@ def _sample(tokens: int, case: Case, generator: torch.Generator) -> tuple[Tensor
     words = torch.randn(case.text, case.width, generator=generator)
     subject = torch.randint(clusters, (case.text,), generator=generator)
     words[::2] += ALIGNMENT / CENTRE * centres[subject[::2]]
-    saliency = torch.softmax(torch.randn(tokens, generator=generator), dim=0)
-    return rows.to(case.dtype), words.to(case.dtype), saliency
+    return rows.to(case.dtype), words.to(case.dtype), _saliency(tokens, generator)
