@@ -143,6 +143,15 @@ def test_every_goal_becomes_a_line(on_the_cpu, tmp_path, capsys, monkeypatch):
     assert "of it: greedy_kernel 5.0" in printed
 
 
+def test_goals_take_photographs_as_the_cases_do(monkeypatch):
+    case, inputs = cases.of_photographs(goals._case(2, 300, 5)), cases.inputs
+    monkeypatch.setattr(cases, "inputs", lambda case, device: inputs(case))
+    visual, text = goals.features(case)
+    assert (tuple(visual.shape), tuple(text.shape)) == ((2, 300, 4096), (2, 32, 4096))
+    assert torch.equal(visual, inputs(case)[0].visual)
+    assert visual.dtype == torch.bfloat16
+
+
 def test_a_step_is_what_each_pick_adds_to_the_selection(monkeypatch):
     def times(call):
         return {"similarity_kernel": (1.0, 99.0 * call()), "greedy_kernel": (1.0, 3 + 2.0 * call())}
