@@ -108,6 +108,7 @@ def on_the_cpu(monkeypatch):
     monkeypatch.setattr(goals.floor, "measure", lambda device, dtype: goals.floor.Rates(1000.0, 1.0))
     monkeypatch.setattr(goals, "features", lambda case: cases.inputs(cases.Case("", 64, 5, 32), device="cpu")[0][:2])
     monkeypatch.setattr(goals, "PRUNE", goals._case(1, 64, 5))
+    monkeypatch.setattr(goals, "TILED", goals._case(1, 65, 5))
     for name, stand_in in {
         "captured": lambda call: call,
         "event_clock": lambda: lambda call: 0.05,
@@ -123,18 +124,32 @@ def test_every_goal_becomes_a_line(on_the_cpu, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(goals.plain, "prune_compiled", goals.plain.prune)
     assert command.main(["goals", "--backends", "cpu", "--compiled", "--out", str(tmp_path)]) == 0
     figures = record.read(tmp_path / goals.FILE, goals.Figure)
-    found = {(figure.competitor, figure.quantity): figure for figure in figures}
+    found = {(figure.competitor, figure.quantity): figure for figure in figures if figure.tokens != 65}
     assert found["cpu", "prune, graph"].met is True
     assert found["cpu", "prune, host, count"].met is False
     assert found["cpu", "prune, graph, cold"].met is None
     assert found["plain", "prune, eager, of ours"].met is False
     assert found["plain", "prune, graph, of ours"].goal == ""
+    assert found["cpu", "prune, graph, photographs"].met is None
+    assert found["plain", "prune, graph, of ours, photographs"].value == 1
     assert sum(bool(figure.goal) for figure in figures) == 3 + 4 + 1 + 2
+    assert [f.quantity for f in figures if f.tokens == 65] == ["prune, graph", "prune, graph, photographs"]
+    steps = [(f.quantity, f.batch, f.tokens) for f in figures if "a step" in f.quantity]
+    assert steps[5:] == [(f"{quantity}, photographs", *sizes) for quantity, *sizes in steps[:5]]
     kernels = record.read(tmp_path / goals.KERNELS_FILE, goals.KernelTime)
-    assert {kernel.call for kernel in kernels} == {"prune", "greedy_select", "mi_scores"}
+    assert {kernel.call for kernel in kernels} == {"prune", "greedy_select", "greedy_select, photographs", "mi_scores"}
     printed = capsys.readouterr().out
     assert "missed" in printed
     assert "of it: greedy_kernel 5.0" in printed
+
+
+def test_goals_take_photographs_as_the_cases_do(monkeypatch):
+    case, inputs = cases.of_photographs(goals._case(2, 300, 5)), cases.inputs
+    monkeypatch.setattr(cases, "inputs", lambda case, device: inputs(case))
+    visual, text = goals.features(case)
+    assert (tuple(visual.shape), tuple(text.shape)) == ((2, 300, 4096), (2, 32, 4096))
+    assert torch.equal(visual, inputs(case)[0].visual)
+    assert visual.dtype == torch.bfloat16
 
 
 def test_a_step_is_what_each_pick_adds_to_the_selection(monkeypatch):

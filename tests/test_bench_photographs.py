@@ -114,7 +114,11 @@ def test_what_is_made_is_kept(tmp_path, monkeypatch, capsys):
     assert "photograph, 300 -> 30: error " in capsys.readouterr().out
 
 
-def test_without_the_packages_it_says_so(tmp_path, monkeypatch, capsys):
+def test_what_can_not_be_made_or_kept_is_told_first(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(make, "PACKAGES", ("no-such-package",))
     assert command.main(["photographs", "--out", str(tmp_path)]) == 2
     assert "photographs: No package metadata was found for no-such-package; pip install " in capsys.readouterr().err
+    (tmp_path / make.RECORDS).write_text("a,b\n")
+    monkeypatch.setattr(make, "PACKAGES", ())
+    assert command.main(["photographs", "--out", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.endswith("got a, b\n")

