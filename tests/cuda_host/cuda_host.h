@@ -226,7 +226,7 @@ template <typename T> void tell(SharedAddress at, T word) {
   __atomic_store_n(at_address<T>(at), word, __ATOMIC_RELEASE);
 }
 template <typename T> T told(SharedAddress at) { return __atomic_load_n(at_address<T>(at), __ATOMIC_ACQUIRE); }
-inline void pass(SharedAddress at, unsigned word) { tell(at, word); }
+template <typename T> void pass(SharedAddress at, T word) { tell(at, word); }
 inline float4 load_four(SharedAddress at) { return *at_address<float4>(at); }
 inline void wait_a_moment() { host::wait_a_moment(); }
 inline void look_again() { host::wait_a_moment(); }
@@ -246,6 +246,11 @@ struct Arrivals {
   int64_t missing; // bytes of it
   void count(int64_t bytes);
 };
+inline uint64_t* place_in(uint64_t* shared, unsigned rank) {
+  return static_cast<uint64_t*>(host::in_block(shared, rank));
+}
+inline void send_hint(uint64_t* there, uint64_t word) { store_hint(shared_address(there), word); }
+inline uint64_t load_sent(SharedAddress at) { return load_hint(at); }
 template <typename T> T load_from(const T* shared, unsigned rank) {
   return *static_cast<const T*>(host::in_block(const_cast<T*>(shared), rank));
 }

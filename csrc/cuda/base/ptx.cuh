@@ -270,7 +270,8 @@ template <typename T> __device__ __forceinline__ T told(SharedAddress at) {
 
 // The same for who waits until what this thread has read may be overwritten. It has been read: shared memory serves a
 // multiprocessor's accesses in their order. Nothing that was written is seen with it.
-__device__ __forceinline__ void pass(SharedAddress at, unsigned word) {
+template <typename T> __device__ __forceinline__ void pass(SharedAddress at, T word) {
+  static_assert(sizeof(T) == 4);
   asm volatile("st.relaxed.cta.shared.u32 [%0], %1;" ::"r"(at), "r"(word) : "memory");
 }
 
@@ -355,6 +356,22 @@ __device__ __forceinline__ void send_async(T* shared, const T& value, Arrivals* 
                : "memory");
 }
 
+// Where block `rank` of the cluster has what is here at `shared`; a word there, in one access, and such a word that was
+// sent. No other memory is ordered by it.
+__device__ __forceinline__ uint64_t* place_in(uint64_t* shared, unsigned rank) {
+  uint64_t* there;
+  asm volatile("mapa.u64 %0, %1, %2;" : "=l"(there) : "l"(shared), "r"(rank)); // volatile: kept, not reckoned anew
+  return there;
+}
+__device__ __forceinline__ void send_hint(uint64_t* there, uint64_t word) {
+  asm volatile("st.relaxed.cluster.u64 [%0], %1;" ::"l"(there), "l"(word) : "memory");
+}
+__device__ __forceinline__ uint64_t load_sent(SharedAddress at) {
+  uint64_t word;
+  asm volatile("ld.relaxed.cluster.shared::cta.u64 %0, [%1];" : "=l"(word) : "r"(at) : "memory");
+  return word;
+}
+
 // What block `rank` of the cluster has at this place of its shared memory, written before the cluster's last barrier.
 __device__ __forceinline__ float load_from(const float* shared, unsigned rank) {
   unsigned from;
@@ -394,6 +411,9 @@ __device__ __forceinline__ void cluster_arrive() {}
 __device__ __forceinline__ void cluster_wait() {}
 __device__ __forceinline__ void cluster_barrier() {}
 __device__ __forceinline__ void cluster_end() {}
+__device__ __forceinline__ uint64_t* place_in(uint64_t* shared, unsigned) { return shared; }
+__device__ __forceinline__ void send_hint(uint64_t*, uint64_t) {}
+__device__ __forceinline__ uint64_t load_sent(SharedAddress) { return 0; }
 __device__ __forceinline__ void start_arrivals(Arrivals*) {}
 __device__ __forceinline__ void expect_arrivals(Arrivals*, unsigned) {}
 template <typename T> __device__ __forceinline__ void send_async(T*, const T&, Arrivals*, unsigned) {}

@@ -1,14 +1,16 @@
-// Greedy selection of a sample by a warp for each 1,024 of its tokens, from the redundancy R of all its visual tokens
-// with each other.
+// Greedy selection of a sample by one warp, or by several that agree at each step, from the redundancy R of all its
+// visual tokens with each other.
 //
 // Algorithm: a step takes the largest gain (the lowest index among equals), and adds the pick's row of R. R of a token
 // with itself is NaN, which makes a gain that is never taken again.
 //
-// Mapping: block = sample; its tokens in the registers of one warp (score, rho), 4 kQuads a lane: no step has a
-// barrier, nor anything else that warps would have to agree on. Two `redux` and, mostly, a row from shared memory,
-// which other warps brought there: each looks at the best tokens of a share of the lanes, and copies the row of the
-// best of these if it has none. Where several warps select, each leaves the best of its own in a word that tells the
-// step, and reads those of all.
+// Mapping, of a short sample: block = sample; its tokens in the registers of one warp (score, rho), 4 kQuads a lane: no
+// step has a barrier, nor anything else that warps would have to agree on. Two `redux` and, mostly, a row from shared
+// memory, which other warps brought there: each looks at the best tokens of a share of the lanes, and copies the row of
+// the best of these if it has none. Of a longer sample, a warp in each block of a cluster has an eighth of the tokens,
+// and others bring its part of rows. It sends the best of its tokens to all blocks, in a word that tells the step, and
+// reads those of all; a step later, that of another lane, since what one block has best is often the next pick but one.
+// Without clusters, or of very many samples, several warps of one block do the same.
 //
 // Bound by latency: the instructions of a step in series, two reductions over a warp, and a read of shared memory (of
 // L2, where the row is not there).
@@ -22,15 +24,19 @@
 
 namespace mi_pruner::cuda {
 
+// Who selects from a sample: one warp; several of a block; one of each block of a cluster.
+enum class Together { kAlone, kInBlock, kInCluster };
+
 constexpr int kSchedulers = 4;
-constexpr unsigned kMostSelecting = kGramTokens / kShortSample; // warps
+constexpr unsigned kMostSelecting = kGramTokens / kShortSample; // warps of a block
 static_assert(kMostSelecting <= kSchedulers);                   // each has its own
 constexpr unsigned kOver = ~0u;                                 // as a step
 // Rows of a fetching warp: more would hardly be of use, and it has a lane for each to tell whose they are.
 constexpr unsigned kMostKept = 16;
 
 // A block's warps: of several that select, the others share what schedulers these leave.
-template <bool kSeveral> constexpr int kGreedyWarps = (kSeveral ? 3 : 2) * kSchedulers;
+template <Together kHow> constexpr int kGreedyWarps = (kHow == Together::kInBlock ? 3 : 2) * kSchedulers;
+template <Together kHow> constexpr int kGreedyBlocks = kHow == Together::kInCluster ? kClusterBlocks : 1;
 
 // A row's place where it is in memory alone.
 constexpr SharedAddress kNotHere = 0;
@@ -54,8 +60,10 @@ struct Fetchers {
 
 // Shared memory of a block. Behind it lie a place for each token, its weights or the scales, the picks, and rows.
 struct alignas(16) WarpShared {
-  uint64_t agreed[2][kMostSelecting]; // the best of each warp, and the step, odd or even
-  uint64_t best[32 * kMostSelecting]; // of the lanes: the rank of a gain, and the token. Maybe of several steps.
+  // Words: the rank of a gain, and the token; of the first ones also the step, in the upper half of what the token has.
+  uint64_t agreed[2][kClusterBlocks]; // the best of each warp, in odd and even steps
+  uint64_t runner_up[kClusterBlocks]; // of the blocks of a cluster: another token of each that is among its best
+  uint64_t best[32 * kMostSelecting]; // of the lanes: maybe of several steps
   unsigned step[kMostSelecting];      // that the warps that select have come to; kOver, of the first
   unsigned taken;                     // picks in all
 };
@@ -86,10 +94,19 @@ static_assert(WarpRoom{kGramTokens, kGramTokens, kGramTokens, kGramTokens * size
                   kMostShared ||
               sizeof(SharedAddress) > 4);
 
+constexpr unsigned kTokenBits = 16;
+static_assert(kGramTokens < 1 << kTokenBits);
+constexpr uint64_t word_of(unsigned rank, unsigned step, unsigned token) {
+  return uint64_t{rank} << 32 | step << kTokenBits | token;
+}
+constexpr unsigned token_of(uint64_t word) { return static_cast<unsigned>(word) % (1u << kTokenBits); }
+constexpr uint64_t kNoWord = word_of(0, (1u << kTokenBits) - 1, 0); // of no step
+
 // What all warps know of a selection.
 struct WarpSteps {
-  const float* redundancies; // of the sample
-  unsigned count, stride, limit, least, selecting;
+  const float* redundancies;   // of the sample
+  unsigned count, first, held; // its tokens; those of the block
+  unsigned stride, limit, least, selecting;
   SharedAddress places, rows;
   const float* factors; // what rho gets of a pick's row, of chain; its scale after one pick, two, ..., of mean
   Ranked* picks;
@@ -100,20 +117,33 @@ struct WarpSteps {
   __device__ SharedAddress place_of(unsigned token) const { return places + token * unsigned{sizeof(SharedAddress)}; }
 };
 
-// The best of all warps' bests of a step, which they leave in words at `at`. That of a lower warp has the lower index.
-__device__ inline Ranked best_of_warps(SharedAddress at, unsigned warps, unsigned step) {
+// The best of all warps' bests of a step, which are left in words at `at`. That of a lower warp has the lower index.
+template <Together kHow> __device__ Ranked best_of_warps(SharedAddress at, unsigned selecting, unsigned step) {
+  constexpr unsigned kMost = kHow == Together::kInCluster ? kClusterBlocks : kMostSelecting;
   for (;;) {
-    Ranked best{};
-    bool there = true;
+    uint64_t words[kMost];
 #pragma unroll
-    for (unsigned warp = 0; warp < kMostSelecting; ++warp) {
-      if (warp >= warps) continue;
-      const uint64_t word = load_hint(at + warp * unsigned{sizeof(uint64_t)});
-      const unsigned rank = static_cast<unsigned>(word >> 32), low = static_cast<unsigned>(word);
-      there &= low >> 16 == step;
-      if (warp == 0 || rank > best.rank) best = {rank, low & 0xffffu};
+    for (unsigned warp = 0; warp < kMost; ++warp) {
+      const SharedAddress place = at + warp * unsigned{sizeof(uint64_t)};
+      if constexpr (kHow == Together::kInCluster)
+        words[warp] = load_sent(place);
+      else
+        words[warp] = warp < selecting ? load_hint(place) : word_of(0, step, 0);
     }
-    if (there) return best;
+    bool there = true;
+    Ranked best[kMost];
+#pragma unroll
+    for (unsigned warp = 0; warp < kMost; ++warp) {
+      there &= static_cast<unsigned>(words[warp]) >> kTokenBits == step;
+      best[warp] = {static_cast<unsigned>(words[warp] >> 32), token_of(words[warp])};
+    }
+#pragma unroll
+    for (unsigned apart = 1; apart < kMost; apart *= 2)
+#pragma unroll
+      for (unsigned warp = 0; warp < kMost; warp += 2 * apart)
+        if (best[warp + apart].rank > best[warp].rank) best[warp] = best[warp + apart];
+    // By all lanes: they need not have seen the same of a word that came just then.
+    if (__ballot_sync(kFullWarp, !there) == 0) return best[0];
     look_again();
   }
 }
@@ -127,15 +157,25 @@ template <int kQuads> __device__ unsigned first_token() {
 
 // By the warps that select, from scores that are NaN where a token is not to be picked; returns the number of picks.
 // Nothing branches but where a row is not here.
-template <Redundancy kMode, int kQuads, bool kSeveral>
+template <Redundancy kMode, int kQuads, Together kHow>
 __device__ unsigned take_steps(WarpShared& shared, const WarpSteps& steps, unsigned warp,
                                const LaneTokens<kQuads>& score, float scale) {
-  unsigned lane = threadIdx.x % 32, first = first_token<kQuads>(), step = 0, least = steps.least;
+  constexpr bool kInCluster = kHow == Together::kInCluster;
+  // `here`: among those of the block.
+  unsigned lane = threadIdx.x % 32, here = first_token<kQuads>(), first = steps.first + here, step = 0,
+           least = steps.least;
   keep(lane);
+  keep(here);
   keep(first);
   keep(least);
+  const unsigned number = kInCluster ? steps.first / (kQuads * kApart) : warp; // of those that select
   SharedAddress own_best = shared_address(shared.best + threadIdx.x), places = steps.places,
                 step_place = shared_address(shared.step + warp), agreed = shared_address(shared.agreed);
+  uint64_t *own_agreed = &shared.agreed[0][number], *own_runner_up = shared.runner_up + number;
+  if constexpr (kInCluster) { // of the block whose number is the lane's
+    own_agreed = place_in(own_agreed, lane % kClusterBlocks);
+    own_runner_up = place_in(own_runner_up, lane % kClusterBlocks);
+  }
   keep(own_best);
   keep(places);
   keep(step_place);
@@ -171,12 +211,19 @@ __device__ unsigned take_steps(WarpShared& shared, const WarpSteps& steps, unsig
     for (int q = kQuads - 2; q >= 0; --q)
       own = most[q] == all ? index[q] : own;
     own += first;
-    store_hint(own_best, uint64_t{rank} << 32 | own);
-    unsigned pick = __reduce_min_sync(kFullWarp, rank == best ? own : ~0u);
-    if constexpr (kSeveral) {
-      const SharedAddress words = agreed + step % 2 * unsigned{sizeof shared.agreed[0]};
-      if (lane == 0) store_hint(words + warp * unsigned{sizeof(uint64_t)}, uint64_t{best} << 32 | step << 16 | pick);
-      const Ranked of_all = best_of_warps(words, steps.selecting, step);
+    if constexpr (!kInCluster) store_hint(own_best, word_of(rank, 0, own));
+    unsigned pick = __reduce_min_sync(kFullWarp, rank == best ? own : ~0u), runner_up = 0, next = 0;
+    if constexpr (kHow != Together::kAlone) {
+      const unsigned odd = step % 2 * kClusterBlocks;
+      if constexpr (kInCluster) {
+        if (lane < kClusterBlocks) send_hint(own_agreed + odd, word_of(best, step, pick));
+        const unsigned other = own == pick ? 0 : rank;
+        runner_up = __reduce_max_sync(kFullWarp, other);
+        next = __reduce_min_sync(kFullWarp, other == runner_up ? own : ~0u);
+      } else if (lane == 0) {
+        store_hint(shared_address(own_agreed + odd), word_of(best, step, pick));
+      }
+      const Ranked of_all = best_of_warps<kHow>(agreed + odd * unsigned{sizeof(uint64_t)}, steps.selecting, step);
       best = of_all.rank;
       pick = of_all.index;
     }
@@ -185,7 +232,7 @@ __device__ unsigned take_steps(WarpShared& shared, const WarpSteps& steps, unsig
     if (place != kNotHere) [[likely]] {
 #pragma unroll
       for (int q = 0; q < kQuads; ++q)
-        row[q] = load_four(place + (first + kApart * q) * unsigned{sizeof(float)});
+        row[q] = load_four(place + (here + kApart * q) * unsigned{sizeof(float)});
     } else {
       const float* const from = steps.row(pick) + first;
 #pragma unroll
@@ -207,18 +254,33 @@ __device__ unsigned take_steps(WarpShared& shared, const WarpSteps& steps, unsig
         rho[q][e] = joined(rho[q][e], redundancy[e], kMode, static_cast<int>(step), weight);
     }
     __syncwarp(); // all lanes have read their part of the row
+    if constexpr (kInCluster) {
+      if (lane < kClusterBlocks) send_hint(own_runner_up, word_of(runner_up, 0, next));
+      // Nobody wants the row any more: a place that is one, and is not read.
+      if (picked && lane == 0) pass(steps.place_of(pick), steps.rows);
+    }
     if (lane == 0) pass(step_place, step);
   } while (!last);
   return step;
 }
 
-// By the other warps, `member`: rows of the best tokens, of those lanes whose number is the warp's modulo theirs.
-__device__ inline void fetch_rows(WarpShared& shared, const WarpSteps& steps, const WarpRoom& room, unsigned member) {
+// By the other warps, `member`: the block's part of rows of the best tokens, of those words whose number is the warp's
+// modulo theirs.
+template <Together kHow>
+__device__ void fetch_rows(WarpShared& shared, const WarpSteps& steps, const WarpRoom& room, unsigned member) {
   const unsigned lane = threadIdx.x % 32;
   const bool looks = lane % room.fetchers == member;
   unsigned turn = 0;      // which of its rows comes next; what was there is forgotten
   unsigned held = kOver;  // of the row whose number is this lane's: whose it is
   unsigned free_from = 0; // the step that all warps must have come to: until then they may read what was there
+  const auto word = [&](unsigned warp) {
+    if constexpr (kHow == Together::kInCluster) {
+      constexpr unsigned kWords = 3 * kClusterBlocks; // of both, side by side
+      return lane < kWords ? load_sent(shared_address(shared.agreed) + lane * unsigned{sizeof(uint64_t)}) : kNoWord;
+    } else {
+      return load_hint(shared_address(shared.best + 32 * warp + lane));
+    }
+  };
   const auto step_of = [&](unsigned warp) { return told<unsigned>(shared_address(shared.step + warp)); };
   while (__reduce_max_sync(kFullWarp, step_of(0)) != kOver) {
     unsigned behind = kOver, most = 0, rank = 0, index = 0;
@@ -226,14 +288,15 @@ __device__ inline void fetch_rows(WarpShared& shared, const WarpSteps& steps, co
     for (unsigned warp = 0; warp < steps.selecting; ++warp) {
       const unsigned step = step_of(warp);
       behind = step < behind ? step : behind;
-      const uint64_t seen = load_hint(shared_address(shared.best + 32 * warp + lane));
-      const unsigned seen_rank = static_cast<unsigned>(seen >> 32), seen_index = static_cast<unsigned>(seen);
+      const uint64_t seen = word(warp);
+      const unsigned seen_rank = static_cast<unsigned>(seen >> 32), seen_index = token_of(seen);
       most = seen_rank > most ? seen_rank : most;
       if (!looks || seen_rank <= rank || told<SharedAddress>(steps.place_of(seen_index)) != kNotHere) continue;
       rank = seen_rank;
       index = seen_index;
     }
-    const unsigned picked = __reduce_max_sync(kFullWarp, most); // in this step: its row would come too late
+    // In this step: its row would come too late. (Words of a cluster may be of several steps.)
+    const unsigned picked = kHow == Together::kInCluster ? 0 : __reduce_max_sync(kFullWarp, most);
     const unsigned best = __reduce_max_sync(kFullWarp, rank != picked ? rank : 0),
                    lanes = __ballot_sync(kFullWarp, best > 0 && rank == best);
     if (lanes == 0 || __reduce_min_sync(kFullWarp, behind) < free_from) {
@@ -241,9 +304,9 @@ __device__ inline void fetch_rows(WarpShared& shared, const WarpSteps& steps, co
       continue;
     }
     const unsigned token = __shfl_sync(kFullWarp, index, __ffs(static_cast<int>(lanes)) - 1);
-    const float* const from = steps.row(token);
+    const float* const from = steps.row(token) + steps.first;
     const SharedAddress to = steps.rows + (member * room.kept + turn) * room.row_bytes;
-    for (unsigned at = kQuad * lane; at < steps.count; at += 32 * kQuad)
+    for (unsigned at = kQuad * lane; at < steps.held; at += 32 * kQuad)
       copy_async(to + at * unsigned{sizeof(float)}, from + at);
     commit_copies();
     wait_for_copies<0>();
@@ -265,14 +328,14 @@ __device__ inline void fetch_rows(WarpShared& shared, const WarpSteps& steps, co
   }
 }
 
-template <Redundancy kMode, int kQuads, bool kSeveral>
-__global__ void __launch_bounds__(32 * kGreedyWarps<kSeveral>, 1)
-    greedy_warp_kernel(const Layout visual, const float* const scores, const Similarities found,
-                       const Densities densities, const Selection selection, const Picks picks, const WarpRoom room,
-                       const unsigned selecting) {
-  MI_PRUNER_SHARED(WarpShared, shared);
-  constexpr unsigned kThreads = 32 * kGreedyWarps<kSeveral>;
-  const int64_t sample = blockIdx.x;
+template <Redundancy kMode, int kQuads, Together kHow>
+__device__ void select_by_warps(const Layout& visual, const float* scores, const Similarities& found,
+                                const Densities& densities, const Selection& selection, const Picks& picks,
+                                const WarpRoom& room, unsigned selecting, WarpShared& shared) {
+  constexpr bool kInCluster = kHow == Together::kInCluster;
+  constexpr unsigned kThreads = 32 * kGreedyWarps<kHow>;
+  const int64_t sample = blockIdx.x / kGreedyBlocks<kHow>;
+  const unsigned first = blockIdx.x % kGreedyBlocks<kHow> * (kQuads * kApart);
   const Span span = span_of(visual, sample), slots = span_of(picks.slots, sample);
   const Selection options{selection.kappa, kMode, selection.weight};
   const unsigned warp = __shfl_sync(kFullWarp, threadIdx.x / 32, 0), lowest = rank_of(picks.min_gain);
@@ -282,21 +345,30 @@ __global__ void __launch_bounds__(32 * kGreedyWarps<kSeveral>, 1)
   // Scores to begin with, of all tokens that the warps hold, in the place of rows until they are in registers.
   float* const start = reinterpret_cast<float*>(taken_picks + room.picks);
   if (threadIdx.x < 32 * kMostSelecting) shared.best[threadIdx.x] = 0;
-  if (threadIdx.x < kMostSelecting) {
-    shared.step[threadIdx.x] = 0;
-    shared.agreed[0][threadIdx.x] = shared.agreed[1][threadIdx.x] = kNotThere;
-  }
+  if (threadIdx.x < kMostSelecting) shared.step[threadIdx.x] = 0;
+  if (threadIdx.x < kClusterBlocks)
+    shared.agreed[0][threadIdx.x] = shared.agreed[1][threadIdx.x] = shared.runner_up[threadIdx.x] = kNoWord;
+  const unsigned held = room.row_bytes / sizeof(float), longest = kInCluster ? room.tokens : held;
 #pragma unroll kQuads
-  for (unsigned k = threadIdx.x; k < room.row_bytes / sizeof(float); k += kThreads) {
-    const float log_prior = k < span.count ? densities.log_prior[span.begin + k] : -MI_PRUNER_INFINITY,
-                given = k < span.count ? scores[span.begin + k] : 0.0f;
-    start[k] = start_score(given, log_prior);
+  for (unsigned k = threadIdx.x; k < longest; k += kThreads) {
+    const float log_prior = k < span.count ? densities.log_prior[span.begin + k] : -MI_PRUNER_INFINITY;
+    if (k - first < held) {
+      const float given = k < span.count ? scores[span.begin + k] : 0.0f;
+      start[k - first] = start_score(given, log_prior);
+    }
     if (k < room.tokens) place_of[k] = kNotHere;
     if (k < room.factors)
       factors[k] = kMode == Redundancy::kChain ? expf(log_prior) : scale_of(options, static_cast<int>(k + 1));
   }
+  if (kInCluster) // beyond the longest
+    for (unsigned k = threadIdx.x; k < held; k += kThreads)
+      if (first + k >= longest) start[k] = MI_PRUNER_NAN;
   const WarpSteps steps{found.gram + span.begin * found.gram_stride,
                         static_cast<unsigned>(span.count),
+                        first,
+                        span.count < first          ? 0
+                        : span.count - first < held ? static_cast<unsigned>(span.count) - first
+                                                    : held,
                         static_cast<unsigned>(found.gram_stride) * unsigned{sizeof(float)},
                         static_cast<unsigned>(limit_of(picks, sample, span, slots)),
                         lowest > 1 ? lowest : 1,
@@ -305,7 +377,10 @@ __global__ void __launch_bounds__(32 * kGreedyWarps<kSeveral>, 1)
                         shared_address(start),
                         factors,
                         taken_picks};
-  __syncthreads();
+  if (kInCluster)
+    cluster_barrier(); // words may come
+  else
+    __syncthreads();
   const Fetchers fetchers{selecting};
   LaneTokens<kQuads> score{};
   if (warp < selecting)
@@ -316,20 +391,36 @@ __global__ void __launch_bounds__(32 * kGreedyWarps<kSeveral>, 1)
         score[q][e] = start[first_token<kQuads>() + kApart * q + e];
   __syncthreads(); // rows come where they were
   if (warp < selecting) {
-    const unsigned taken = take_steps<kMode, kQuads, kSeveral>(shared, steps, warp, score, options.weight);
+    const unsigned taken = take_steps<kMode, kQuads, kHow>(shared, steps, warp, score, options.weight);
     if (threadIdx.x == 0) {
       shared.taken = taken;
       tell(shared_address(shared.step), kOver);
     }
   } else if (fetchers.has(warp) && fetchers.member(warp) < room.fetchers) {
-    fetch_rows(shared, steps, room, fetchers.member(warp));
+    fetch_rows<kHow>(shared, steps, room, fetchers.member(warp));
   }
+  if (kInCluster) cluster_barrier(); // no more words come
+  if (first > 0) return;
   __syncthreads();
   for (unsigned k = threadIdx.x; k < shared.taken; k += blockDim.x) {
     picks.indices[slots.begin + k] = taken_picks[k].index;
     picks.gains[slots.begin + k] = gain_of_rank(taken_picks[k].rank);
   }
   clear_slots(picks, slots, shared.taken, threadIdx.x, blockDim.x);
+}
+
+// Whether the code has instructions for it: elsewhere the kernel has no body, and says so by its launch bounds.
+template <Together kHow> constexpr bool selects_here() { return kHow != Together::kInCluster || kHasClusters; }
+
+// `selecting`: warps of a block.
+template <Redundancy kMode, int kQuads, Together kHow>
+__global__ void __launch_bounds__(selects_here<kHow>() ? 32 * kGreedyWarps<kHow> : 32, 1)
+    greedy_warp_kernel(const Layout visual, const float* const scores, const Similarities found,
+                       const Densities densities, const Selection selection, const Picks picks, const WarpRoom room,
+                       const unsigned selecting) {
+  MI_PRUNER_SHARED(WarpShared, shared);
+  if constexpr (selects_here<kHow>())
+    select_by_warps<kMode, kQuads, kHow>(visual, scores, found, densities, selection, picks, room, selecting, shared);
 }
 
 } // namespace mi_pruner::cuda
