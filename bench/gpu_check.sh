@@ -72,7 +72,7 @@ bench() { stage bench 140 "$PY" -m bench --quick --budget 1 --out "$OUT"; }
 # What bounds each kernel of one prune.
 ncu() {
   stage ncu 80 ncu --clock-control none --set full --launch-count 4 --export "$OUT/kernels" --force-overwrite \
-    --kernel-name 'regex:^(similarity|gram|normaliser|greedy|greedy_warp|gather)_kernel' "$PY" -c 'if True:
+    --kernel-name 'regex:^(similarity|gram|normaliser|greedy_warp|gather)_kernel' "$PY" -c 'if True:
       import torch, mi_pruner
       visual, text = (torch.randn(1, n, 4096, device="cuda").bfloat16() for n in (576, 32))
       with mi_pruner.backend("cuda"):
@@ -82,7 +82,7 @@ ncu() {
   command ncu --import "$OUT/kernels.ncu-rep" --page source --csv >"$OUT/kernels-source.csv" 2>&1
 }
 
-# Fewer calls: a hundred times slower. It knows barriers only: what the warps of the greedy kernel of short samples tell
+# Fewer calls: a hundred times slower. It knows barriers only: what the warps of the greedy kernel tell
 # one another by words in shared memory it takes for races. What fails is a report of another kernel.
 racecheck() {
   compute-sanitizer --tool racecheck "$PY" -m tests.sanitizer_workload cuda few | awk '

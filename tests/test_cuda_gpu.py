@@ -14,9 +14,10 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
 ]
-# N, M, K: by one warp; on the Gram matrix; on rows as needed, by a cluster and by a team
+# N, M, K: by one warp; by those of a cluster; on rows as needed, by a cluster and by a team
 SIZES = ((576, 32, 64), (1200, 32, 64), (4100, 8, 130), (32800, 8, 130))
-# Bounds on the length that take the steps to a block, to a cluster (where the GPU has them), and to all of a team's.
+# Bounds on the length that take the steps to several warps, to a cluster with rows as needed (where the GPU has them),
+# and to all of a team's.
 BOUNDS = (1025, 4097, 32769)
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -118,8 +119,8 @@ def test_rows_as_needed_give_the_bits_of_the_whole_matrix(dtype, redundancy):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_neither_the_tile_nor_who_sums_it_changes_a_bit(dtype, m, width):
     """The tiles of a sample alone are shared by clusters if D is long; in a batch, by nobody, and text of more than 64
-    tokens has tiles of 64 columns in a launch of its own; where the bound is higher, norms come from other blocks; on
-    rows, all have 64 columns, and a pick's token is always a row of the tile."""
+    tokens has tiles of 64 columns in a launch of its own; where the bound is higher, a block makes a row of
+    redundancies; on rows, all have 64 columns, and a pick's token is always a row of the tile."""
     n, keep, batch = 300, 150, 64
     s = batch_of(n, m, dtype, 0, width, batch)
     together = [mi_pruner.mi_scores(s.visual, s.text, visual_prior=s.visual_prior)[0], *(x[0] for x in prune(s, keep))]
@@ -133,6 +134,20 @@ def test_neither_the_tile_nor_who_sums_it_changes_a_bit(dtype, m, width):
         priors = {"visual_prior": torch.cat([prior[0], torch.ones(bound - n, device="cuda")])}
         other = mi_pruner.prune_varlen(many, text[0], *cu, bound, m, keep, keep, **priors)
         assert all_same(other, alone[1:])
+
+
+@pytest.mark.parametrize("n", [1100, 2300, 4096])
+@pytest.mark.parametrize("redundancy", inputs.REDUNDANCIES[:3])
+def test_the_warps_of_a_cluster_give_the_bits_of_those_of_a_block(n, redundancy):
+    """One sample is selected from by a cluster, many by a block each; often, since warps wait for one another."""
+    keep, samples = 300, 24
+    s = batch_of(n, 8, torch.bfloat16, n, samples=samples)
+    together = prune(s, keep, redundancy=redundancy)
+    for i in range(samples):
+        alone = mi_pruner.prune(
+            s.visual[i : i + 1], s.text[i : i + 1], keep, visual_prior=s.visual_prior[i : i + 1], redundancy=redundancy
+        )
+        assert all_same(alone, [x[i : i + 1] for x in together])
 
 
 @pytest.mark.parametrize(("n", "times"), [(4097, 1), (20000, 1), (32768, 20)])

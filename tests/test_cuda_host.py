@@ -24,8 +24,8 @@ GRAM_TOKENS, SHORT_TOKENS = (
     int(re.search(rf"{name} = (\d+)", (cuda_host.CUDA / "base/paths.h").read_text()).group(1))
     for name in ("kGramTokens", "kShortSample")
 )
-# Bounds on the length that make a sample's selection one on the Gram matrix, and on rows as needed; else by a warp.
-GRAM, ROWS = SHORT_TOKENS + 1, GRAM_TOKENS + 1
+# Bounds on the length that make a sample's selection one by several warps, and on rows as needed; else by a warp.
+WARPS, ROWS = SHORT_TOKENS + 1, GRAM_TOKENS + 1
 CHUNK_ROWS = int(re.search(r"kChunkRows = (\d+)", (cuda_host.CUDA / "base/arguments.h").read_text()).group(1))
 MODES = (
     *({"redundancy": name} for name in inputs.REDUNDANCIES),
@@ -62,9 +62,9 @@ def packed_arguments(samples, keep, bound=0):
 
 
 def assert_same(samples, keep, **options):
-    """By a warp, on the Gram matrix, on rows as needed."""
+    """By a warp, by several warps, on rows as needed."""
     outputs = []
-    for bound in (0, GRAM, ROWS):
+    for bound in (0, WARPS, ROWS):
         arguments, priors = packed_arguments(samples, keep, bound)
         outputs.append(mi_pruner.prune_varlen(*arguments, **priors, **options))
         assert all(inputs.same_bits(a, b) for a, b in zip(outputs[0], outputs[-1], strict=True))
@@ -103,6 +103,9 @@ def test_rows_stop_at_min_gain():
     assert_same(samples, [150, 60], min_gain=0.002)
 
 
+MANY_CLUSTERS = 8  # so that one or two samples are selected from by a cluster each
+
+
 def in_clusters(monkeypatch, clusters):
     """From now on, the twin runs that many clusters at a time; 0: none."""
     monkeypatch.setenv("MI_PRUNER_HOST_CLUSTERS", str(clusters))
@@ -115,6 +118,19 @@ def test_a_cluster_gives_the_bits_of_the_whole_matrix(options, dtype, monkeypatc
     samples = [inputs.make_sample("clustered", n, 3, 33, dtype, n, "odd") for n in (300, 37, 150)]
     in_clusters(monkeypatch, 2)
     assert_same(samples, [60, 20, 0], **options)
+
+
+@pytest.mark.parametrize("options", MODES[:3], ids=str)
+@pytest.mark.parametrize(("n", "keep"), [(SHORT_TOKENS + 1, 30), (2300, 12), (GRAM_TOKENS, 9)])
+def test_the_warps_of_a_cluster_give_the_bits_of_those_of_a_block(n, keep, options, monkeypatch):
+    """Each length has another number of tokens a thread, and the last blocks of the second none."""
+    s = inputs.make_sample("clustered", n, 2, 12, torch.bfloat16, n, "odd")
+    scores = torch.rand(1, n, generator=torch.Generator().manual_seed(n))
+    outputs = []
+    for clusters in (0, MANY_CLUSTERS):
+        in_clusters(monkeypatch, clusters)
+        outputs.append(mi_pruner.greedy_select(scores, s.visual[None], keep, **options))
+    assert all(inputs.same_bits(a, b) for a, b in zip(*outputs, strict=True))
 
 
 @pytest.mark.parametrize("redundancy", ["mean", "chain"])
@@ -171,12 +187,12 @@ def test_equal_tokens_of_a_long_sample_give_the_bits_of_the_other_way(kind):
 )
 def test_the_shape_of_a_tile_changes_no_bit(dtype, width, m, monkeypatch):
     """64 columns by warps, 128 by groups of them, short text beside those on the diagonal, longer text by warps; the
-    eighths of a long sum by one block, or each by a block of a cluster; for redundancies, or with the normalisers of
-    log K. Stages that are filled again need a width of more than four; whole ones, rows at multiples of 16 bytes."""
+    eighths of a long sum by one block, or each by a block of a cluster; rows of redundancies by a warp, or by a block.
+    Stages that are filled again need a width of more than four; whole ones, rows at multiples of 16 bytes."""
     kinds = ((150, m, "clustered"), (33, 3, "duplicates"), (64, 64, "separated"), (1, 1, "clustered"))
     samples = [inputs.make_sample(kind, n, m, width, dtype, n, "odd") for n, m, kind in kinds]
     outputs = []
-    for clusters, groups, bound in itertools.product("01", "01"[: 1 + (dtype.itemsize == 2)], (0, GRAM)):
+    for clusters, groups, bound in itertools.product("01", "01"[: 1 + (dtype.itemsize == 2)], (0, WARPS)):
         arguments, priors = packed_arguments(samples, [60, 33, 9, 1], bound)
         monkeypatch.setenv("MI_PRUNER_HOST_BLOCKS", "1000")
         monkeypatch.setenv("MI_PRUNER_HOST_CLUSTERS", clusters)
@@ -206,7 +222,7 @@ def test_scores_of_many_rows(n, marginal):
 
 # ---- launches --------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("redundancy", ["mean", "none"])
-@pytest.mark.parametrize("bound", [0, GRAM, ROWS], ids=["warp", "gram", "rows"])
+@pytest.mark.parametrize("bound", [0, WARPS, ROWS], ids=["warp", "warps", "rows"])
 def test_a_prune_is_four_launches(bound, redundancy):
     launches = ctypes.c_uint.in_dll(ctypes.CDLL(str(cuda_host.PLAIN.library)), "mi_pruner_host_launches")
     arguments, priors = packed_arguments(
@@ -229,18 +245,18 @@ def test_rows_may_be_far_apart():
 
 # ---- threads ---------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("seed", ["1", "2", "3"])
-@pytest.mark.parametrize("way", ["warp", "gram", "rows", "cluster", "groups", "norms of other blocks"])
+@pytest.mark.parametrize("way", ["warp", "warps", "warps of a cluster", "rows", "rows by a cluster", "groups"])
 def test_the_order_of_the_threads_changes_no_bit(way, seed, monkeypatch):
     """Groups of warps: of a D whose shares have several stages, so that one is filled while products are made."""
-    bound = {"warp": 0, "groups": 0, "rows": ROWS, "cluster": ROWS}.get(way, GRAM)
-    groups = way in ("groups", "norms of other blocks")
+    bound = ROWS if "rows" in way else WARPS if "warps" in way else 0
+    groups = way == "groups"
     first = int(seed) - 1
     dtypes, width = (torch.float32, torch.float16), 70
     if groups:
         dtypes, width = (torch.bfloat16, torch.float16)[first % 2 :][:1], 2304
         monkeypatch.setenv("MI_PRUNER_HOST_GROUPS", "1")
-    modes = MODES[:1] if way == "cluster" or groups else MODES[first : first + 2]  # all four between the seeds
-    in_clusters(monkeypatch, 2 if way == "cluster" else 0)
+    modes = MODES[:1] if way == "rows by a cluster" or groups else MODES[first : first + 2]  # four, between seeds
+    in_clusters(monkeypatch, {"rows by a cluster": 2, "warps of a cluster": MANY_CLUSTERS}.get(way, 0))
     for dtype, options in zip(itertools.cycle(dtypes), modes, strict=False):
         samples = [inputs.make_sample("clustered", n, m, width, dtype, n, "float") for n, m in ((150, 70), (20, 3))]
         arguments, priors = packed_arguments(samples, [50, 20], bound)

@@ -96,12 +96,12 @@ def by_warp(batch: int, tokens: int, keep: int) -> Floor:
     )  # fmt: skip
 
 
-def greedy(tokens: int, keep: int) -> Floor:
-    """A block; rows of log K come from L2."""
+def by_cluster(tokens: int, keep: int) -> Floor:
+    """A warp in each block of a cluster; rows of R come from L2."""
     return Floor(
-        "greedy_select", 1, tokens, keep, "greedy", machine_code.GREEDY_GRAM,
+        "greedy_select", 1, tokens, keep, "greedy_warp", machine_code.GREEDY_CLUSTER,
         turns=keep,
-        warps=-(-tokens // 128 // SCHEDULERS),
+        warps=1,
         l2=keep * tokens * FLOAT,
     )  # fmt: skip
 
@@ -118,7 +118,7 @@ def rows(tokens: int, keep: int) -> Floor:
 
 FLOORS = (
     gram(1, 576, 64, blocks=8), by_warp(1, 576, 64), gram(128, 576, 64), by_warp(128, 576, 64), gram(1, 2880, 320),
-    greedy(2880, 320), rows(8192, 512), rows(32768, 2048), scores(128, 576), scores(1, 32768),
+    by_cluster(2880, 320), rows(8192, 512), rows(32768, 2048), scores(128, 576), scores(1, 32768),
 )  # fmt: skip
 
 

@@ -227,7 +227,7 @@ def _measure_prune(name: str, table: Table) -> None:
     table.note_kernels(name, "prune", PRUNE, count)
 
 
-BEFORE_SELECTION = {"similarity_kernel", "gram_kernel", "Memset", "normaliser_kernel"}  # of every backend
+BEFORE_SELECTION = {"similarity_kernel", "gram_kernel", "normaliser_kernel"}  # of every backend
 
 
 def _step(select: Callable[[int], object], keep: int) -> float:

@@ -46,7 +46,7 @@ class Loop:
     way: str | None = None
 
 
-GREEDY_WARP, GREEDY_WARPS, GREEDY_ROWS = (
+GREEDY_WARP, GREEDY_CLUSTER, GREEDY_ROWS = (
     "greedy step, one warp, N ≤ 640",
     "greedy step, a cluster, N ≤ 3,072",
     "greedy step, rows, cluster",
@@ -55,7 +55,9 @@ STAGE_BLOCK, STAGE_CLUSTER, STAGE_WARPS = "stage, wgmma, a block", "stage, wgmma
 # Of a step the way that every turn takes (of one warp, where the row is there), of a stage that of warps with columns.
 LOOPS = {
     GREEDY_WARP: Loop("greedy_warp_kernelILNS0_10RedundancyE0ELi5E", "FFMA", 150, 260, way="REDUX|LDS.128"),
-    GREEDY_WARPS: Loop("greedy_warp_kernelILNS0_10RedundancyE0ELi3ELNS0_8TogetherE2E", "FFMA", 260, 400, way="REDUX|LDS.128"),
+    GREEDY_CLUSTER: Loop(
+        "greedy_warp_kernelILNS0_10RedundancyE0ELi3ELNS0_8TogetherE2E", "FFMA", 170, 350, way="REDUX|LDS.128"
+    ),
     GREEDY_ROWS: Loop("rows_kernelINS0_5Brain", "STAS", 550, 1230, way="STAS|MUFU.EX2"),
     STAGE_BLOCK: Loop("gram_kernelINS0_5BrainENS0_9TileShapeILi128ELi1E", "HGMMA.64x128", 125, 215),
     STAGE_CLUSTER: Loop("gram_kernelINS0_5BrainENS0_9TileShapeILi128ELi8E", "HGMMA.64x128", 120, 230),

@@ -79,7 +79,7 @@ __device__ void compute_gram_tile(const Tokens& visual, const Tokens& text, cons
   if (Tile::kBlocks > 1) __syncthreads();
   if (threadIdx.x < kOwnRows<Tile>) {
     const int row = own + static_cast<int>(threadIdx.x);
-    tile.norm[row] = norm_of(*tile.sums().at(row, row));
+    tile.set_norm(row, norm_of(*tile.sums().at(row, row)));
   }
   if (beside) take_norms(kRows, kRows + Tile::kBeside, tile);
   __syncthreads();

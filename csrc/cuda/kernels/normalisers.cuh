@@ -279,15 +279,15 @@ union alignas(16) NormaliserShared {
   ScoreShared scores;
 };
 
-// What makes rows of R of a block, in its shared memory: norms and log weights of a sample's visual tokens, the latter
-// not normalised, and, for each warp that works by itself or for all together, the products of a row, on their way
-// while the block reckons with the priors.
+// What makes rows of R of a block, in its shared memory: norms, their inverses and log weights of a sample's visual
+// tokens, the latter not normalised, and, for each warp that works by itself or for all together, the products of a
+// row, on their way while the block reckons with the priors.
 class RedundancyMaker {
 public:
   static constexpr unsigned warps_of_row(int64_t longest) { return longest <= kShortSample ? 1 : kNormaliserWarps; }
   static constexpr size_t bytes(int64_t longest) {
     const unsigned rows = kNormaliserWarps / warps_of_row(longest);
-    return (2 + rows) * stride_of(longest) * sizeof(float) + rows * kMostParts * sizeof(LogSum);
+    return (3 + rows) * stride_of(longest) * sizeof(float) + rows * kMostParts * sizeof(LogSum);
   }
 
   // `warps`: of a row. `total`: see `store`.
@@ -300,7 +300,9 @@ public:
 
   __device__ void fetch_tokens() const {
     for (unsigned k = threadIdx.x; k < stride_; k += kNormaliserThreads) {
-      norms()[k] = k < rows_.count ? found_.visual_norm[rows_.begin + k] : 0;
+      const float norm = k < rows_.count ? found_.visual_norm[rows_.begin + k] : 0;
+      norms()[k] = norm;
+      inverses()[k] = 1 / norm;
       weights()[k] = k < rows_.count ? found_.visual_log_weight[rows_.begin + k] : -MI_PRUNER_INFINITY;
     }
   }
@@ -329,15 +331,17 @@ public:
   __device__ void store(unsigned own, float total) const {
     wait_for_copies<0>();
     const unsigned count = static_cast<unsigned>(rows_.count);
-    const float norm = norms()[own];
+    const float norm = norms()[own], inverse = inverses()[own];
     for_each_part([&](unsigned part) {
       LaneRow x;
 #pragma unroll
       for (int k = 0; k < kLaneQuads; ++k) {
         float* const four = products() + part + 4 * lane_quad(k);
-        x[k] = each(four_of(four), four_of(norms() + part + 4 * lane_quad(k)), [&](float product, float other) {
-          return log_kernel(cosine_of(product, norm * other), found_.kappa);
-        });
+        const unsigned at = part + 4 * lane_quad(k);
+        x[k] = each(four_of(four), four_of(norms() + at), four_of(inverses() + at),
+                    [&](float product, float other, float other_inverse) {
+                      return log_kernel(cosine_of(product, norm * other, inverse * other_inverse), found_.kappa);
+                    });
         *reinterpret_cast<float4*>(four) = x[k];
       }
       const LogSum sum = part_of(x, weights() + part);
@@ -357,13 +361,12 @@ public:
       for (int k = 0; k < kLaneQuads; ++k) {
         const unsigned at = part + 4 * lane_quad(k);
         const float4 log_ks = four_of(products() + at), weight = four_of(weights() + at);
-        const auto of = [&](float log_k, float log_weight, unsigned token) {
-          const float redundancy = redundancy_of(log_k, log_z, log_prior_of(log_weight, total) * kLog2E);
-          return token == own ? MI_PRUNER_NAN : redundancy;
+        const auto of = [&](float log_k, float log_weight) { // anything, of tokens that are absent
+          return redundancy_of(log_k, log_z, (log_weight - total) * kLog2E);
         };
-        if (at < count)
-          *reinterpret_cast<float4*>(to + at) = {of(log_ks.x, weight.x, at), of(log_ks.y, weight.y, at + 1),
-                                                 of(log_ks.z, weight.z, at + 2), of(log_ks.w, weight.w, at + 3)};
+        if (at >= count) continue;
+        *reinterpret_cast<float4*>(to + at) = each(log_ks, weight, of);
+        if (own - at < 4) to[own] = MI_PRUNER_NAN;
       }
     });
   }
@@ -377,10 +380,11 @@ private:
   }
 
   __device__ float* norms() const { return start_; }
-  __device__ float* weights() const { return start_ + stride_; }
-  __device__ float* products() const { return start_ + (2 + row_) * stride_; }
+  __device__ float* inverses() const { return start_ + stride_; }
+  __device__ float* weights() const { return start_ + 2 * stride_; }
+  __device__ float* products() const { return start_ + (3 + row_) * stride_; }
   __device__ LogSum* parts() const {
-    return reinterpret_cast<LogSum*>(start_ + (2 + kNormaliserWarps / warps_) * stride_) + row_ * kMostParts;
+    return reinterpret_cast<LogSum*>(start_ + (3 + kNormaliserWarps / warps_) * stride_) + row_ * kMostParts;
   }
 
   // f(first token) for each 64 of the warp's: what a lane has left it finds again.

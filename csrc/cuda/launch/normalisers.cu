@@ -7,8 +7,8 @@
 
 namespace mi_pruner::cuda {
 
-// Rows of a warp, or of a block, one after another.
-constexpr int kRowsInTurn = 4;
+constexpr int64_t kBlocksAtOnce = 4; // of a multiprocessor
+constexpr int64_t kMostRows = 8;     // one after another
 
 cudaError_t normalisers(const Layout& visual, const Layout& text, const Similarities& found, float kappa, double ratio,
                         const Densities& densities, const Scoring& scoring, unsigned* arrivals, int64_t arrivals_count,
@@ -16,12 +16,12 @@ cudaError_t normalisers(const Layout& visual, const Layout& text, const Similari
   int processors = 0;
   const cudaError_t error = count_processors(processors);
   if (error != cudaSuccess) return error;
-  // Redundancies are a row a warp, where that fills no more than two blocks a multiprocessor: else blocks have other
-  // work while one waits, and what they begin with is shared among more.
+  // Redundancies: as many rows one after another, of a warp or a block, as let all blocks run at a time: what blocks
+  // begin with is shared among them.
   const unsigned row_warps = RedundancyMaker::warps_of_row(visual.longest);
-  const int64_t at_once = kNormaliserWarps / row_warps; // by a block
-  const bool few = visual.samples * visual.longest <= 2 * processors * at_once;
-  const int64_t rows = few ? 1 : kRowsInTurn;
+  const int64_t at_once = kNormaliserWarps / row_warps, // by a block
+      rows = std::clamp<int64_t>(ceil_div(visual.samples * visual.longest, kBlocksAtOnce * processors * at_once), 1,
+                                 kMostRows);
   // Without text, too, the prior is normalised, chunk by chunk.
   const int64_t of_text = densities.chunks * std::max<int64_t>(found.text_groups, 1),
                 of_visual = found.visual_tiles > 0 ? ceil_div(visual.longest, rows * at_once) : 0,

@@ -77,10 +77,16 @@ template <int kColumns> struct Sums {
 template <typename Tile> struct TileShared {
   alignas(1024) unsigned char stages[Tile::kStages][Tile::kTokens * kStageRow];
   // Of the rows, then of the columns.
-  const void* token[Tile::kTokens];        // see TileSource
-  float square[Tile::kTokens];             // of a share of the sum
-  alignas(16) float norm[Tile::kTokens];   // read four at a time
-  alignas(16) float weight[Tile::kTokens]; // log weights, for the users of a tile
+  const void* token[Tile::kTokens];         // see TileSource
+  float square[Tile::kTokens];              // of a share of the sum
+  alignas(16) float norm[Tile::kTokens];    // read four at a time
+  alignas(16) float inverse[Tile::kTokens]; // of the norm
+  alignas(16) float weight[Tile::kTokens];  // log weights, for the users of a tile
+
+  __device__ void set_norm(int token, float value) {
+    norm[token] = value;
+    inverse[token] = 1 / value;
+  }
 
   // Where the stages were: those of the tile, and of the text beside it.
   __device__ Sums<Tile::kColumns> sums() { return {reinterpret_cast<float*>(stages)}; }

@@ -156,7 +156,7 @@ template <typename Tile> __device__ void take_norms(int first, int last, TileSha
       for (int block = 0; block < Tile::kBlocks; ++block)
         square += share[block];
     }
-    shared.norm[token] = norm_of(square);
+    shared.set_norm(token, norm_of(square));
   }
 }
 

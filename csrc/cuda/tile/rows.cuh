@@ -27,11 +27,20 @@ template <typename F> __device__ float4 each(const float4& x, const float4& y, c
   return {f(x.x, y.x), f(x.y, y.y), f(x.z, y.z), f(x.w, y.w)};
 }
 
+template <typename F> __device__ float4 each(const float4& x, const float4& y, const float4& z, const F& f) {
+  return {f(x.x, y.x, z.x), f(x.y, y.y, z.y), f(x.z, y.z, z.z), f(x.w, y.w, z.w)};
+}
+
 // Four of an array in shared memory.
 __device__ inline float4 four_of(const float* from) { return *reinterpret_cast<const float4*>(from); }
 
-// Divided once: two reciprocals would double the rounding. 0, too, for tokens not finite.
-__device__ inline float cosine_of(float product, float norms) { return norms > 0 ? product / norms : 0.0f; }
+// The product of two tokens over that of their norms, of which `inverse` is about the inverse: what is left over is
+// divided once more, so that it is as near as a division, in a third of its instructions, and without its branches. 0,
+// too, for tokens not finite.
+__device__ inline float cosine_of(float product, float norms, float inverse) {
+  const float about = product * inverse, cosine = fmaf(fmaf(-about, norms, product), inverse, about);
+  return norms > 0 ? cosine : 0.0f;
+}
 
 // map(cosine) in the place of the sums of the rows [first, first + rows): sum(row, quad). `columns_at`: the first
 // column's place among the tile's tokens.
@@ -47,9 +56,12 @@ __device__ void take_cosines(int first, int rows, int columns_at, const Sum& sum
 #pragma unroll
     for (int k = 0; k < kLaneQuads; ++k) {
       const int quad = side + lane_quad(k);
-      const auto cosine = [&](float product, float norm) { return map(cosine_of(product, shared.norm[row] * norm)); };
+      const int column = columns_at + 4 * quad;
+      const auto cosine = [&](float product, float norm, float inverse) {
+        return map(cosine_of(product, shared.norm[row] * norm, shared.inverse[row] * inverse));
+      };
       *reinterpret_cast<float4*>(sums.four(row, quad)) =
-          each(x[k], four_of(shared.norm + columns_at + 4 * quad), cosine);
+          each(x[k], four_of(shared.norm + column), four_of(shared.inverse + column), cosine);
     }
   });
 }
@@ -69,7 +81,7 @@ __device__ inline LogSum part_of(const LaneRow& log_kernel, const float* weights
 #pragma unroll
   for (int k = 0; k < kLaneQuads; ++k) {
     x[k] = each(log_kernel[k], four_of(weights + 4 * lane_quad(k)),
-                [](float log_k, float weight) { return weight == -MI_PRUNER_INFINITY ? weight : log_k + weight; });
+                [](float log_k, float weight) { return log_k + weight; }); // log K is finite, whatever the tokens are
     part.top = fmaxf(part.top, fmaxf(fmaxf(x[k].x, x[k].y), fmaxf(x[k].z, x[k].w)));
   }
   part.top = warp_reduce<Largest, kRowLanes>(part.top);
