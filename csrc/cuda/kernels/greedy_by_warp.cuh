@@ -181,6 +181,7 @@ __device__ unsigned take_steps(WarpShared& shared, const WarpSteps& steps, unsig
   keep(step_place);
   keep(agreed);
   const SharedPlace<Ranked> picks_place(steps.picks);
+  const float* next_factor = steps.factors;
   LaneTokens<kQuads> rho{}; // NaN: picked
   if (steps.limit == 0) return 0;
   bool last;
@@ -204,8 +205,7 @@ __device__ unsigned take_steps(WarpShared& shared, const WarpSteps& steps, unsig
     keep(rank); // beside the test for NaN, not after it
     rank = isnan(all) ? 0 : rank;
     unsigned best = __reduce_max_sync(kFullWarp, rank);
-    const float next_scale =
-        kMode == Redundancy::kMean ? steps.factors[step] : scale; // on the way, it would be waited for
+    const float next_scale = kMode == Redundancy::kMean ? *next_factor : scale; // on the way, it would be waited for
     unsigned own = rank == 0 ? 0 : index[kQuads - 1];
 #pragma unroll
     for (int q = kQuads - 2; q >= 0; --q)
@@ -243,7 +243,7 @@ __device__ unsigned take_steps(WarpShared& shared, const WarpSteps& steps, unsig
     const float weight = kMode == Redundancy::kChain ? steps.factors[pick] : 1.0f;
     const bool picked = best >= least;
     picks_place.store_if(picked && first == 0, step, {best, pick});
-    if (picked) ++step;
+    if (picked) ++step, ++next_factor;
     last = !picked || step == steps.limit;
     scale = next_scale;
 #pragma unroll
@@ -348,21 +348,20 @@ __device__ void select_by_warps(const Layout& visual, const float* scores, const
   if (threadIdx.x < kMostSelecting) shared.step[threadIdx.x] = 0;
   if (threadIdx.x < kClusterBlocks)
     shared.agreed[0][threadIdx.x] = shared.agreed[1][threadIdx.x] = shared.runner_up[threadIdx.x] = kNoWord;
-  const unsigned held = room.row_bytes / sizeof(float), longest = kInCluster ? room.tokens : held;
+  const unsigned held = kQuads * kApart * (kHow == Together::kInBlock ? selecting : 1);
 #pragma unroll kQuads
-  for (unsigned k = threadIdx.x; k < longest; k += kThreads) {
-    const float log_prior = k < span.count ? densities.log_prior[span.begin + k] : -MI_PRUNER_INFINITY;
-    if (k - first < held) {
-      const float given = k < span.count ? scores[span.begin + k] : 0.0f;
-      start[k - first] = start_score(given, log_prior);
-    }
-    if (k < room.tokens) place_of[k] = kNotHere;
-    if (k < room.factors)
-      factors[k] = kMode == Redundancy::kChain ? expf(log_prior) : scale_of(options, static_cast<int>(k + 1));
+  for (unsigned k = threadIdx.x; k < held; k += kThreads) {
+    const bool inside = first + k < span.count;
+    const int64_t token = span.begin + first + k;
+    start[k] = start_score(inside ? scores[token] : 0.0f, inside ? densities.log_prior[token] : -MI_PRUNER_INFINITY);
   }
-  if (kInCluster) // beyond the longest
-    for (unsigned k = threadIdx.x; k < held; k += kThreads)
-      if (first + k >= longest) start[k] = MI_PRUNER_NAN;
+  for (unsigned k = threadIdx.x; k < room.tokens; k += kThreads)
+    place_of[k] = kNotHere;
+  for (unsigned k = threadIdx.x; k < room.factors; k += kThreads)
+    if (kMode == Redundancy::kMean)
+      factors[k] = scale_of(options, static_cast<int>(k + 1));
+    else if (k < span.count)
+      factors[k] = expf(densities.log_prior[span.begin + k]);
   const WarpSteps steps{found.gram + span.begin * found.gram_stride,
                         static_cast<unsigned>(span.count),
                         first,
@@ -385,10 +384,13 @@ __device__ void select_by_warps(const Layout& visual, const float* scores, const
   LaneTokens<kQuads> score{};
   if (warp < selecting)
 #pragma unroll
-    for (int q = 0; q < kQuads; ++q)
-#pragma unroll
-      for (int e = 0; e < kQuad; ++e)
-        score[q][e] = start[first_token<kQuads>() + kApart * q + e];
+    for (int q = 0; q < kQuads; ++q) {
+      const float4 four = reinterpret_cast<const float4*>(start)[(first_token<kQuads>() + kApart * q) / kQuad];
+      score[q][0] = four.x;
+      score[q][1] = four.y;
+      score[q][2] = four.z;
+      score[q][3] = four.w;
+    }
   __syncthreads(); // rows come where they were
   if (warp < selecting) {
     const unsigned taken = take_steps<kMode, kQuads, kHow>(shared, steps, warp, score, options.weight);
