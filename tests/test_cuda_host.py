@@ -92,8 +92,12 @@ def low_rank(n):
     return inputs.Sample(visual, visual[:5].clone(), torch.rand(n, generator=g) + 0.1)
 
 
-@pytest.mark.parametrize(("redundancy", "clusters"), [("max", 0), ("chain", 2)])
-def test_rows_are_computed_again_when_the_ring_has_gone_round(redundancy, clusters, monkeypatch):
+@pytest.mark.parametrize(
+    ("redundancy", "clusters", "row_bytes"), [("max", 0, 0), ("chain", 2, 0), ("max", 0, 2**30)], ids=str
+)
+def test_rows_are_computed_again_when_the_ring_has_gone_round(redundancy, clusters, row_bytes, monkeypatch):
+    """It has 512 rows; and where there is memory, as many as are picked, so that none is forgotten."""
+    monkeypatch.setenv("MI_PRUNER_HOST_ROW_BYTES", str(row_bytes))
     in_clusters(monkeypatch, clusters)  # of two, one takes the steps, and both the products
     assert_same([low_rank(560)], [560], redundancy=redundancy, redundancy_weight=50.0, visual_bandwidth=0.2)
 

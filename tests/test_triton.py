@@ -109,7 +109,7 @@ def test_both_paths_give_the_same_bits(redundancy, device, monkeypatch, small_bl
 
 def test_picks_that_the_planned_rounds_do_not_reach_are_exact_too(device, monkeypatch, small_blocks):
     """In three dimensions each pick reorders the rest; one round, then the last kernel computes rows by itself."""
-    monkeypatch.setattr(row_launches, "row_rounds", lambda tokens, picks: 1)
+    monkeypatch.setattr(row_launches, "row_rounds", lambda samples, tokens, picks: 1)
     visual, _ = (x.to(device) for x in exact_features(160, 1, 3))
     scores = torch.rand(2, 160, generator=torch.Generator().manual_seed(1)).to(device) * 1e-3
     check_same_bits(
@@ -118,10 +118,11 @@ def test_picks_that_the_planned_rounds_do_not_reach_are_exact_too(device, monkey
 
 
 def test_rounds_are_enough_for_one_and_a_half_rows_a_pick_and_never_more_than_all():
-    assert row_launches.row_rounds(32768, 2048) == 26
-    assert row_launches.row_rounds(5000, 500) == 8
-    assert row_launches.row_rounds(5000, 5000) == 40  # 40 × 128 > 5000: every row
-    assert row_launches.row_rounds(1, 1) == 1
+    assert row_launches.row_rounds(1, 8192, 512) == 18  # four rows a pick, and two rounds more
+    assert row_launches.row_rounds(1, 32768, 2048) == 32  # 512 MB
+    assert row_launches.row_rounds(4, 32768, 2048) == 26  # 1.5 rows a pick, whatever that takes
+    assert row_launches.row_rounds(1, 5000, 5000) == 40  # 40 × 128 > 5000: every row
+    assert row_launches.row_rounds(1, 1, 1) == 1
 
 
 @pytest.mark.usefixtures("_overflows_seen")
@@ -272,7 +273,7 @@ def test_a_step_of_the_row_path_moves_twenty_bytes_a_token(traffic, device, monk
     visual = torch.randn(1, n, d, dtype=torch.bfloat16)
     mi_pruner.greedy_select(torch.rand(1, n), visual, keep)
     blocks = traffic["rows_kernel"]["flops"] // (2 * 512 * rows.BLOCK * d)
-    assert traffic["rows_kernel"]["launches"] == row_launches.row_rounds(n, keep)
+    assert traffic["rows_kernel"]["launches"] == row_launches.row_rounds(1, n, keep)
     assert traffic["finish_kernel"].get("flops", 0) == 0
     assert 1 <= blocks <= 2
     steps = 20 * n * (keep - 1)

@@ -9,10 +9,16 @@ from torch import Tensor
 from . import finish, greedy_on_rows, rows
 from .launches import EXACT, Selection, Similarities, Slots, Tokens, empty_slots, round_up, tile_options
 
+# Of rows of log K, in all: up to there, rounds are planned for as many rows as picks among photographs need.
+ROW_BYTES = 512 << 20
 
-def row_rounds(tokens: int, picks: int) -> int:
-    """How many blocks of rows are planned before `finish_kernel`: for 1.5 rows a pick and two more, at most for all."""
-    return min(triton.cdiv(3 * picks, 2 * rows.BLOCK) + 2, triton.cdiv(tokens, rows.BLOCK))
+
+def row_rounds(samples: int, tokens: int, picks: int) -> int:
+    """How many blocks of rows are planned before `finish_kernel`: for four rows a pick if ROW_BYTES are enough, for 1.5
+    at the least, and two more; at most for all."""
+    room = ROW_BYTES // (4 * samples * tokens * rows.BLOCK)
+    least, wanted = (triton.cdiv(halves * picks, 2 * rows.BLOCK) + 2 for halves in (3, 8))
+    return min(max(least, min(wanted, room)), triton.cdiv(tokens, rows.BLOCK))
 
 
 def row_picks(
@@ -21,7 +27,7 @@ def row_picks(
     """Indices and gains in the order of the picks, from rows of log K of the best candidates."""
     indices, gains = empty_slots(visual, slots)
     samples, longest = visual.samples, visual.longest
-    rounds = row_rounds(longest, slots.longest)
+    rounds = row_rounds(samples, longest, slots.longest)
     row_slots = (rounds + 1) * rows.BLOCK  # the last block is `finish_kernel`'s
     group = greedy_on_rows.GROUP.value
     groups = max(greedy_on_rows.STEP_CHUNK // group, triton.next_power_of_2(triton.cdiv(longest, group)))

@@ -1,4 +1,4 @@
-"""The least that the CUDA kernels can take on an H100, by what their machine code says, beside what was measured.
+"""The least that the CUDA kernels can take on an H100 or H200, by their machine code, beside what was measured.
 
 A time is about the largest of these, or more:
 
@@ -22,7 +22,8 @@ from .markdown import NONE, made, short, table
 CLOCK = 1.98e3  # cycles a us
 PROCESSORS, SCHEDULERS = 132, 4
 FLOPS = 4096  # a cycle of a multiprocessor, of halves
-MEMORY, L2 = 3.35e6, 64 * PROCESSORS * CLOCK  # bytes a us
+MEMORY = {"H100": 3.35e6, "H200": 4.8e6}  # bytes a us
+L2 = 64 * PROCESSORS * CLOCK
 WIDTH, HALF, FLOAT, DEPTH = 4096, 2, 4, 64  # of `goals`; halves of a stage
 TILE_ROWS, TEXT = 128, 32
 BLOCK_WARPS = 8  # of tiles and rows
@@ -44,14 +45,14 @@ class Floor:
     l2: int = 0  # bytes
     memory: int = 0
 
-    def bounds(self, count: machine_code.Count) -> dict[str, float]:
+    def bounds(self, count: machine_code.Count, card: str) -> dict[str, float]:
         """us, by what sets it."""
         return {
             "series": self.turns * count.stalls / CLOCK,
             "issue": self.turns * count.instructions * self.warps / CLOCK,
             "matrices": self.turns * self.matrices / CLOCK,
             "L2": self.l2 / L2,
-            "memory": self.memory / MEMORY,
+            "memory": self.memory / MEMORY[card],
         }
 
 
@@ -134,11 +135,12 @@ def block(counts: list[machine_code.Count], times: list[goals.KernelTime]) -> st
     if missing := {floor.loop for floor in FLOORS} - newest.keys():
         raise ValueError(f"{machine_code.FILE}: expected {', '.join(sorted(missing))}: python -m bench machine-code")
     run = last_run(times, "cuda")
+    card = next((name for name in MEMORY if run and name in run[-1].machine), "H100")
     measured = {(t.call, t.batch, t.tokens, t.keep, t.kernel.removesuffix("_kernel")): t.us for t in run}
     lines = []
     for floor in FLOORS:
         count = newest[floor.loop]
-        bounds = floor.bounds(count)
+        bounds = floor.bounds(count, card)
         least = max(bounds.values())
         cells = [f"**{short(x)}**" if x == least else short(x) if x else "" for x in bounds.values()]
         us = measured.get((floor.call, floor.batch, floor.tokens, floor.keep, floor.kernel))

@@ -67,6 +67,11 @@ int resident_clusters() {
   return clusters == nullptr ? 0 : std::atoi(clusters);
 }
 
+int64_t row_bytes() {
+  const char* bytes = std::getenv("MI_PRUNER_HOST_ROW_BYTES");
+  return bytes == nullptr ? 0 : std::atoll(bytes);
+}
+
 bool has_groups() {
   const char* groups = std::getenv("MI_PRUNER_HOST_GROUPS");
   return groups != nullptr && std::atoi(groups) != 0;

@@ -78,6 +78,7 @@ cudaError_t run(unsigned blocks, unsigned threads, size_t shared, bool cooperati
 
 int resident_clusters(); // at a time; MI_PRUNER_HOST_CLUSTERS, none by default
 bool has_groups();       // of warps, that multiply together; MI_PRUNER_HOST_GROUPS, none by default
+int64_t row_bytes();     // for rows as needed; MI_PRUNER_HOST_ROW_BYTES, by default so few that rows are forgotten
 
 void* shared_memory();
 // Work that the thread goes on with by itself until it waits for it: begun now or then.

@@ -131,10 +131,10 @@ struct Scoring {
   bool joint;    // else the other marginal
 };
 
-// The row path, see greedy_on_rows.cuh: a ring of kGenerations blocks of 128 rows (67 MB for 32,768 tokens) for each
-// team.
-constexpr int kGenerations = 4;
-constexpr int64_t kCachedRows = int64_t{kGenerations} * kTileRows;
+// The row path, see greedy_on_rows.cuh: for each team a ring of generations, a product's 128 rows each. So many bytes
+// of rows in all (but four generations at the least), and no more than so many rows a pick: of photographs, whose
+// guesses are poor, that is what is computed where none of it is forgotten.
+constexpr int64_t kRowBytes = int64_t{512} << 20, kLeastGenerations = 4, kRowsOfPick = 4;
 constexpr int64_t kMostTeams = 8;
 constexpr int64_t kMostMembers = 512;
 // Candidates that the members propose, twice as many as a product takes: the best are spread unevenly over members.
@@ -157,16 +157,18 @@ struct Order {
 struct RowMemory {
   int64_t teams, members; // blocks: teams x members
   bool clustered;         // the first kClusterBlocks of a team, a cluster, take the steps; else all do
-  int64_t row_stride, tiles;
-  float* rows;          // (teams, kCachedRows, row_stride)
-  LogSum* parts;        // (teams, kCachedRows, tiles)
-  float* log_z;         // (teams, kCachedRows)
+  int64_t generations, row_stride, tiles;
+  float* rows;          // (teams, cached, row_stride)
+  LogSum* parts;        // (teams, cached, tiles)
+  float* log_z;         // (teams, cached)
   float* rho;           // (N) while no thread holds it in registers; so is slot
   int32_t* slot;        // (N)
   Post* posts;          // (2, teams, members)
   Order* orders;        // (teams)
   uint64_t* candidates; // (teams, kMostCandidates)
   unsigned* arrivals;   // (teams)
+
+  constexpr int64_t cached() const { return generations * kTileRows; }
 };
 
 struct Selection {

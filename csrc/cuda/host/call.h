@@ -113,10 +113,10 @@ struct Call {
   }
 
   void reserve_rows() {
-    MI_PRUNER_CUDA_CHECK(size_teams(dtype, visual.layout.samples, visual.layout.longest, memory));
-    workspace.add(memory.rows, memory.teams * kCachedRows * memory.row_stride);
-    workspace.add(memory.parts, memory.teams * kCachedRows * memory.tiles);
-    workspace.add(memory.log_z, memory.teams * kCachedRows);
+    MI_PRUNER_CUDA_CHECK(size_teams(dtype, visual.layout, slots.longest, memory));
+    workspace.add(memory.rows, memory.teams * memory.cached() * memory.row_stride);
+    workspace.add(memory.parts, memory.teams * memory.cached() * memory.tiles);
+    workspace.add(memory.log_z, memory.teams * memory.cached());
     workspace.add(memory.rho, visual.layout.total);
     workspace.add(memory.slot, visual.layout.total);
     workspace.add(memory.posts, 2 * memory.teams * memory.members);

@@ -3,7 +3,7 @@
 // Algorithm: only the rows of picked tokens are ever needed, and which will be picked is nearly known. When a pick has
 // no row yet, one product computes its row and those of the 127 next best candidates by current gain. A row's bits do
 // not depend on the block of rows it is computed in: the picks are those of the full matrix. Rows are kept in a ring
-// of kGenerations such blocks; one that is overwritten too early is computed again.
+// of such blocks; one that is overwritten too early is computed again.
 //
 // Mapping: one persistent, cooperative launch; the blocks are split into teams, a team for a sample at a time. Steps:
 // 16 tokens a thread in registers (score, rho, log prior, slot of the row), any more in memory; they are put down in
@@ -57,7 +57,7 @@ private:
     for (; sample < visual.layout.samples; sample += memory.teams, picked = products = 0) {
       const Span span = span_of(visual.layout, sample), slots = span_of(picks.slots, sample);
       const int64_t pick = advance(span, slots);
-      if (pick >= 0) return {sample, pick, products++ % kGenerations, scale_of(selection, picked - 1)};
+      if (pick >= 0) return {sample, pick, products++ % memory.generations, scale_of(selection, picked - 1)};
       const Deal deal = dealt_for_steps();
       clear_slots(picks, slots, picked, deal.block * kTileThreads + threadIdx.x, deal.blocks * kTileThreads);
     }
@@ -70,7 +70,7 @@ private:
     RowQuad held[kHeldQuads];
     take_up(span, held);
     ClusterExchange exchange(shared, round, member);
-    const float* const rows = memory.rows + team * kCachedRows * memory.row_stride;
+    const float* const rows = memory.rows + team * memory.cached() * memory.row_stride;
     int64_t pick = -1;
     bool missing = false;
     while (picked < limit && !missing) {
@@ -86,7 +86,7 @@ private:
       remove(span, held, pick);
       if (selection.redundancy == Redundancy::kChain) weight = expf(densities.log_prior[span.begin + pick]);
       missing = best.slot == kNoRow;
-      place = missing ? products % kGenerations * kTileRows : best.slot;
+      place = missing ? products % memory.generations * kTileRows : best.slot;
     }
     wait_for_copies<0>(); // the next product, or sample, overwrites what they read
     if (missing) put_down(span, held);
@@ -129,7 +129,7 @@ private:
   // rho with the row in `place`, of `pick` (-1: unknown, after a product); returns this thread's best.
   __device__ Post step(const Span& span, RowQuad (&held)[kHeldQuads], const ClusterExchange& exchange,
                        int64_t pick) const {
-    const int64_t at = team * kCachedRows + place;
+    const int64_t at = team * memory.cached() + place;
     const float* const row = memory.rows + at * memory.row_stride;
     const float log_z = picked == 0 ? 0.0f : __ldcg(memory.log_z + at), scale = scale_of(selection, picked);
     if (picked > 0) {
@@ -225,7 +225,7 @@ private:
   // Rows of log K of the chosen tokens with all, and their normalisers, in the places from `base` on.
   __device__ void multiply(const Span& span, int64_t number, int64_t base) {
     const Rows<T> features = rows_of<T>(visual, number, span);
-    const int64_t tiles = (span.count + kTileColumns - 1) / kTileColumns, places = team * kCachedRows + base;
+    const int64_t tiles = (span.count + kTileColumns - 1) / kTileColumns, places = team * memory.cached() + base;
     for (int64_t at = member; at < tiles; at += memory.members) {
       const int64_t first = at * kTileColumns, left = span.count - first;
       TileSource<T, BlockTile> source(

@@ -36,7 +36,8 @@ cudaError_t resident(Dtype dtype, int64_t& blocks, int& clusters) {
 
 } // namespace
 
-cudaError_t size_teams(Dtype dtype, int64_t samples, int64_t longest, RowMemory& memory) {
+cudaError_t size_teams(Dtype dtype, const Layout& visual, int64_t picks, RowMemory& memory) {
+  const int64_t longest = visual.longest;
   int64_t blocks = 0;
   int clusters = 0;
   const cudaError_t error = resident(dtype, blocks, clusters);
@@ -44,9 +45,13 @@ cudaError_t size_teams(Dtype dtype, int64_t samples, int64_t longest, RowMemory&
   memory.row_stride = ceil_div(longest, kQuad) * kQuad;
   memory.clustered = takes_cluster(longest, clusters);
   const int64_t unit = memory.clustered ? kClusterBlocks : 1, units = memory.clustered ? clusters : blocks;
-  memory.teams = std::max<int64_t>(1, std::min({samples, kMostTeams, units}));
+  memory.teams = std::max<int64_t>(1, std::min({visual.samples, kMostTeams, units}));
   memory.members =
       unit * std::max<int64_t>(1, std::min({units / memory.teams, memory.tiles / unit, kMostMembers / unit}));
+  const int64_t room =
+                    row_bytes() / (memory.teams * kTileRows * memory.row_stride * static_cast<int64_t>(sizeof(float))),
+                useful = ceil_div(std::min(longest, kRowsOfPick * std::min(longest, picks)), kTileRows);
+  memory.generations = std::max(kLeastGenerations, std::min(room, useful));
   return error;
 }
 

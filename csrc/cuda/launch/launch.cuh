@@ -35,6 +35,7 @@ inline cudaError_t most_shared(int& bytes) {
   bytes = kMostShared;
   return cudaSuccess;
 }
+inline int64_t row_bytes() { return host::row_bytes(); }
 #else
 class Launch {
 public:
@@ -65,6 +66,8 @@ private:
 
   cudaLaunchAttribute attributes_[2]{};
 };
+
+constexpr int64_t row_bytes() { return kRowBytes; }
 
 // Bytes of shared memory that a block may have on the current device.
 inline cudaError_t most_shared(int& bytes) {
