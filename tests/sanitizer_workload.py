@@ -101,6 +101,7 @@ def main():
             if SLOW:  # a GPU's other ways to select; text beside wide tiles, and apart; tiles that clusters share
                 mi_pruner.prune(*tensors((1, 4500, 3, 40), dtype, 1)[:2], 300)
                 mi_pruner.prune(*tensors((1, 1100, 3, 72), dtype, 1)[:2], 100)
+                mi_pruner.prune(*tensors((9, 1100, 3, 8), dtype, 1)[:2], 30)  # too many samples for clusters
                 mi_pruner.prune(*tensors((2, 300, 33, 456), dtype, 1)[:2], 30)
                 mi_pruner.prune(*tensors((2, 300, 70, 456), dtype, 1)[:2], 150)
                 mi_pruner.prune(*tensors((1, 140, 33, 1104), dtype, 1)[:2], 30)

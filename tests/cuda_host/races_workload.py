@@ -16,7 +16,7 @@ import mi_pruner
 from mi_pruner._dispatch import BACKENDS
 from tests.cuda_host import build
 
-MANY = 4100  # beyond the Gram matrix
+MANY = 4100  # beyond all redundancies
 
 
 def features(g, dtype, *shape):
@@ -39,8 +39,8 @@ def top_k(g, dtype):
     mi_pruner.greedy_select(torch.rand(1, 300, generator=g), features(g, dtype, 1, 300, 8), 20, redundancy="none")
 
 
-def long_gram(g, dtype, groups="0"):  # a bound on the length beyond what one warp selects from
-    os.environ.update(MI_PRUNER_HOST_GROUPS=groups)
+def several_warps(g, dtype, clusters, groups="0"):  # a bound on the length beyond what one warp selects from
+    os.environ.update(MI_PRUNER_HOST_BLOCKS="16", MI_PRUNER_HOST_CLUSTERS=clusters, MI_PRUNER_HOST_GROUPS=groups)
     cu = [torch.tensor([0, last], dtype=torch.int32) for last in (300, 4, 12)]
     mi_pruner.prune_varlen(features(g, dtype, 300, 8), features(g, dtype, 4, 8), *cu, 1030, 4, 12, 12)
 
@@ -64,8 +64,8 @@ def main():
             gram(g, torch.float16, "50", clusters="1", groups="1", width=1104)  # and eight blocks
             packed(g, torch.float32)
             top_k(g, torch.bfloat16)
-            long_gram(g, torch.float32)
-            long_gram(g, torch.bfloat16, groups="1")  # norms that other blocks leave
+            several_warps(g, torch.float32, "0")
+            several_warps(g, torch.bfloat16, "1", groups="1")
         else:
             rows(g, torch.float32, "2", "0")
             rows(g, torch.bfloat16, "8", "1")

@@ -26,7 +26,8 @@ OPTIONS = (
     {"redundancy": "none"},
 )
 LIMITS = (-(2**31), -1, 0, 3, 40, 2**31 - 1)
-MANY = 4100  # beyond the Gram matrix
+LONG = 1100  # beyond what one warp selects from
+MANY = 4100  # beyond all redundancies
 
 
 def dense(shape, dtype, options, g):
@@ -65,6 +66,9 @@ def main():
                 os.environ["MI_PRUNER_HOST_BLOCKS"] = "8"
                 options = OPTIONS[seed + int(clusters)]
                 packed(dtype, options, MANY, MANY, g, garbled=seed == 0)
+                os.environ["MI_PRUNER_HOST_BLOCKS"] = "64"  # room for clusters of four samples
+                packed(dtype, options, 41, LONG, g, garbled=seed == 0)
+                os.environ["MI_PRUNER_HOST_BLOCKS"] = "8"
                 dense((1, 70, 3, 1104), dtype, options, g)  # all eighths of a long sum, by a block or by eight
             os.environ["MI_PRUNER_HOST_BLOCKS"] = "1"
             dense((1, 70, 3, 72), dtype, OPTIONS[seed], g)  # wide tiles apart from the text's
