@@ -127,7 +127,7 @@ def test_a_cluster_gives_the_bits_of_the_whole_matrix(options, dtype, monkeypatc
 @pytest.mark.parametrize("options", MODES[:3], ids=str)
 @pytest.mark.parametrize(("n", "keep"), [(SHORT_TOKENS + 1, 30), (2300, 12), (GRAM_TOKENS, 9)])
 def test_the_warps_of_a_cluster_give_the_bits_of_those_of_a_block(n, keep, options, monkeypatch):
-    """Each length has another number of tokens a thread, and the last blocks of the second none."""
+    """Each length has another number of tokens a thread, and the last blocks of the first two have none."""
     s = inputs.make_sample("clustered", n, 2, 12, torch.bfloat16, n, "odd")
     scores = torch.rand(1, n, generator=torch.Generator().manual_seed(n))
     outputs = []
@@ -166,9 +166,11 @@ def test_picks_from_many_tokens_are_greedy(redundancy):
     check_selection(batch_of((1, GRAM_TOKENS + 5, 2, 12), torch.float32, "odd"), "cpu", 70, redundancy=redundancy)
 
 
+@pytest.mark.parametrize("clusters", [0, MANY_CLUSTERS])
 @pytest.mark.parametrize("n", [700, 1025, 1500, GRAM_TOKENS])
-def test_the_lowest_index_wins_among_equals_wherever_they_are(n):
-    """Of a thread, of a warp, of a block: redundancy that weighs nothing leaves scores."""
+def test_the_lowest_index_wins_among_equals_wherever_they_are(n, clusters, monkeypatch):
+    """Of a thread, of a warp, of a block, of a cluster: redundancy that weighs nothing leaves scores."""
+    in_clusters(monkeypatch, clusters)
     g = torch.Generator().manual_seed(n)
     scores = torch.randint(1, 4, (1, n), generator=g) / 8
     scores[0, : n // 2] -= 0.5  # the best are the last
@@ -262,7 +264,9 @@ def test_the_order_of_the_threads_changes_no_bit(way, seed, monkeypatch):
     modes = MODES[:1] if way == "rows by a cluster" or groups else MODES[first : first + 2]  # four, between seeds
     in_clusters(monkeypatch, {"rows by a cluster": 2, "warps of a cluster": MANY_CLUSTERS}.get(way, 0))
     for dtype, options in zip(itertools.cycle(dtypes), modes, strict=False):
-        samples = [inputs.make_sample("clustered", n, m, width, dtype, n, "float") for n, m in ((150, 70), (20, 3))]
+        # Of several warps in a row of 1,024 tokens, or blocks of 256, each has some.
+        sizes = ((1100, 3), (20, 3)) if "warps" in way else ((150, 70), (20, 3))
+        samples = [inputs.make_sample("clustered", n, m, width, dtype, n, "float") for n, m in sizes]
         arguments, priors = packed_arguments(samples, [50, 20], bound)
         monkeypatch.delenv("MI_PRUNER_HOST_SEED", raising=False)
         expected = mi_pruner.prune_varlen(*arguments, **priors, **options)

@@ -38,11 +38,6 @@ inline cudaError_t cudaGetDevice(int* device) {
   return cudaSuccess;
 }
 
-inline cudaError_t cudaMemsetAsync(void* to, int byte, size_t bytes, cudaStream_t) {
-  std::memset(to, byte, bytes);
-  return cudaSuccess;
-}
-
 // MI_PRUNER_HOST_BLOCKS: multiprocessors, 5 by default.
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device);
 
@@ -187,7 +182,6 @@ template <typename T> void keep(T&) {}
 template <typename T> class SharedPlace {
 public:
   explicit SharedPlace(T* shared) : address_(shared) {}
-  T load(unsigned offset) const { return address_[offset]; }
   void store_if(bool takes_part, unsigned offset, const T& value) const {
     if (takes_part) address_[offset] = value;
   }
@@ -233,9 +227,6 @@ inline void wait_a_moment() { host::wait_a_moment(); }
 inline void look_again() { host::wait_a_moment(); }
 
 constexpr bool kHasClusters = true;
-// All wait for one another here: what is written between the two is ordered for nobody.
-inline void cluster_arrive(const host::Where where = host::Where::current()) { host::cluster_barrier(where); }
-inline void cluster_wait() {}
 inline void cluster_barrier(const host::Where where = host::Where::current()) { host::cluster_barrier(where); }
 
 inline void cluster_end(const host::Where where = host::Where::current()) { host::cluster_barrier(where); }

@@ -55,20 +55,7 @@ template <typename T> class SharedPlace {
 public:
   __device__ explicit SharedPlace(T* shared) : address_(shared_address(shared)) { keep(address_); }
 
-  // `offset`: from the place, in elements.
-  __device__ T load(unsigned offset) const {
-    static_assert(sizeof(T) == 8);
-    unsigned words[2];
-    asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];"
-                 : "=r"(words[0]), "=r"(words[1])
-                 : "r"(address_ + offset * unsigned{sizeof(T)})
-                 : "memory");
-    T value;
-    memcpy(&value, words, sizeof value);
-    return value;
-  }
-
-  // By the threads with `takes_part`, without a branch.
+  // By the threads with `takes_part`, without a branch; `offset`: from the place, in elements.
   __device__ void store_if(bool takes_part, unsigned offset, const T& value) const {
     unsigned words[2];
     memcpy(words, &value, sizeof value);
@@ -307,17 +294,11 @@ struct Arrivals {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
 constexpr bool kHasClusters = true;
 
-// A barrier for all threads of the cluster, in two: what was written before the first is seen by all after the second,
-// what is written between them maybe not.
-__device__ __forceinline__ void cluster_arrive() {
+// A barrier for all threads of the cluster.
+__device__ __forceinline__ void cluster_barrier() {
   __syncwarp(); // the instructions want the whole warp
   asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
-}
-__device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
-
-__device__ __forceinline__ void cluster_barrier() {
-  cluster_arrive();
-  cluster_wait();
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
 // The same where a block ends: others may still read its shared memory, and nothing is written for them any more. What
@@ -407,8 +388,6 @@ __device__ __forceinline__ void wait_for_arrivals(Arrivals* arrivals, unsigned p
 }
 #else
 constexpr bool kHasClusters = false;
-__device__ __forceinline__ void cluster_arrive() {}
-__device__ __forceinline__ void cluster_wait() {}
 __device__ __forceinline__ void cluster_barrier() {}
 __device__ __forceinline__ void cluster_end() {}
 __device__ __forceinline__ uint64_t* place_in(uint64_t* shared, unsigned) { return shared; }

@@ -43,14 +43,15 @@ struct Deal {
 };
 
 // Four neighbouring tokens and what a greedy step needs of them, in the registers of a thread, from log K.
-struct TokenQuad {
+struct RowQuad {
   int first;
   float score[kQuad]; // NaN: not to be picked
   float rho[kQuad], log2_prior[kQuad];
+  int32_t slot[kQuad]; // of the row
 
   // Tokens `from` and following, before any was picked.
-  __device__ void start(const float* scores, const float* priors, const Span& span, int from) {
-    first = from;
+  __device__ void start(const float* scores, const float* priors, const Span& span, int64_t from) {
+    first = static_cast<int>(from);
 #pragma unroll
     for (int e = 0; e < kQuad; ++e) {
       const bool inside = first + e < span.count;
@@ -59,6 +60,7 @@ struct TokenQuad {
       log2_prior[e] = log_prior * kLog2E;
       score[e] = start_score(given, log_prior);
       rho[e] = 0;
+      slot[e] = has(e) ? kNoRow : kPicked;
     }
   }
 
@@ -79,29 +81,10 @@ struct TokenQuad {
     for (int e = 0; e < kQuad; ++e)
       rho[e] = joined(rho[e], redundancy_of(log_kernel[e], log_z, log2_prior[e]), mode, picked, weight);
   }
-};
-
-// The largest gain of a thread's tokens, NaN where none is to be picked.
-__device__ inline float most_of(const TokenQuad& tokens, float scale, float (&gain)[kQuad]) {
-#pragma unroll
-  for (int e = 0; e < kQuad; ++e)
-    gain[e] = gain_from(tokens.score[e], tokens.rho[e], scale);
-  return fmaxf(fmaxf(gain[0], gain[1]), fmaxf(gain[2], gain[3]));
-}
-
-struct RowQuad : TokenQuad {
-  int32_t slot[kQuad];
-
-  __device__ void start(const float* scores, const float* priors, const Span& span, int64_t from) {
-    TokenQuad::start(scores, priors, span, from);
-#pragma unroll
-    for (int e = 0; e < kQuad; ++e)
-      slot[e] = has(e) ? kNoRow : kPicked;
-  }
 
   __device__ void load(const float* scores, const float* priors, const RowMemory& memory, const Span& span,
                        int64_t from) {
-    TokenQuad::start(scores, priors, span, from);
+    start(scores, priors, span, from);
 #pragma unroll
     for (int e = 0; e < kQuad; ++e) {
       slot[e] = kPicked;
@@ -121,6 +104,14 @@ struct RowQuad : TokenQuad {
       }
   }
 };
+
+// The largest gain of a thread's tokens, NaN where none is to be picked.
+__device__ inline float most_of(const RowQuad& tokens, float scale, float (&gain)[kQuad]) {
+#pragma unroll
+  for (int e = 0; e < kQuad; ++e)
+    gain[e] = gain_from(tokens.score[e], tokens.rho[e], scale);
+  return fmaxf(fmaxf(gain[0], gain[1]), fmaxf(gain[2], gain[3]));
+}
 
 // The best of a thread's tokens, in ascending order: gains are compared as they are, and make one key.
 template <int kQuads> __device__ Post best_of(const RowQuad (&quads)[kQuads], float scale) {

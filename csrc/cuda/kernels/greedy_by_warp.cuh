@@ -7,10 +7,11 @@
 // Mapping, of a short sample: block = sample; its tokens in the registers of one warp (score, rho), 4 kQuads a lane: no
 // step has a barrier, nor anything else that warps would have to agree on. Two `redux` and, mostly, a row from shared
 // memory, which other warps brought there: each looks at the best tokens of a share of the lanes, and copies the row of
-// the best of these if it has none. Of a longer sample, a warp in each block of a cluster has an eighth of the tokens,
-// and others bring its part of rows. It sends the best of its tokens to all blocks, in a word that tells the step, and
-// reads those of all; a step later, that of another lane, since what one block has best is often the next pick but one.
-// Without clusters, or of very many samples, several warps of one block do the same.
+// the best of these if it has none. Of a longer sample, a warp in each block of a cluster has 256, 384 or 512 of the
+// tokens (the last ones maybe none), and others bring its part of rows. It sends the best of its tokens to all blocks,
+// in a word that tells the step, and reads those of all; a step later, that of another lane, since what one block has
+// best is often the next pick but one. Without clusters, or of very many samples, several warps of one block do the
+// same.
 //
 // Bound by latency: the instructions of a step in series, two reductions over a warp, and a read of shared memory (of
 // L2, where the row is not there).
@@ -156,7 +157,7 @@ template <int kQuads> __device__ unsigned first_token() {
 }
 
 // By the warps that select, from scores that are NaN where a token is not to be picked; returns the number of picks.
-// Nothing branches but where a row is not here.
+// Nothing branches but where a row is not here, or words of other warps are awaited.
 template <Redundancy kMode, int kQuads, Together kHow>
 __device__ unsigned take_steps(WarpShared& shared, const WarpSteps& steps, unsigned warp,
                                const LaneTokens<kQuads>& score, float scale) {
@@ -256,7 +257,7 @@ __device__ unsigned take_steps(WarpShared& shared, const WarpSteps& steps, unsig
     __syncwarp(); // all lanes have read their part of the row
     if constexpr (kInCluster) {
       if (lane < kClusterBlocks) send_hint(own_runner_up, word_of(runner_up, 0, next));
-      // Nobody wants the row any more: a place that is one, and is not read.
+      // Nobody wants the row any more. In place of none, that of any: what is read there is not looked at.
       if (picked && lane == 0) pass(steps.place_of(pick), steps.rows);
     }
     if (lane == 0) pass(step_place, step);
@@ -270,9 +271,12 @@ template <Together kHow>
 __device__ void fetch_rows(WarpShared& shared, const WarpSteps& steps, const WarpRoom& room, unsigned member) {
   const unsigned lane = threadIdx.x % 32;
   const bool looks = lane % room.fetchers == member;
-  unsigned turn = 0;      // which of its rows comes next; what was there is forgotten
-  unsigned held = kOver;  // of the row whose number is this lane's: whose it is
-  unsigned free_from = 0; // the step that all warps must have come to: until then they may read what was there
+  unsigned turn = 0;     // which of its rows comes next; what was there is forgotten
+  unsigned held = kOver; // of the row whose number is this lane's: whose it is
+  // The step that all warps must have come to before a row may be overwritten: until then they may read it. Its place
+  // is forgotten before their steps are looked at, and they pass a step before they look for a place: shared memory
+  // serves accesses in their order.
+  unsigned free_from = 0;
   const auto word = [&](unsigned warp) {
     if constexpr (kHow == Together::kInCluster) {
       constexpr unsigned kWords = 3 * kClusterBlocks; // of both, side by side

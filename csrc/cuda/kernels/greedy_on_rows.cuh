@@ -17,7 +17,8 @@
 // cores in the products, by latency in the steps: estimated at 2,000 cycles in a cluster at N = 32,768, 4,000 or more
 // in a team.
 //
-// Determinism: as in greedy_on_gram.cuh; neither the variant nor the number of members and teams touches a sum.
+// Determinism: no sum crosses threads but in a fixed order; neither the variant nor the number of members and teams
+// touches a sum.
 #pragma once
 
 #include "cuda/greedy/exchange.cuh"

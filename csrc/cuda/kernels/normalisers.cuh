@@ -290,7 +290,7 @@ public:
     return (3 + rows) * stride_of(longest) * sizeof(float) + rows * kMostParts * sizeof(LogSum);
   }
 
-  // `warps`: of a row. `total`: see `store`.
+  // `warps`: of a row.
   __device__ RedundancyMaker(float* start, const Similarities& found, const Span& rows, int64_t longest, unsigned warps)
       : found_(found), rows_(rows), start_(start), stride_(stride_of(longest)), warps_(warps),
         warp_(warps == 1 ? 0 : threadIdx.x / 32), row_(warps == 1 ? threadIdx.x / 32 : 0) {}

@@ -68,7 +68,7 @@ cudaError_t greedy_by_warp(const Layout& visual, const float* scores, const Simi
   launch_if(few, Way<Together::kInCluster, 4, 1>());
   static_assert(Way<Together::kInBlock, 8, 1>::kMostTokens == kGramTokens);
   launch_if(true, Way<Together::kInBlock, 8, 1>());
-  return error;
+  return error == cudaSuccess && !launched ? cudaErrorInvalidConfiguration : error;
 }
 
 } // namespace mi_pruner::cuda

@@ -7,8 +7,11 @@
 
 namespace mi_pruner::cuda {
 
-constexpr int64_t kBlocksAtOnce = 4; // of a multiprocessor
+constexpr int64_t kBlocksAtOnce = 4; // of a multiprocessor, where its shared memory is enough for them
 constexpr int64_t kMostRows = 8;     // one after another
+
+constexpr size_t kMostOfNormalisers = sizeof(NormaliserShared) + RedundancyMaker::bytes(kGramTokens);
+static_assert(kMostOfNormalisers <= kMostShared);
 
 cudaError_t normalisers(const Layout& visual, const Layout& text, const Similarities& found, float kappa, double ratio,
                         const Densities& densities, const Scoring& scoring, unsigned* arrivals, int64_t arrivals_count,
@@ -31,7 +34,8 @@ cudaError_t normalisers(const Layout& visual, const Layout& text, const Similari
                           static_cast<unsigned>(of_scores), static_cast<unsigned>(rows), row_warps};
   const Shape shape{.blocks = blocks,
                     .threads = kNormaliserThreads,
-                    .shared = sizeof(NormaliserShared) + (of_visual > 0 ? RedundancyMaker::bytes(visual.longest) : 0)};
+                    .shared = sizeof(NormaliserShared) + (of_visual > 0 ? RedundancyMaker::bytes(visual.longest) : 0),
+                    .most_shared = kMostOfNormalisers};
   return run(normaliser_kernel, shape, stream, visual, text, found, kappa, ratio, densities, scoring, arrivals,
              arrivals_count, programs);
 }

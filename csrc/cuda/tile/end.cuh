@@ -86,9 +86,11 @@ public:
     const Span &rows = at_.rows, &text = at_.text;
     if (rank_ == 0 && at_.first_row == 0 && threadIdx.x < kColumns && first_column_ + threadIdx.x < text.count)
       found_.text_log_weight[text.begin + first_column_ + threadIdx.x] = tile_.weight[columns_at_ + threadIdx.x];
-    cosines([](float cosine) { return cosine; });
+    take_cosines(
+        rank_ * kOwnRows<Tile>, kOwnRows<Tile>, columns_at_, [&](int row, int quad) { return sum_of(row, quad); },
+        [](float cosine) { return cosine; }, sums_, tile_);
     __syncthreads();
-    for_each_part(false, [&](int r, int first) {
+    for_each_part([&](int r, int first) {
       const int64_t row = at_.first_row + r;
       if (row >= rows.count) return;
       LaneRow x;
@@ -112,7 +114,7 @@ public:
   // The sums as they are: also turned, where that is asked for.
   __device__ void store_products(bool turn) const {
     const Span& rows = at_.rows;
-    for_each_part(false, [&](int r, int first) {
+    for_each_part([&](int r, int first) {
       const int64_t row = at_.first_row + r;
       LaneRow x;
 #pragma unroll
@@ -138,14 +140,11 @@ public:
   }
 
 private:
-  static constexpr int kOwnColumns = kColumns / Tile::kBlocks;
-
-  // f(row, first column) for the block's rows (or, turned, columns) and each 64 columns (rows) of them. Those not
-  // turned are of the threads that took their cosines.
-  template <typename F> __device__ void for_each_part(bool turned, const F& f) const {
+  // f(row, first column) for the block's rows and each 64 columns of them, by the threads that took their cosines.
+  template <typename F> __device__ void for_each_part(const F& f) const {
     constexpr int kNumber = Tile::kRows * kColumns / Tile::kBlocks / kTileColumns;
-    const int own = turned ? kOwnColumns : kOwnRows<Tile>;
-    for_each_row(kNumber, [&](int k) { f(rank_ * own + k % own, k / own * kTileColumns); });
+    for_each_row(kNumber,
+                 [&](int k) { f(rank_ * kOwnRows<Tile> + k % kOwnRows<Tile>, k / kOwnRows<Tile> * kTileColumns); });
   }
 
   __device__ void load_row(int row, int first, LaneRow& x) const {
@@ -179,13 +178,6 @@ private:
       }
     };
     ((rank_ == kRanks ? load(std::integral_constant<int, kRanks>()) : void()), ...);
-  }
-
-  // map(cosine) in the place of the sums; of other threads and blocks only after the meeting.
-  template <typename Map> __device__ void cosines(const Map& map) const {
-    take_cosines(
-        rank_ * kOwnRows<Tile>, kOwnRows<Tile>, columns_at_, [&](int row, int quad) { return sum_of(row, quad); }, map,
-        sums_, tile_);
   }
 
   // Four of a column, from this row on, of those that are here.
