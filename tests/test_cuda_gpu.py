@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
@@ -89,6 +91,19 @@ def test_streams_do_not_disturb_one_another(size):
                 outputs.append(prune(s, keep))
         torch.cuda.synchronize()
         assert all(all_same(a, b) for a, b in zip(outputs, expected, strict=True))
+
+
+def test_threads_do_not_disturb_one_another():
+    """Samples of different length need different amounts of shared memory, whose limit is a kernel's, not a call's."""
+    samples = [batch_of(n, 8, torch.bfloat16, n, samples=1) for n in (1024, 4096)]
+    expected = [prune(s, 50) for s in samples]
+
+    def often(s):
+        return [prune(s, 50) for _ in range(300)][-1]
+
+    with ThreadPoolExecutor(2) as pool:
+        outputs = list(pool.map(often, samples))
+    assert all(all_same(a, b) for a, b in zip(outputs, expected, strict=True))
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU")
