@@ -118,8 +118,8 @@ def test_picks_that_the_planned_rounds_do_not_reach_are_exact_too(device, monkey
 
 
 def test_rounds_are_enough_for_one_and_a_half_rows_a_pick_and_never_more_than_all():
-    assert row_launches.row_rounds(1, 8192, 512) == 18  # four rows a pick, and two rounds more
-    assert row_launches.row_rounds(1, 32768, 2048) == 32  # 512 MB
+    assert row_launches.row_rounds(1, 8192, 512) == 26  # six rows a pick, and two rounds more
+    assert row_launches.row_rounds(1, 32768, 2048) == 48  # 768 MB
     assert row_launches.row_rounds(4, 32768, 2048) == 26  # 1.5 rows a pick, whatever that takes
     assert row_launches.row_rounds(1, 5000, 5000) == 40  # 40 × 128 > 5000: every row
     assert row_launches.row_rounds(1, 1, 1) == 1

@@ -4,7 +4,7 @@ Algorithm: only log K with the *picked* tokens is needed, and what will be picke
 is two launches. `advance_kernel` takes greedy steps until the best token has no row of log K yet, then lists that
 token and the next best without a row: BLOCK candidates. `rows_kernel` (rows.py) computes their rows on all
 multiprocessors, and their parts of log Z. The host launches as many rounds as candidates that are picked one time in
-four would need (two in three, where memory is short), so it never waits for the device; `finish_kernel` (finish.py)
+six would need (two in three, where memory is short), so it never waits for the device; `finish_kernel` (finish.py)
 takes the steps that are left, if any, and computes rows itself: slowly (one multiprocessor), but exactly, whatever the
 data. No launch per token, no barrier between programs.
 Mapping: `start_`, `advance_` and `finish_kernel`: program = sample, all tokens in chunks a step; `rows_kernel`: program
@@ -12,7 +12,7 @@ Mapping: `start_`, `advance_` and `finish_kernel`: program = sample, all tokens 
 Cost: a step reads 4 and writes 1 floats a token: 20 N bytes through one multiprocessor. A round reads `visual` once:
 2 · N · BLOCK · D flops, N · D · itemsize bytes. Bound by the steps (one multiprocessor's share of L2) for small D, by
 memory for large D.
-Memory: (rounds + 1) · BLOCK · N floats of log K, rounds · BLOCK ≈ 1.5 K to 4 K, and at most N.
+Memory: (rounds + 1) · BLOCK · N floats of log K, rounds · BLOCK ≈ 1.5 K to 6 K, and at most N.
 Bits: log K, a normaliser and a gain have the bits of `similarity.py` and `greedy_on_gram.py`: a packed sample may
 run here that alone would run there.
 """

@@ -132,9 +132,9 @@ struct Scoring {
 };
 
 // The row path, see greedy_on_rows.cuh: for each team a ring of generations, a product's 128 rows each. So many bytes
-// of rows in all (but four generations at the least), and no more than so many rows a pick: of photographs, whose
-// guesses are poor, that is what is computed where none of it is forgotten.
-constexpr int64_t kRowBytes = int64_t{512} << 20, kLeastGenerations = 4, kRowsOfPick = 4;
+// of rows in all (but four generations at the least), and no more than so many rows a pick: of a film of photographs,
+// whose guesses are poor, 2.3 to 4.5 are computed where none is forgotten, else up to 30.
+constexpr int64_t kRowBytes = int64_t{768} << 20, kLeastGenerations = 4, kRowsOfPick = 6;
 constexpr int64_t kMostTeams = 8;
 constexpr int64_t kMostMembers = 512;
 // Candidates that the members propose, twice as many as a product takes: the best are spread unevenly over members.
