@@ -14,8 +14,8 @@ ROW_BYTES = 768 << 20
 
 
 def row_rounds(samples: int, tokens: int, picks: int) -> int:
-    """How many blocks of rows are planned before `finish_kernel`: for six rows a pick if ROW_BYTES are enough, for 1.5 at
-    the least, and two more; at most for all."""
+    """How many blocks of rows are planned before `finish_kernel`: for six rows a pick if ROW_BYTES are enough, for 1.5
+    at the least, and two more; at most for all."""
     room = ROW_BYTES // (4 * samples * tokens * rows.BLOCK)
     least, wanted = (triton.cdiv(halves * picks, 2 * rows.BLOCK) + 2 for halves in (3, 12))
     return min(max(least, min(wanted, room)), triton.cdiv(tokens, rows.BLOCK))
