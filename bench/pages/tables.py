@@ -20,7 +20,15 @@ PROJECTED = (
     "use the encoder's features before the projector: on LLaVA of width 1024 instead of 4096, a quarter of that "
     "product's flops."
 )
-MODELS_SHOWN = ("photograph-576/64", "photograph-2880/320", "llava-1.5/64", "qwen3-vl-8b/256", "qwen2.5-vl-7b/324", "llava-next/320", "qwen2.5-vl-7b-large/500")
+MODELS_SHOWN = (
+    "photograph-576/64",
+    "photograph-2880/320",
+    "llava-1.5/64",
+    "qwen3-vl-8b/256",
+    "qwen2.5-vl-7b/324",
+    "llava-next/320",
+    "qwen2.5-vl-7b-large/500",
+)
 OTHERS_SHOWN = ("text-16", "text-64", "text-256", "llava-1.5/64x8", "packed-8")
 HEADLINE_RIVALS = ("plain", "plain-symmetric", "plain-compiled", "cdpruner", "mmtok", "divprune")
 PREFILL_RIVALS = ("plain", "cdpruner", "mmtok", "divprune")

@@ -13,9 +13,9 @@
 //   distributed shared memory. The others wait in global memory for a product's order.
 // - all members take the steps, and agree through posts in global memory and the team's barrier there.
 //
-// Cost: 2 D flops for each cosine of one to six rows a pick; `visual` is read once for 128 rows. Bound by L2 and the tensor
-// cores in the products, by latency in the steps: estimated at 2,000 cycles in a cluster at N = 32,768, 4,000 or more
-// in a team.
+// Cost: 2 D flops for each cosine of one to six rows a pick; `visual` is read once for 128 rows. Bound by L2 and the
+// tensor cores in the products, by latency in the steps: estimated at 2,000 cycles in a cluster at N = 32,768, 4,000 or
+// more in a team.
 //
 // Determinism: no sum crosses threads but in a fixed order; neither the variant nor the number of members and teams
 // touches a sum.
