@@ -15,8 +15,7 @@ from mi_pruner import _native
 pytestmark = pytest.mark.slow
 
 ARCHITECTURES = {"sm_80", "sm_90a", "sm_100"}
-# Registers a thread: what the launch bounds allow. 255 is where the hardware ends; greedy blocks on the Gram matrix
-# have 1024 threads.
+# Registers a thread: what the launch bounds allow. 255 is where the hardware ends.
 BUDGETS = {
     "similarity_kernel": 128,  # two blocks of 256 a multiprocessor
     "gram_kernel": 255,  # one
