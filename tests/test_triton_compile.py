@@ -251,7 +251,7 @@ def test_a_prune_is_at_most_five_launches_and_no_row_path_launches_per_token():
     visual, text = features(1, 32768, 32, 4096, torch.bfloat16)
     with recorded(90, compiles=False) as launches:
         call("prune", visual, text, 2048)
-    assert len(launches) == 3 + 1 + 2 * 26 + 1 + 1  # 26 blocks of 128 rows: 1.5 a pick, and two more
+    assert len(launches) == 3 + 1 + 2 * 48 + 1 + 1  # 48 blocks of 128 rows: 768 MB
     with recorded(90, compiles=False) as launches:
         call("prune", visual, text, 2048, redundancy="none")
     assert len(launches) == 5
