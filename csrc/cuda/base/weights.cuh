@@ -38,47 +38,37 @@ __device__ inline float shift_of(float top) { return top == -MI_PRUNER_INFINITY 
 
 __device__ inline float log_of(const LogSum& sum) { return sum.top + logf(sum.total > 0 ? sum.total : 1.0f); }
 
-// Log of the sum of parts that the lanes of a warp hold, lane + 32 k of them in held[k]: the same for a row of the
-// redundancies and one in a block of rows.
-template <int kHeld> __device__ float log_of_lanes(const LogSum (&held)[kHeld]) {
-  LogSum sum{-MI_PRUNER_INFINITY, 0};
-#pragma unroll
-  for (int k = 0; k < kHeld; ++k)
-    sum.top = fmaxf(sum.top, held[k].top);
-  sum.top = warp_reduce<Largest>(sum.top);
-#pragma unroll
-  for (int k = 0; k < kHeld; ++k)
-    sum.total += held[k].total * exp_fast(held[k].top - shift_of(sum.top));
-  sum.total = warp_reduce<Sum>(sum.total);
-  return log_of(sum);
-}
-
-// The same of `count` parts in memory, of which a lane holds kHeld.
-template <int kHeld> __device__ float log_of_parts(const LogSum* parts, int64_t count) {
+// Log of the sum of `count` parts by a warp, load(k) each; a lane holds kHeld of them. The same for a row of the
+// redundancies and one in a block of rows, whatever kHeld is.
+template <int kHeld, typename Load> __device__ float log_of_parts(int64_t count, const Load& load) {
   const int64_t lane = threadIdx.x % 32;
   LogSum held[kHeld], sum{-MI_PRUNER_INFINITY, 0};
 #pragma unroll
   for (int k = 0; k < kHeld; ++k) {
-    held[k] = {-MI_PRUNER_INFINITY, 0};
-    if (lane + 32 * k >= count) continue;
-    const float2 part = __ldcg(reinterpret_cast<const float2*>(parts + lane + 32 * k));
-    held[k] = {part.x, part.y};
+    held[k] = lane + 32 * k < count ? load(lane + 32 * k) : LogSum{-MI_PRUNER_INFINITY, 0};
     sum.top = fmaxf(sum.top, held[k].top);
   }
 #pragma unroll 1
   for (int64_t k = lane + 32 * kHeld; k < count; k += 32)
-    sum.top = fmaxf(sum.top, __ldcg(&parts[k].top));
+    sum.top = fmaxf(sum.top, load(k).top);
   sum.top = warp_reduce<Largest>(sum.top);
+  const auto add = [&](const LogSum& part) { sum.total += part.total * exp_fast(part.top - shift_of(sum.top)); };
 #pragma unroll
   for (int k = 0; k < kHeld; ++k)
-    sum.total += held[k].total * exp_fast(held[k].top - shift_of(sum.top));
+    add(held[k]);
 #pragma unroll 1
-  for (int64_t k = lane + 32 * kHeld; k < count; k += 32) {
-    const float top = __ldcg(&parts[k].top);
-    sum.total += __ldcg(&parts[k].total) * exp_fast(top - shift_of(sum.top));
-  }
+  for (int64_t k = lane + 32 * kHeld; k < count; k += 32)
+    add(load(k));
   sum.total = warp_reduce<Sum>(sum.total);
   return log_of(sum);
+}
+
+// Of parts in memory, which other blocks may have left.
+template <int kHeld> __device__ float log_of_parts(const LogSum* parts, int64_t count) {
+  return log_of_parts<kHeld>(count, [&](int64_t k) {
+    const float2 part = __ldcg(reinterpret_cast<const float2*>(parts + k));
+    return LogSum{part.x, part.y};
+  });
 }
 
 } // namespace mi_pruner::cuda

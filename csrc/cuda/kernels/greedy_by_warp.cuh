@@ -59,14 +59,31 @@ struct Fetchers {
   constexpr unsigned count(unsigned warps) const { return (warps / kSchedulers - turn()) * each(); }
 };
 
+// A word that warps leave for others: the rank of a gain, the token and, above it, the step.
+constexpr unsigned kTokenBits = 16;
+static_assert(kGramTokens < 1 << kTokenBits);
+constexpr uint64_t word_of(unsigned rank, unsigned step, unsigned token) {
+  return uint64_t{rank} << 32 | step << kTokenBits | token;
+}
+constexpr unsigned token_of(uint64_t word) { return static_cast<unsigned>(word) % (1u << kTokenBits); }
+constexpr uint64_t kNoWord = word_of(0, (1u << kTokenBits) - 1, 0); // of no step
+
 // Shared memory of a block. Behind it lie a place for each token, its weights or the scales, the picks, and rows.
 struct alignas(16) WarpShared {
-  // Words: the rank of a gain, and the token; of the first ones also the step, in the upper half of what the token has.
+  // Words; the step is told by the first ones alone.
   uint64_t agreed[2][kClusterBlocks]; // the best of each warp, in odd and even steps
   uint64_t runner_up[kClusterBlocks]; // of the blocks of a cluster: another token of each that is among its best
   uint64_t best[32 * kMostSelecting]; // of the lanes: maybe of several steps
   unsigned step[kMostSelecting];      // that the warps that select have come to; kOver, of the first
   unsigned taken;                     // picks in all
+
+  // By the first warps.
+  __device__ void clear() {
+    if (threadIdx.x < 32 * kMostSelecting) best[threadIdx.x] = 0;
+    if (threadIdx.x < kMostSelecting) step[threadIdx.x] = 0;
+    if (threadIdx.x < kClusterBlocks)
+      agreed[0][threadIdx.x] = agreed[1][threadIdx.x] = runner_up[threadIdx.x] = kNoWord;
+  }
 };
 
 // Where: the same for all blocks of a launch.
@@ -94,14 +111,6 @@ struct WarpRoom {
 static_assert(WarpRoom{kGramTokens, kGramTokens, kGramTokens, kGramTokens * sizeof(float), 1, 2}.bytes() <=
                   kMostShared ||
               sizeof(SharedAddress) > 4);
-
-constexpr unsigned kTokenBits = 16;
-static_assert(kGramTokens < 1 << kTokenBits);
-constexpr uint64_t word_of(unsigned rank, unsigned step, unsigned token) {
-  return uint64_t{rank} << 32 | step << kTokenBits | token;
-}
-constexpr unsigned token_of(uint64_t word) { return static_cast<unsigned>(word) % (1u << kTokenBits); }
-constexpr uint64_t kNoWord = word_of(0, (1u << kTokenBits) - 1, 0); // of no step
 
 // What all warps know of a selection.
 struct WarpSteps {
@@ -154,6 +163,23 @@ template <int kQuads> using LaneTokens = float[kQuads][kQuad];
 constexpr unsigned kApart = 32 * kQuad;
 template <int kQuads> __device__ unsigned first_token() {
   return threadIdx.x / 32 * (kQuads * kApart) + threadIdx.x % 32 * kQuad;
+}
+
+// The row of a pick, of the lane's tokens, of which the block's are those from `here` on, the sample's those from
+// `first`. Beyond the sample, anything: its tokens are not to be picked.
+template <int kQuads>
+__device__ void load_row(const WarpSteps& steps, unsigned pick, SharedAddress place, unsigned here, unsigned first,
+                         float4 (&row)[kQuads]) {
+  if (place != kNotHere) [[likely]] {
+#pragma unroll
+    for (int q = 0; q < kQuads; ++q)
+      row[q] = load_four(place + (here + kApart * q) * unsigned{sizeof(float)});
+  } else {
+    const float* const from = steps.row(pick) + first;
+#pragma unroll
+    for (int q = 0; q < kQuads; ++q)
+      row[q] = first + kApart * q < steps.count ? __ldg(reinterpret_cast<const float4*>(from + kApart * q)) : float4{};
+  }
 }
 
 // By the warps that select, from scores that are NaN where a token is not to be picked; returns the number of picks.
@@ -229,18 +255,8 @@ __device__ unsigned take_steps(WarpShared& shared, const WarpSteps& steps, unsig
       pick = of_all.index;
     }
     const SharedAddress place = told<SharedAddress>(places + pick * unsigned{sizeof(SharedAddress)});
-    float4 row[kQuads]; // beyond the sample, anything: its tokens are not to be picked
-    if (place != kNotHere) [[likely]] {
-#pragma unroll
-      for (int q = 0; q < kQuads; ++q)
-        row[q] = load_four(place + (here + kApart * q) * unsigned{sizeof(float)});
-    } else {
-      const float* const from = steps.row(pick) + first;
-#pragma unroll
-      for (int q = 0; q < kQuads; ++q)
-        row[q] =
-            first + kApart * q < steps.count ? __ldg(reinterpret_cast<const float4*>(from + kApart * q)) : float4{};
-    }
+    float4 row[kQuads];
+    load_row(steps, pick, place, here, first, row);
     const float weight = kMode == Redundancy::kChain ? steps.factors[pick] : 1.0f;
     const bool picked = best >= least;
     picks_place.store_if(picked && first == 0, step, {best, pick});
@@ -348,10 +364,7 @@ __device__ void select_by_warps(const Layout& visual, const float* scores, const
   Ranked* const taken_picks = reinterpret_cast<Ranked*>(factors + room.factors);
   // Scores to begin with, of all tokens that the warps hold, in the place of rows until they are in registers.
   float* const start = reinterpret_cast<float*>(taken_picks + room.picks);
-  if (threadIdx.x < 32 * kMostSelecting) shared.best[threadIdx.x] = 0;
-  if (threadIdx.x < kMostSelecting) shared.step[threadIdx.x] = 0;
-  if (threadIdx.x < kClusterBlocks)
-    shared.agreed[0][threadIdx.x] = shared.agreed[1][threadIdx.x] = shared.runner_up[threadIdx.x] = kNoWord;
+  shared.clear();
   const unsigned held = kQuads * kApart * (kHow == Together::kInBlock ? selecting : 1);
 #pragma unroll kQuads
   for (unsigned k = threadIdx.x; k < held; k += kThreads) {
@@ -366,12 +379,13 @@ __device__ void select_by_warps(const Layout& visual, const float* scores, const
       factors[k] = scale_of(options, static_cast<int>(k + 1));
     else if (k < span.count)
       factors[k] = expf(densities.log_prior[span.begin + k]);
+  const int64_t left = span.count - int64_t{first};
   const WarpSteps steps{found.gram + span.begin * found.gram_stride,
                         static_cast<unsigned>(span.count),
                         first,
-                        span.count < first          ? 0
-                        : span.count - first < held ? static_cast<unsigned>(span.count) - first
-                                                    : held,
+                        left < 0      ? 0
+                        : left < held ? static_cast<unsigned>(left)
+                                      : held,
                         static_cast<unsigned>(found.gram_stride) * unsigned{sizeof(float)},
                         static_cast<unsigned>(limit_of(picks, sample, span, slots)),
                         lowest > 1 ? lowest : 1,

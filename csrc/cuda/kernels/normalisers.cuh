@@ -348,13 +348,8 @@ public:
       if (threadIdx.x % kRowLanes == 0) parts()[part / kTileColumns] = sum;
     });
     meet();
-    LogSum held[kMostParts / 32];
-#pragma unroll
-    for (unsigned k = 0; k < kMostParts / 32; ++k) {
-      const unsigned part = threadIdx.x % 32 + 32 * k;
-      held[k] = part < stride_ / kTileColumns ? parts()[part] : LogSum{-MI_PRUNER_INFINITY, 0};
-    }
-    const float log_z = log_of_lanes(held) - total;
+    const float log_z =
+        log_of_parts<kMostParts / 32>(stride_ / kTileColumns, [&](int64_t k) { return parts()[k]; }) - total;
     float* const to = found_.gram + (rows_.begin + own) * found_.gram_stride;
     for_each_part([&](unsigned part) {
 #pragma unroll

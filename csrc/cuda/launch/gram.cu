@@ -17,11 +17,9 @@ cudaError_t gram(Dtype dtype, const Tokens& visual, const Tokens& text, const La
       const auto launch_if = [&](bool wanted, auto tile) {
         using Tile = decltype(tile);
         if (launched || error != cudaSuccess || !wanted) return;
-        const auto kernel = gram_kernel<T, Tile>;
         const Shape shape{tiles * Tile::kBlocks, kTileThreads, sizeof(SimilarityShared<Tile>), false, Tile::kBlocks};
-        error = runs(kernel, shape, Tile::kGroups, launched);
-        if (!launched || error != cudaSuccess) return;
-        error = run(kernel, shape, stream, visual, text, slots, dim, found, row_tiles);
+        error = run_if_it_can(gram_kernel<T, Tile>, shape, Tile::kGroups, launched, stream, visual, text, slots, dim,
+                              found, row_tiles);
       };
       // Clusters share tiles where these are few: in three turns of all multiprocessors they are still the sooner done.
       launch_if(tiles * kShares <= 3 * processors && long_enough<T>(dim), TileShape<kWideColumns, kShares>());

@@ -50,10 +50,8 @@ cudaError_t greedy_by_warp(const Layout& visual, const float* scores, const Simi
       room.fill((most + kReserved) / sharing - kReserved, Fetchers{selecting}.count(kWarps));
       Shape shape{blocks, 32 * kWarps, room.bytes(), false, kGreedyBlocks<kHow>};
       shape.most_shared = static_cast<size_t>(most);
-      const auto kernel = greedy_warp_kernel<kMode, TheWay::kQuads, kHow>;
-      const cudaError_t failed = runs(kernel, shape, false, launched);
-      if (!launched || failed != cudaSuccess) return failed;
-      return run(kernel, shape, stream, visual, scores, found, densities, selection, picks, room, selecting);
+      return run_if_it_can(greedy_warp_kernel<kMode, TheWay::kQuads, kHow>, shape, false, launched, stream, visual,
+                           scores, found, densities, selection, picks, room, selecting);
     });
   };
   launch_if(true, Way<Together::kAlone, 2, 4>());

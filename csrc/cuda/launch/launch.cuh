@@ -123,6 +123,14 @@ cudaError_t run(void (*kernel)(Parameters...), const Shape& shape, cudaStream_t 
 #endif
 }
 
+// The same where the current device runs the kernel so, which `launched` tells; `groups`: see `runs`.
+template <typename... Parameters, typename... Arguments>
+cudaError_t run_if_it_can(void (*kernel)(Parameters...), const Shape& shape, bool groups, bool& launched,
+                          cudaStream_t stream, Arguments&&... arguments) {
+  const cudaError_t error = runs(kernel, shape, groups, launched);
+  return error == cudaSuccess && launched ? run(kernel, shape, stream, arguments...) : error;
+}
+
 // f(T{}) for the type of the features.
 template <typename F> cudaError_t by_dtype(Dtype dtype, const F& f) {
   switch (dtype) {

@@ -30,11 +30,10 @@ cudaError_t similarity(Dtype dtype, const Tokens& visual, const Tokens& text, co
     const auto launch_if = [&](bool wanted, auto tile) {
       using Tile = decltype(tile);
       if (launched || error != cudaSuccess || !wanted) return;
-      const auto kernel = similarity_kernel<T, Tile>;
       const Shape shape{visual.layout.samples * tiles * Tile::kBlocks, kTileThreads, sizeof(SimilarityShared<Tile>),
                         false, Tile::kBlocks};
-      error = runs(kernel, shape, Tile::kGroups, launched);
-      if (launched && error == cudaSuccess) error = run(kernel, shape, stream, visual, text, slots, dim, found, tiles);
+      error = run_if_it_can(similarity_kernel<T, Tile>, shape, Tile::kGroups, launched, stream, visual, text, slots,
+                            dim, found, tiles);
     };
     // No more than one tile for a multiprocessor: then clusters share each, if D is long enough for all blocks.
     launch_if(visual.layout.samples * tiles <= processors && long_enough<T>(dim), TileShape<kTileColumns, kShares>());
