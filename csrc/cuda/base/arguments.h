@@ -104,7 +104,7 @@ struct Similarities {
   // of a pick with all tokens; NaN with itself.
   float* gram;
   int64_t gram_stride;
-  float* visual_norm; // (N), where there is a gram
+  float* visual_norm; // (N); null: nobody asks for them
   unsigned* arrivals; // (samples, text_groups): 0, for the normalisers
   // (2 samples + M), where there is text: kNotThere, for the normalisers. A sample's: 1/h^2 of the cross-modal kernel
   // and the weight of the null word of the joint marginal, beside the valid text tokens; log_total and nothing. A text

@@ -9,9 +9,12 @@ constexpr int kClusterWarps = kClusterBlocks * kRowWarps;
 constexpr int kSeen = kClusterWarps / 32; // of a cluster's posts, by a lane
 static_assert(kClusterWarps % 32 == 0 && kClusterBlocks <= 32);
 
-struct RowShared {
+// Of the products: of the norms that the similarities left.
+template <bool kByGroups> using RowTile = TileShape<kTileColumns, 1, kByGroups, true>;
+
+template <typename Tile> struct RowShared {
   union { // never both: what was fetched ahead is dropped before a product
-    TileShared<BlockTile> tile;
+    TileShared<Tile> tile;
     float4 ahead[kHeldQuads][kTileThreads]; // each thread's own part of the row of a likely next pick
   };
   Post posts[2][kClusterWarps]; // of the warps of a cluster, for odd and even steps
@@ -20,10 +23,10 @@ struct RowShared {
   uint64_t candidates[kMostCandidates];
   int64_t chosen[kTileRows]; // tokens of the rows of a product, -1 for none
 };
-static_assert(sizeof(RowShared) <= kMostShared);
+static_assert(sizeof(RowShared<RowTile<false>>) <= kMostShared);
 
 // The best of the threads' candidates, to all of the block.
-__device__ inline Post block_best(Post mine, RowShared& shared) {
+template <typename Tile> __device__ Post block_best(Post mine, RowShared<Tile>& shared) {
   mine = warp_best(mine);
   if (threadIdx.x % 32 == 0) shared.best[threadIdx.x / 32] = mine;
   __syncthreads();
@@ -59,10 +62,10 @@ private:
 // How the warps of a cluster agree: each sends its best to the shared memory of every block, and reads what all have
 // sent. There is no barrier: a warp goes on once its block has the posts of all. Two places for the posts, used in
 // turns: who sends to one again has all posts to the other one, and those were sent after the former had been read.
-class ClusterExchange {
+template <typename Tile> class ClusterExchange {
 public:
   // For all blocks of the cluster, before the first exchange: a block's shared memory is there once it runs.
-  static __device__ void prepare(RowShared& shared) {
+  static __device__ void prepare(RowShared<Tile>& shared) {
     if (threadIdx.x == 0)
       for (Arrivals& arrivals : shared.arrivals) {
         start_arrivals(&arrivals);
@@ -71,7 +74,7 @@ public:
     cluster_barrier();
   }
 
-  __device__ ClusterExchange(RowShared& shared, unsigned& round, unsigned block)
+  __device__ ClusterExchange(RowShared<Tile>& shared, unsigned& round, unsigned block)
       : shared_(shared), round_(round), block_(block), seen_{}, ahead_{} {}
 
   // `rows`: of the team's ring. While the others come, fetches the row of the last step's runner-up.
@@ -131,7 +134,7 @@ private:
     commit_copies();
   }
 
-  RowShared& shared_;
+  RowShared<Tile>& shared_;
   unsigned& round_; // exchanges of the block so far
   const unsigned block_;
   Post seen_[kSeen]; // posts of the last step, without its pick

@@ -104,7 +104,7 @@ struct Call {
     workspace.add(found.moments, 3 * visual.layout.samples * found.row_patches * found.text_patches);
     workspace.add(found.prior_parts, visual.layout.samples * found.row_patches);
     workspace.add(found.gram, n * found.gram_stride);
-    workspace.add(found.visual_norm, gram ? n : 0);
+    if (gram || rows) workspace.add(found.visual_norm, n);
     workspace.add(found.arrivals, visual.layout.samples * found.text_groups);
     workspace.add(found.terms, first_term(visual.layout.samples, m));
     workspace.add(densities.log_total, visual.layout.samples);
@@ -137,7 +137,8 @@ struct Call {
     if (!selecting.greedy)
       MI_PRUNER_CUDA_CHECK(top_k(visual.layout, from, densities.log_prior, picks, stream));
     else if (rows)
-      MI_PRUNER_CUDA_CHECK(greedy_on_rows(dtype, visual, dim, from, densities, selecting.how, memory, picks, stream));
+      MI_PRUNER_CUDA_CHECK(
+          greedy_on_rows(dtype, visual, found.visual_norm, dim, from, densities, selecting.how, memory, picks, stream));
     else
       MI_PRUNER_CUDA_CHECK(greedy_by_warp(visual.layout, from, found, densities, selecting.how, picks, stream));
   }

@@ -30,19 +30,20 @@ namespace mi_pruner::cuda {
 constexpr int kHeldParts = 16; // of a row's normaliser, in a lane's registers: all, up to 32,768 tokens
 
 // One member's part in its team.
-template <typename T> class RowTeam {
+template <typename T, typename Tile> class RowTeam {
 public:
-  __device__ RowTeam(const Tokens& visual, int64_t dim, const float* scores, const Densities& densities,
-                     const Selection& selection, const RowMemory& memory, const Picks& picks, RowShared& shared)
-      : visual(visual), dim(dim), scores(scores), densities(densities), selection(selection), memory(memory),
-        picks(picks), shared(shared), clustered(kHasClusters && memory.clustered),
+  __device__ RowTeam(const Tokens& visual, const float* norms, int64_t dim, const float* scores,
+                     const Densities& densities, const Selection& selection, const RowMemory& memory,
+                     const Picks& picks, RowShared<Tile>& shared)
+      : visual(visual), norms(norms), dim(dim), scores(scores), densities(densities), selection(selection),
+        memory(memory), picks(picks), shared(shared), clustered(kHasClusters && memory.clustered),
         team(blockIdx.x / static_cast<unsigned>(memory.members)),
         member(blockIdx.x % static_cast<unsigned>(memory.members)), barrier(memory.arrivals + team, memory.members),
         sample(team) {}
 
   __device__ void run() {
     const bool steps = !clustered || member < kClusterBlocks;
-    if (clustered && steps) ClusterExchange::prepare(shared);
+    if (clustered && steps) ClusterExchange<Tile>::prepare(shared);
     for (;;) {
       Order order{};
       if (steps) order = next_order();
@@ -70,7 +71,7 @@ private:
     const int64_t limit = limit_of(picks, sample, span, slots);
     RowQuad held[kHeldQuads];
     take_up(span, held);
-    ClusterExchange exchange(shared, round, member);
+    ClusterExchange<Tile> exchange(shared, round, member);
     const float* const rows = memory.rows + team * memory.cached() * memory.row_stride;
     int64_t pick = -1;
     bool missing = false;
@@ -128,7 +129,7 @@ private:
   }
 
   // rho with the row in `place`, of `pick` (-1: unknown, after a product); returns this thread's best.
-  __device__ Post step(const Span& span, RowQuad (&held)[kHeldQuads], const ClusterExchange& exchange,
+  __device__ Post step(const Span& span, RowQuad (&held)[kHeldQuads], const ClusterExchange<Tile>& exchange,
                        int64_t pick) const {
     const int64_t at = team * memory.cached() + place;
     const float* const row = memory.rows + at * memory.row_stride;
@@ -229,13 +230,15 @@ private:
     const int64_t tiles = (span.count + kTileColumns - 1) / kTileColumns, places = team * memory.cached() + base;
     for (int64_t at = member; at < tiles; at += memory.members) {
       const int64_t first = at * kTileColumns, left = span.count - first;
-      TileSource<T, BlockTile> source(
-          features, [&](int r) { return shared.chosen[r]; }, features,
-          [&](int c) { return first + c < span.count ? first + c : -1; }, 0, shared.tile);
+      const auto row_token = [&](int r) { return shared.chosen[r]; };
+      const auto column_token = [&](int c) { return first + c < span.count ? first + c : -1; };
+      for (int k = threadIdx.x; k < Tile::kTokens; k += kTileThreads) {
+        const int64_t token = k < kTileRows ? row_token(k) : column_token(k - kTileRows);
+        shared.tile.set_norm(k, token < 0 ? 0.0f : norms[span.begin + token]);
+      }
+      TileSource<T, Tile> source(features, row_token, features, column_token, 0, shared.tile);
       multiply_tile<false>(source, dim, kTileRows, left < kTileColumns ? static_cast<int>(left) : kTileColumns, 0,
                            shared.tile);
-      take_norms(0, BlockTile::kTokens, shared.tile);
-      __syncthreads();
       store_weights(visual.prior, span.begin, first, span.count, kTileRows, kTileColumns, shared.tile);
       const auto sums = shared.tile.sums();
       take_cosines(
@@ -283,13 +286,14 @@ private:
   }
 
   const Tokens& visual;
+  const float* const norms;
   const int64_t dim;
   const float* const scores;
   const Densities& densities;
   const Selection& selection;
   const RowMemory& memory;
   const Picks& picks;
-  RowShared& shared;
+  RowShared<Tile>& shared;
   const bool clustered;
   const unsigned team, member;
   TeamBarrier barrier;
@@ -299,13 +303,14 @@ private:
   float weight = 1;
 };
 
-template <typename T>
-__global__ void __launch_bounds__(kTileThreads,
-                                  1) // one a multiprocessor: more members would only make the barrier slower
-    rows_kernel(const Tokens visual, const int64_t dim, const float* const scores, const Densities densities,
-                const Selection selection, const RowMemory memory, const Picks picks) {
-  MI_PRUNER_SHARED(RowShared, shared);
-  RowTeam<T>(visual, dim, scores, densities, selection, memory, picks, shared).run();
+// One block a multiprocessor: more members would only make the barrier slower.
+template <typename T, typename Tile>
+__global__ void __launch_bounds__(runs_here<Tile>() ? kTileThreads : 32, 1)
+    rows_kernel(const Tokens visual, const float* const norms, const int64_t dim, const float* const scores,
+                const Densities densities, const Selection selection, const RowMemory memory, const Picks picks) {
+  MI_PRUNER_SHARED(RowShared<Tile>, shared);
+  if constexpr (runs_here<Tile>())
+    RowTeam<T, Tile>(visual, norms, dim, scores, densities, selection, memory, picks, shared).run();
 }
 
 } // namespace mi_pruner::cuda

@@ -90,11 +90,6 @@ __device__ inline void find_all_ends(const Layout& visual, const Layout& text, c
   __syncthreads();
 }
 
-// Whether the code has instructions for the tile: elsewhere the kernel has no body, and says so by its launch bounds.
-template <typename Tile> constexpr bool runs_here() {
-  return (Tile::kBlocks == 1 || kHasClusters) && (!Tile::kGroups || kHasGroups);
-}
-
 // `tiles`: of a sample.
 template <typename T, typename Tile>
 __device__ void compute_tile(const Tokens& visual, const Tokens& text, const Layout& slots, int64_t dim,

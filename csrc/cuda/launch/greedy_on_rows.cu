@@ -9,26 +9,39 @@
 namespace mi_pruner::cuda {
 namespace {
 
-Shape shape_of(int64_t blocks, bool clustered) {
-  return {blocks, kTileThreads, sizeof(RowShared), true, clustered ? kClusterBlocks : 1u};
+template <typename Tile> Shape shape_of(int64_t blocks, bool clustered) {
+  return {blocks, kTileThreads, sizeof(RowShared<Tile>), true, clustered ? kClusterBlocks : 1u};
+}
+
+// f(kernel, Tile{}): multiplying by groups of warps where the current device does, and the features are halves.
+template <typename F> cudaError_t by_kernel(Dtype dtype, const F& f) {
+  return by_dtype(dtype, [&](auto t) {
+    using T = decltype(t);
+    if constexpr (sizeof(T) == 2) {
+      using Tile = RowTile<true>;
+      bool groups = false;
+      const cudaError_t error = runs(rows_kernel<T, Tile>, shape_of<Tile>(1, false), true, groups);
+      if (error != cudaSuccess) return error;
+      if (groups) return f(rows_kernel<T, Tile>, Tile());
+    }
+    return f(rows_kernel<T, RowTile<false>>, RowTile<false>());
+  });
 }
 
 // Blocks of the kernel that the current device runs at a time; clusters, if they are launched in clusters.
 cudaError_t resident(Dtype dtype, int64_t& blocks, int& clusters) {
-  return by_dtype(dtype, [&](auto t) {
+  return by_kernel(dtype, [&](auto* kernel, auto tile) {
+    Shape shape = shape_of<decltype(tile)>(kClusterBlocks, true);
+    shape.cooperative = false; // no part of the question
     int device = 0, processors = 0, each = 0;
     cudaError_t error = cudaGetDevice(&device);
     if (error == cudaSuccess) error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
     if (error == cudaSuccess)
-      error = cudaFuncSetAttribute(rows_kernel<decltype(t)>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                   static_cast<int>(sizeof(RowShared)));
+      error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shape.shared));
     if (error == cudaSuccess)
-      error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, rows_kernel<decltype(t)>, kTileThreads,
-                                                            sizeof(RowShared));
+      error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, kTileThreads, shape.shared);
     blocks = int64_t{processors} * std::min(each, 1); // see the launch bounds of rows_kernel
-    Shape cluster = shape_of(kClusterBlocks, true);
-    cluster.cooperative = false; // no part of the question
-    if (error == cudaSuccess) error = resident_clusters(rows_kernel<decltype(t)>, cluster, clusters);
+    if (error == cudaSuccess) error = resident_clusters(kernel, shape, clusters);
     clusters = static_cast<int>(std::min<int64_t>(clusters, blocks / kClusterBlocks)); // one a multiprocessor, too
     return error;
   });
@@ -55,12 +68,12 @@ cudaError_t size_teams(Dtype dtype, const Layout& visual, int64_t picks, RowMemo
   return error;
 }
 
-cudaError_t greedy_on_rows(Dtype dtype, const Tokens& visual, int64_t dim, const float* scores,
+cudaError_t greedy_on_rows(Dtype dtype, const Tokens& visual, const float* norms, int64_t dim, const float* scores,
                            const Densities& densities, const Selection& selection, const RowMemory& memory,
                            const Picks& picks, cudaStream_t stream) {
-  return by_dtype(dtype, [&](auto t) {
-    return run(rows_kernel<decltype(t)>, shape_of(memory.teams * memory.members, memory.clustered), stream, visual, dim,
-               scores, densities, selection, memory, picks);
+  return by_kernel(dtype, [&](auto* kernel, auto tile) {
+    return run(kernel, shape_of<decltype(tile)>(memory.teams * memory.members, memory.clustered), stream, visual, norms,
+               dim, scores, densities, selection, memory, picks);
   });
 }
 

@@ -31,7 +31,7 @@ cudaError_t top_k(const Layout& visual, const float* scores, const float* log_pr
 // `picks` of one at the most: fills the sizes in `memory`.
 cudaError_t size_teams(Dtype dtype, const Layout& visual, int64_t picks, RowMemory& memory);
 
-cudaError_t greedy_on_rows(Dtype dtype, const Tokens& visual, int64_t dim, const float* scores,
+cudaError_t greedy_on_rows(Dtype dtype, const Tokens& visual, const float* norms, int64_t dim, const float* scores,
                            const Densities& densities, const Selection& selection, const RowMemory& memory,
                            const Picks& picks, cudaStream_t stream);
 

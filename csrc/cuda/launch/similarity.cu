@@ -35,8 +35,10 @@ cudaError_t similarity(Dtype dtype, const Tokens& visual, const Tokens& text, co
       error = run_if_it_can(similarity_kernel<T, Tile>, shape, Tile::kGroups, launched, stream, visual, text, slots,
                             dim, found, tiles);
     };
-    // No more than one tile for a multiprocessor: then clusters share each, if D is long enough for all blocks.
-    launch_if(visual.layout.samples * tiles <= processors && long_enough<T>(dim), TileShape<kTileColumns, kShares>());
+    // A tile for half of the multiprocessors, or fewer: then clusters share each, if D is long enough for all blocks.
+    // Floats, which multiplications bound, also where there is one for each.
+    launch_if(visual.layout.samples * tiles <= processors / (sizeof(T) == 2 ? 2 : 1) && long_enough<T>(dim),
+              TileShape<kTileColumns, kShares>());
     launch_if(true, BlockTile());
     return error;
   });

@@ -33,7 +33,7 @@ __device__ void store_rows(const Similarities& found, const TileOf& at, const Ti
   const float weight = own ? tile.weight[r] : -MI_PRUNER_INFINITY;
   if (own) {
     found.visual_log_weight[rows.begin + row] = weight;
-    if (found.gram_stride > 0) found.visual_norm[rows.begin + row] = tile.norm[r];
+    if (found.visual_norm != nullptr) found.visual_norm[rows.begin + row] = tile.norm[r];
   }
   const float top = warp_reduce<Largest, kPatchRows>(weight),
               total = warp_reduce<Sum, kPatchRows>(expf(weight - shift_of(top)));

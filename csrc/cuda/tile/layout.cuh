@@ -24,16 +24,19 @@ template <typename T> __host__ __device__ constexpr int stages_of(int64_t dim) {
 // Whether a cluster may share a tile: two stages, at the least, for each of its blocks.
 template <typename T> constexpr bool long_enough(int64_t dim) { return stages_of<T>(dim) >= 2 * kShares; }
 
-// 128 rows, and 64 columns, multiplied warp by warp, or 128, by groups of four warps (halves, on the GPUs that have
-// these: kHasGroups). By a block, or a share each by the blocks of a cluster.
-template <int kTheColumns, int kTheBlocks> struct TileShape {
+// 128 rows, and 64 columns or 128 (by groups alone), multiplied warp by warp, or by groups of four warps (halves, on
+// the GPUs that have these: kHasGroups). By a block, or a share each by the blocks of a cluster. kNormsGiven: norms are
+// not summed beside the products, as never by groups (but of text beside wide tiles).
+template <int kTheColumns, int kTheBlocks, bool kByGroups = kTheColumns == kWideColumns, bool kGivenNorms = kByGroups>
+struct TileShape {
   static constexpr int kBlocks = kTheBlocks, kRows = kTileRows, kColumns = kTheColumns, kTokens = kRows + kColumns;
-  static constexpr bool kGroups = kColumns == kWideColumns;
-  static_assert(kGroups || kColumns == kTileColumns);
+  static constexpr bool kWide = kColumns == kWideColumns, kGroups = kByGroups, kNormsGiven = kGivenNorms;
+  static_assert(kWide ? kGroups : kColumns == kTileColumns);
+  static_assert(kNormsGiven || !kGroups);
   static_assert(kBlocks == 1 || kBlocks == kShares);
 
-  // Columns of text that a tile of groups may have beside its own, in the place of columns that it has as rows.
-  static constexpr int kBeside = kGroups ? kTileColumns : 0;
+  // Columns of text that a wide tile may have beside its own, in the place of columns that it has as rows.
+  static constexpr int kBeside = kWide ? kTileColumns : 0;
 
   // Blocks of a multiprocessor, of which one has 228 KB on an H100: two, but where a thread of groups has so many sums.
   // And stages in shared memory: as many as there is room for, up to six.
@@ -52,8 +55,8 @@ template <int kTheColumns, int kTheBlocks> struct TileShape {
   // A thread's share of a warp's: the rows and columns of fragments of 8 x 8, as matrix instructions leave them. The
   // warps share among them the tokens whose norms they sum, 8 at a time: those that a warp takes first.
   static constexpr int kRowGroups = kWarpRows / 8, kColumnGroups = kWarpColumns / 8,
-                       kNormRows = kGroups ? 0 : kRowGroups / kAcross,
-                       kNormColumns = kGroups ? 0 : kColumnGroups / kDown;
+                       kNormRows = kNormsGiven ? 0 : kRowGroups / kAcross,
+                       kNormColumns = kNormsGiven ? 0 : kColumnGroups / kDown;
   static __device__ int row_group(int r) { return down() * kWarpRows + 8 * (r ^ kNormRows * across()); }
   static __device__ int norm_columns(int c) { return first_column() + 8 * (c ^ kNormColumns * down()); }
   static __device__ int column_group(int c) { return kGroups ? 8 * c : norm_columns(c); }
@@ -61,6 +64,11 @@ template <int kTheColumns, int kTheBlocks> struct TileShape {
   static __device__ int column(int c) { return column_group(c / 2) + threadIdx.x % 4 * 2 + c % 2; }
 };
 using BlockTile = TileShape<kTileColumns, 1>;
+
+// Whether the code has instructions for the tile: elsewhere a kernel has no body, and says so by its launch bounds.
+template <typename Tile> constexpr bool runs_here() {
+  return (Tile::kBlocks == 1 || kHasClusters) && (!Tile::kGroups || kHasGroups);
+}
 
 // The sums of products with so many columns, and what is made of them, in shared memory. Four of a row lie together;
 // which place they have in it depends on the row, so that reading along rows, reading four rows of a column, and

@@ -102,12 +102,10 @@ template <bool kBeside, typename T, typename Tile>
 __device__ void multiply_tile(TileSource<T, Tile>& source, int64_t dim, int columns_at, int used, int rank,
                               TileShared<Tile>& shared) {
   using Own = Share<T, Tile, kBeside>;
-  constexpr bool kSquares = !Tile::kGroups || kBeside;
   const int stages = stages_of<T>(dim), length = share_of(stages);
   const bool any = Tile::kGroups || Tile::first_column() < used;
   const auto store_squares = [&](const typename Own::Squares& squares) {
-    if constexpr (kSquares)
-      squares.template for_each<sizeof(T) == 2>([&](float square, int token) { shared.square[token] = square; });
+    squares.template for_each<sizeof(T) == 2>([&](float square, int token) { shared.square[token] = square; });
   };
   if constexpr (Tile::kBlocks == 1) {
     TileFragment<Tile> total{};
@@ -116,7 +114,7 @@ __device__ void multiply_tile(TileSource<T, Tile>& source, int64_t dim, int colu
     add_stages<kBeside>(source, dim, 0, stages, length, columns_at, any, shared, [&](const Own& share) {
       if (any) total += share.products;
       if constexpr (kBeside) beside += share.beside;
-      if constexpr (kSquares) squares += share.squares();
+      squares += share.squares();
     });
     store_sums<Tile>(total, shared.sums());
     if constexpr (kBeside) store_sums<Tile>(beside, shared.beside());

@@ -17,7 +17,7 @@ template <typename T, typename Tile> struct TileSource {
   // there, and how far after it the others are. Columns are neighbours, as are a cluster's rows: then a number of bytes
   // is enough; of rows that are not, so many pieces each (addresses would take twice the registers).
   static constexpr int kRowCopies = Tile::kRows / kApart;
-  static constexpr bool kNeighbours = Tile::kBlocks > 1 || Tile::kGroups;
+  static constexpr bool kNeighbours = Tile::kBlocks > 1 || Tile::kWide;
   const T *row, *column;
   unsigned row_step, column_step;
   int after[kRowCopies];

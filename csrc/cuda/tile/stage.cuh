@@ -54,6 +54,13 @@ template <typename Tile> struct TextSquares {
   }
 };
 
+// Where norms are given.
+struct NoSquares {
+  __device__ void operator+=(const NoSquares&) {}
+  template <bool, typename F> __device__ void for_each(const F&) const {}
+};
+template <typename Tile> using OwnSquares = std::conditional_t<Tile::kNormsGiven, NoSquares, TileSquares<Tile>>;
+
 // Where in a stage a lane finds what it gives to `load_matrices`: of the first 16 rows, and columns, that the warp
 // takes, and of the first 16 halves. The others are at offsets that differ in single bits. Columns as second factors.
 constexpr int kOtherTokens = 16 * kStageRow, kNextHalves = 32;
@@ -77,7 +84,7 @@ template <typename T> __device__ void add_squares(float (&sums)[4], const uint32
 
 // A thread's sums over a share of D, of halves: what the matrix instructions add up, from zero.
 template <typename T, typename Tile> struct WarpShare {
-  using Squares = TileSquares<Tile>;
+  using Squares = OwnSquares<Tile>;
   TileFragment<Tile> products{};
   float row[Tile::kNormRows][4] = {}, column[Tile::kNormColumns][4] = {};
 
@@ -132,22 +139,24 @@ template <typename T, typename Tile> struct WarpShare {
   __device__ void finish() {}
 
   __device__ Squares squares() const {
-    const bool odd = threadIdx.x / 4 % 2 == 1; // which of two elements is in the diagonal
     Squares own;
+    if constexpr (!Tile::kNormsGiven) {
+      const bool odd = threadIdx.x / 4 % 2 == 1; // which of two elements is in the diagonal
 #pragma unroll
-    for (int k = 0; k < Tile::kNormRows; ++k)
-      own.row[k] = odd ? row[k][2 * k + 1] : row[k][2 * k];
+      for (int k = 0; k < Tile::kNormRows; ++k)
+        own.row[k] = odd ? row[k][2 * k + 1] : row[k][2 * k];
 #pragma unroll
-    for (int k = 0; k < Tile::kNormColumns; ++k)
-      own.column[k] = odd ? column[k][2 * k + 1] : column[k][2 * k];
+      for (int k = 0; k < Tile::kNormColumns; ++k)
+        own.column[k] = odd ? column[k][2 * k + 1] : column[k][2 * k];
+    }
     return own;
   }
 };
 
 // The same by groups of four warps, 64 rows each. `kBeside`: and their products with text in the columns' place, and
-// the text's squares. Those of visual tokens are on the diagonal of the products.
+// the text's squares. Those of a wide tile's visual tokens are on the diagonal of its products.
 template <typename T, typename Tile, bool kBeside> struct GroupShare {
-  using Squares = TextSquares<Tile>;
+  using Squares = std::conditional_t<kBeside, TextSquares<Tile>, NoSquares>;
   TileFragment<Tile> products{};
   BesideFragment<Tile> beside{};
   float text[4][4] = {}; // of 64 tokens with the group's own 32
@@ -184,12 +193,14 @@ template <typename T, typename Tile, bool kBeside> struct GroupShare {
   }
 
   __device__ Squares squares() const {
-    const bool odd = threadIdx.x / 4 % 2 == 1, second = threadIdx.x / 32 % 2 == 1;
     Squares own;
+    if constexpr (kBeside) {
+      const bool odd = threadIdx.x / 4 % 2 == 1, second = threadIdx.x / 32 % 2 == 1;
 #pragma unroll
-    for (int k = 0; k < Squares::kNumber; ++k) {
-      const float (&first)[4] = text[k], (&other)[4] = text[2 + k];
-      own.text[k] = second ? (odd ? other[2 * k + 1] : other[2 * k]) : (odd ? first[2 * k + 1] : first[2 * k]);
+      for (int k = 0; k < Squares::kNumber; ++k) {
+        const float (&first)[4] = text[k], (&other)[4] = text[2 + k];
+        own.text[k] = second ? (odd ? other[2 * k + 1] : other[2 * k]) : (odd ? first[2 * k + 1] : first[2 * k]);
+      }
     }
     return own;
   }
@@ -201,7 +212,7 @@ __device__ inline float dot(const float4& a, const float4& b) {
 
 // Of floats; lanes share a token's squares among them, a quarter each.
 template <typename Tile> struct FloatShare {
-  using Squares = TileSquares<Tile>;
+  using Squares = OwnSquares<Tile>;
   TileFragment<Tile> products{};
   Squares quarters;
 
@@ -214,19 +225,21 @@ template <typename Tile> struct FloatShare {
     const auto at = [&](int token, int piece) {
       return *reinterpret_cast<const float4*>(stage + piece_offset(token, piece));
     };
-    const auto square = [&](int token, int piece) {
-      const float4 x = at(token, piece);
-      return dot(x, x);
-    };
-    TileSquares<Tile> stage_squares;
+    if constexpr (!Tile::kNormsGiven) {
+      const auto square = [&](int token, int piece) {
+        const float4 x = at(token, piece);
+        return dot(x, x);
+      };
+      Squares stage_squares;
 #pragma unroll
-    for (int piece = threadIdx.x % 4; piece < kPieces; piece += 4) {
-      for (int k = 0; k < Tile::kNormRows; ++k)
-        stage_squares.row[k] += square(quarters.own_row(k), piece);
-      for (int k = 0; k < Tile::kNormColumns; ++k)
-        stage_squares.column[k] += square(columns_at + quarters.own_column(k), piece);
+      for (int piece = threadIdx.x % 4; piece < kPieces; piece += 4) {
+        for (int k = 0; k < Tile::kNormRows; ++k)
+          stage_squares.row[k] += square(quarters.own_row(k), piece);
+        for (int k = 0; k < Tile::kNormColumns; ++k)
+          stage_squares.column[k] += square(columns_at + quarters.own_column(k), piece);
+      }
+      quarters += stage_squares;
     }
-    quarters += stage_squares;
     if (!any) return;
     constexpr int kOwnRows = products.kOwnRows;
 #pragma unroll
@@ -251,12 +264,14 @@ template <typename Tile> struct FloatShare {
 
   __device__ void finish() {}
 
-  __device__ TileSquares<Tile> squares() const {
-    TileSquares<Tile> own = quarters;
-    for (float& square : own.row)
-      square = warp_reduce<Sum, 4>(square);
-    for (float& square : own.column)
-      square = warp_reduce<Sum, 4>(square);
+  __device__ Squares squares() const {
+    Squares own = quarters;
+    if constexpr (!Tile::kNormsGiven) {
+      for (float& square : own.row)
+        square = warp_reduce<Sum, 4>(square);
+      for (float& square : own.column)
+        square = warp_reduce<Sum, 4>(square);
+    }
     return own;
   }
 };
