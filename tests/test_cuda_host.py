@@ -198,7 +198,7 @@ def test_the_shape_of_a_tile_changes_no_bit(dtype, width, m, monkeypatch):
     kinds = ((150, m, "clustered"), (33, 3, "duplicates"), (64, 64, "separated"), (1, 1, "clustered"))
     samples = [inputs.make_sample(kind, n, m, width, dtype, n, "odd") for n, m, kind in kinds]
     outputs = []
-    for clusters, groups, bound in itertools.product("01", "01"[: 1 + (dtype.itemsize == 2)], (0, WARPS)):
+    for clusters, groups, bound in itertools.product("01", "01"[: 1 + (dtype.itemsize == 2)], (0, WARPS, ROWS)):
         arguments, priors = packed_arguments(samples, [60, 33, 9, 1], bound)
         monkeypatch.setenv("MI_PRUNER_HOST_BLOCKS", "1000")
         monkeypatch.setenv("MI_PRUNER_HOST_CLUSTERS", clusters)

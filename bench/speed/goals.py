@@ -111,6 +111,7 @@ def main(options: argparse.Namespace) -> int:
     table.note("torch", "copy, read + written", PRUNE, copy, "GB/s")
     failed = [name for name in names if not _measured(name, table, copy)]
     measure_plain(table, options.compiled)
+    measure_reads(table, copy)
     print(f"\nappended to {options.out / FILE} and {KERNELS_FILE}")
     return 1 if failed else 0
 
@@ -237,6 +238,16 @@ def _step(select: Callable[[int], object], keep: int) -> float:
         for count in (keep, 1)
     )
     return (every - one) / (keep - 1)
+
+
+def measure_reads(table: Table, copy_gb_per_s: float) -> None:
+    """What reading the features takes that scores are made of: a sum of their bytes, which does nothing else."""
+    for case in SCORES:
+        words = features(case)[0].view(torch.float32)
+        us = cuda.warm_us(cuda.captured(partial(torch.sum, words)))
+        table.note(
+            "plain", "sum of the features, share of a copy", case, 100 * words.nbytes / us / 1e3 / copy_gb_per_s, "%"
+        )
 
 
 def measure_plain(table: Table, compiled: bool) -> None:

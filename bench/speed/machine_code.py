@@ -58,7 +58,7 @@ LOOPS = {
     GREEDY_CLUSTER: Loop(
         "greedy_warp_kernelILNS0_10RedundancyE0ELi3ELNS0_8TogetherE2E", "FFMA", 170, 350, way="REDUX|LDS.128"
     ),
-    GREEDY_ROWS: Loop("rows_kernelINS0_5Brain", "STAS", 550, 1230, way="STAS|MUFU.EX2"),
+    GREEDY_ROWS: Loop("rows_kernelINS0_5BrainENS0_9TileShapeILi64ELi1ELb1E", "STAS", 550, 1230, way="STAS|MUFU.EX2"),
     STAGE_BLOCK: Loop("gram_kernelINS0_5BrainENS0_9TileShapeILi128ELi1E", "HGMMA.64x128", 125, 215),
     STAGE_CLUSTER: Loop("gram_kernelINS0_5BrainENS0_9TileShapeILi128ELi8E", "HGMMA.64x128", 120, 230),
     STAGE_WARPS: Loop("similarity_kernelINS0_5BrainENS0_9TileShapeILi64ELi1E", "HMMA", 168, 495),
