@@ -193,14 +193,15 @@ def test_equal_tokens_of_a_long_sample_give_the_bits_of_the_other_way(kind):
 )
 def test_the_shape_of_a_tile_changes_no_bit(dtype, width, m, monkeypatch):
     """64 columns by warps, 128 by groups of them, short text beside those on the diagonal, longer text by warps; the
-    eighths of a long sum by one block, or each by a block of a cluster; rows of redundancies by a warp, or by a block.
+    eighths of a long sum by one block, or each by a block of a cluster; rows of redundancies by a warp, or by a block,
+    or as they are needed, by warps or groups, with norms that were left.
     Stages that are filled again need a width of more than four; whole ones, rows at multiples of 16 bytes."""
     kinds = ((150, m, "clustered"), (33, 3, "duplicates"), (64, 64, "separated"), (1, 1, "clustered"))
     samples = [inputs.make_sample(kind, n, m, width, dtype, n, "odd") for n, m, kind in kinds]
     outputs = []
     for clusters, groups, bound in itertools.product("01", "01"[: 1 + (dtype.itemsize == 2)], (0, WARPS, ROWS)):
         arguments, priors = packed_arguments(samples, [60, 33, 9, 1], bound)
-        monkeypatch.setenv("MI_PRUNER_HOST_BLOCKS", "1000")
+        monkeypatch.setenv("MI_PRUNER_HOST_BLOCKS", "8" if bound == ROWS else "1000")
         monkeypatch.setenv("MI_PRUNER_HOST_CLUSTERS", clusters)
         monkeypatch.setenv("MI_PRUNER_HOST_GROUPS", groups)
         scores = mi_pruner.mi_scores_varlen(*arguments[:4], *arguments[5:7], **priors)
@@ -251,11 +252,13 @@ def test_rows_may_be_far_apart():
 
 # ---- threads ---------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("seed", ["1", "2", "3"])
-@pytest.mark.parametrize("way", ["warp", "warps", "warps of a cluster", "rows", "rows by a cluster", "groups"])
+@pytest.mark.parametrize(
+    "way", ["warp", "warps", "warps of a cluster", "rows", "rows by a cluster", "groups", "rows by groups"]
+)
 def test_the_order_of_the_threads_changes_no_bit(way, seed, monkeypatch):
     """Groups of warps: of a D whose shares have several stages, so that one is filled while products are made."""
     bound = ROWS if "rows" in way else WARPS if "warps" in way else 0
-    groups = way == "groups"
+    groups = "groups" in way
     first = int(seed) - 1
     dtypes, width = (torch.float32, torch.float16), 70
     if groups:
