@@ -158,29 +158,18 @@ template <Together kHow> __device__ Ranked best_of_warps(SharedAddress at, unsig
   }
 }
 
-// What a lane has: kQuads times four neighbouring tokens. Of a warp alone, all are neighbours: of a photograph, tokens
-// that are alike then share a lane, and the best of the lanes, whose rows are fetched, are unlike. In a row in shared
-// memory, the first quads of all lanes come first, then the second ones.
+// What a lane has: four neighbouring tokens for each of kQuads, kApart apart.
 template <int kQuads> using LaneTokens = float[kQuads][kQuad];
-constexpr unsigned kApart = 32 * kQuad; // in a row, from a quad of a lane to its next one
-template <int kQuads, Together kHow> struct Lanes {
-  static constexpr bool kNeighbours = kHow == Together::kAlone;
-  static constexpr unsigned kTokensApart = kNeighbours ? kQuad : kApart; // the same, of tokens
+constexpr unsigned kApart = 32 * kQuad;
+template <int kQuads> __device__ unsigned first_token() {
+  return threadIdx.x / 32 * (kQuads * kApart) + threadIdx.x % 32 * kQuad;
+}
 
-  static __device__ unsigned first_in_row() { return threadIdx.x / 32 * (kQuads * kApart) + threadIdx.x % 32 * kQuad; }
-  static __device__ unsigned first_token() { return first_in_row() * (kNeighbours ? kQuads : 1); }
-  // Of a quad of the block's tokens, in quads.
-  static __device__ unsigned place_in_row(unsigned quad) {
-    return kNeighbours ? quad % kQuads * 32 + quad / kQuads : quad;
-  }
-};
-
-// The row of a pick, of the lane's tokens: those from `here` on in the block's part of it, of the sample those from
-// `first` on. Beyond the sample, anything: its tokens are not to be picked.
-template <int kQuads, Together kHow>
+// The row of a pick, of the lane's tokens, of which the block's are those from `here` on, the sample's those from
+// `first`. Beyond the sample, anything: its tokens are not to be picked.
+template <int kQuads>
 __device__ void load_row(const WarpSteps& steps, unsigned pick, SharedAddress place, unsigned here, unsigned first,
                          float4 (&row)[kQuads]) {
-  constexpr unsigned kTokensApart = Lanes<kQuads, kHow>::kTokensApart;
   if (place != kNotHere) [[likely]] {
 #pragma unroll
     for (int q = 0; q < kQuads; ++q)
@@ -189,8 +178,7 @@ __device__ void load_row(const WarpSteps& steps, unsigned pick, SharedAddress pl
     const float* const from = steps.row(pick) + first;
 #pragma unroll
     for (int q = 0; q < kQuads; ++q)
-      row[q] = first + kTokensApart * q < steps.count ? __ldg(reinterpret_cast<const float4*>(from + kTokensApart * q))
-                                                      : float4{};
+      row[q] = first + kApart * q < steps.count ? __ldg(reinterpret_cast<const float4*>(from + kApart * q)) : float4{};
   }
 }
 
@@ -200,8 +188,8 @@ template <Redundancy kMode, int kQuads, Together kHow>
 __device__ unsigned take_steps(WarpShared& shared, const WarpSteps& steps, unsigned warp,
                                const LaneTokens<kQuads>& score, float scale) {
   constexpr bool kInCluster = kHow == Together::kInCluster;
-  using Own = Lanes<kQuads, kHow>;
-  unsigned lane = threadIdx.x % 32, here = Own::first_in_row(), first = steps.first + Own::first_token(), step = 0,
+  // `here`: among those of the block.
+  unsigned lane = threadIdx.x % 32, here = first_token<kQuads>(), first = steps.first + here, step = 0,
            least = steps.least;
   keep(lane);
   keep(here);
@@ -235,10 +223,10 @@ __device__ unsigned take_steps(WarpShared& shared, const WarpSteps& steps, unsig
         gain[e] = gain_from(score[q][e], rho[q][e], scale);
       most[q] = fmaxf(fmaxf(gain[0], gain[1]), fmaxf(gain[2], gain[3]));
       all = q == 0 ? most[0] : fmaxf(all, most[q]);
-      index[q] = Own::kTokensApart * q + kQuad - 1;
+      index[q] = kApart * q + kQuad - 1;
 #pragma unroll
       for (int e = kQuad - 2; e >= 0; --e)
-        if (gain[e] == most[q]) index[q] = Own::kTokensApart * q + e;
+        if (gain[e] == most[q]) index[q] = kApart * q + e;
     }
     unsigned rank = rank_of(all);
     keep(rank); // beside the test for NaN, not after it
@@ -268,7 +256,7 @@ __device__ unsigned take_steps(WarpShared& shared, const WarpSteps& steps, unsig
     }
     const SharedAddress place = told<SharedAddress>(places + pick * unsigned{sizeof(SharedAddress)});
     float4 row[kQuads];
-    load_row<kQuads, kHow>(steps, pick, place, here, first, row);
+    load_row(steps, pick, place, here, first, row);
     const float weight = kMode == Redundancy::kChain ? steps.factors[pick] : 1.0f;
     const bool picked = best >= least;
     picks_place.store_if(picked && first == 0, step, {best, pick});
@@ -295,7 +283,7 @@ __device__ unsigned take_steps(WarpShared& shared, const WarpSteps& steps, unsig
 
 // By the other warps, `member`: the block's part of rows of the best tokens, of those words whose number is the warp's
 // modulo theirs.
-template <int kQuads, Together kHow>
+template <Together kHow>
 __device__ void fetch_rows(WarpShared& shared, const WarpSteps& steps, const WarpRoom& room, unsigned member) {
   const unsigned lane = threadIdx.x % 32;
   const bool looks = lane % room.fetchers == member;
@@ -338,8 +326,8 @@ __device__ void fetch_rows(WarpShared& shared, const WarpSteps& steps, const War
     const unsigned token = __shfl_sync(kFullWarp, index, __ffs(static_cast<int>(lanes)) - 1);
     const float* const from = steps.row(token) + steps.first;
     const SharedAddress to = steps.rows + (member * room.kept + turn) * room.row_bytes;
-    for (unsigned quad = lane; kQuad * quad < steps.held; quad += 32)
-      copy_async(to + Lanes<kQuads, kHow>::place_in_row(quad) * unsigned{sizeof(float4)}, from + kQuad * quad);
+    for (unsigned at = kQuad * lane; at < steps.held; at += 32 * kQuad)
+      copy_async(to + at * unsigned{sizeof(float)}, from + at);
     commit_copies();
     wait_for_copies<0>();
     __syncwarp();
@@ -411,12 +399,11 @@ __device__ void select_by_warps(const Layout& visual, const float* scores, const
   else
     __syncthreads();
   const Fetchers fetchers{selecting};
-  using Own = Lanes<kQuads, kHow>;
   LaneTokens<kQuads> score{};
   if (warp < selecting)
 #pragma unroll
     for (int q = 0; q < kQuads; ++q) {
-      const float4 four = reinterpret_cast<const float4*>(start)[(Own::first_token() + Own::kTokensApart * q) / kQuad];
+      const float4 four = reinterpret_cast<const float4*>(start)[(first_token<kQuads>() + kApart * q) / kQuad];
       score[q][0] = four.x;
       score[q][1] = four.y;
       score[q][2] = four.z;
@@ -430,7 +417,7 @@ __device__ void select_by_warps(const Layout& visual, const float* scores, const
       tell(shared_address(shared.step), kOver);
     }
   } else if (fetchers.has(warp) && fetchers.member(warp) < room.fetchers) {
-    fetch_rows<kQuads, kHow>(shared, steps, room, fetchers.member(warp));
+    fetch_rows<kHow>(shared, steps, room, fetchers.member(warp));
   }
   if (kInCluster) cluster_barrier(); // no more words come
   if (first > 0) return;
