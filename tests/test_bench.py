@@ -451,6 +451,29 @@ def test_what_kernels_take_at_least():
         expected.block(loops[1:], times)
 
 
+def test_a_run_of_some_lines_takes_the_place_of_these_alone():
+    def figure(date, commit, competitor, quantity, value, goal="", machine="H"):
+        run = (date, commit, "command", machine, "cuda", 1, "2.11", "versions")
+        return goals.Figure(*run, competitor, quantity, 1, 576, 64, 4096, 32, value, "us", goal)
+
+    figures = [
+        figure("2026-01-01", "old", "cuda", "another machine's", 9.0, machine="G"),
+        figure("2026-01-02", "abc", "torch", "copy", 4000.0),
+        figure("2026-01-02", "abc", "cuda", "prune", 41.0, "<= 40"),
+        figure("2026-01-02", "abc", "triton", "prune", 90.0, "<= 40"),
+        figure("2026-01-02", "abc", "cuda", "step", 0.2),
+        figure("2026-01-03", "abd", "torch", "copy", 4100.0),
+        figure("2026-01-03", "abd", "cuda", "prune", 39.0, "<= 40"),
+    ]
+    lines = tables.goal_table(figures).splitlines()
+    assert lines[2:4] == [
+        "| prune | 1 × 576 → 64 | ≤ 40 us | **39** | 90 | – |",
+        "| step | 1 × 576 → 64 | us | 0.2 | – | – |",
+    ]
+    assert "commit abc and abd, 2026-01-02 and 2026-01-03, by `command`" in lines[-1]
+    assert "A copy in the same run: 4,000 and 4,100 GB/s" in lines[-1]
+
+
 def test_the_documents_show_the_kept_counts():
     kept = read(record.RESULTS)
     text = (record.ROOT / "docs/kernels-cuda.md").read_text(encoding="utf-8")

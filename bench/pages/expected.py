@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from bench.speed import goals, machine_code
 
-from .kept import last_run
+from .kept import newest_calls
 from .markdown import NONE, made, short, table
 
 CLOCK = 1.98e3  # cycles a us
@@ -134,7 +134,7 @@ def block(counts: list[machine_code.Count], times: list[goals.KernelTime]) -> st
     newest = {count.loop: count for count in counts}
     if missing := {floor.loop for floor in FLOORS} - newest.keys():
         raise ValueError(f"{machine_code.FILE}: expected {', '.join(sorted(missing))}: python -m bench machine-code")
-    run = last_run(times, "cuda")
+    run = newest_calls(times, "cuda")
     card = next((name for name in MEMORY if run and name in run[-1].machine), "H100")
     measured = {(t.call, t.batch, t.tokens, t.keep, t.kernel.removesuffix("_kernel")): t.us for t in run}
     lines = []
@@ -153,4 +153,4 @@ def block(counts: list[machine_code.Count], times: list[goals.KernelTime]) -> st
             "series", "issue", "matrices", "L2", "memory", "measured", "share")  # fmt: skip
     last = counts[-1]
     counted = f"Counted for {last.architecture}, nvcc {last.compiler}, commit {last.commit}, by `{last.command}`"
-    return f"{table(head, lines)}\n\n{counted}; us. Measured: {made(run[-1]) if run else 'nothing yet.'}"
+    return f"{table(head, lines)}\n\n{counted}; us. Measured: {made(*run) if run else 'nothing yet.'}"

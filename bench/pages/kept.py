@@ -1,8 +1,9 @@
 """What is read back from bench/results for the documents, and which of its rows they show."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from bench import record, robustness
 from bench.competitors import COMPETITORS, OURS
@@ -11,6 +12,7 @@ from bench.speed import goals, instructions, machine_code, prefill, shared
 from bench.speed.rows import Row, newest
 
 Newest = dict[tuple[str, str], Row]
+AnyRun = TypeVar("AnyRun", bound=record.Run)
 
 
 @dataclass(frozen=True)
@@ -50,10 +52,21 @@ def read(folder: Path) -> Kept:
     )
 
 
-def last_run(times: list[goals.KernelTime], competitor: str) -> list[goals.KernelTime]:
-    """The times of the run of a competitor that was made last."""
-    own = [time for time in times if time.competitor == competitor]
-    return [time for time in own if time.date == own[-1].date]
+def newest_of(runs: list[AnyRun], line: Callable[[AnyRun], Hashable]) -> list[AnyRun]:
+    """Of the machine that was measured last, what its newest run with that line says of each: a run may be of some.
+    Lines in the order in which they were measured first."""
+    own = [run for run in runs if run.machine == runs[-1].machine]
+    newest_date = {line(run): run.date for run in own}  # keeps the place of the first
+    place = {key: number for number, key in enumerate(newest_date)}
+    return sorted((run for run in own if run.date == newest_date[line(run)]), key=lambda run: place[line(run)])
+
+
+def newest_calls(times: list[goals.KernelTime], competitor: str) -> list[goals.KernelTime]:
+    """The kernels of each call of a competitor."""
+    return newest_of(
+        [time for time in times if time.competitor == competitor],
+        lambda time: (time.call, time.batch, time.tokens, time.keep),
+    )
 
 
 def fastest_mode(rows: Iterable[Row]) -> Newest:

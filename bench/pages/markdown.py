@@ -30,6 +30,12 @@ def short(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def made(run: record.Run) -> str:
-    """Where a record is from."""
-    return f"{run.machine}, torch {run.torch}, commit {run.commit}, {run.date[:10]}, by `{run.command}`."
+def made(*runs: record.Run) -> str:
+    """Where a record is from, or one of several runs on a machine."""
+    runs = tuple(sorted(runs, key=lambda run: run.date))
+    last = runs[-1]
+    commits, days, commands = (
+        " and ".join(dict.fromkeys(parts))
+        for parts in zip(*((run.commit, run.date[:10], f"`{run.command}`") for run in runs), strict=True)
+    )
+    return f"{last.machine}, torch {last.torch}, commit {commits}, {days}, by {commands}."

@@ -12,7 +12,7 @@ from bench.speed.language_models import EFFICIENCY, MODELS, PROMPT
 from bench.speed.rows import Row, newest
 
 from . import expected
-from .kept import Kept, Newest, fastest_mode, last_run, ours
+from .kept import Kept, Newest, fastest_mode, newest_calls, newest_of, ours
 from .markdown import NONE, made, ms, percent, short, table
 
 PROJECTED = (
@@ -244,33 +244,36 @@ def counted(kept: Kept) -> str:
 
 
 def goal_table(figures: list[goals.Figure]) -> str:
-    """The performance goals on a GPU, and what the last run measured; bold: met."""
+    """The performance goals on a GPU, and what was measured last of each; bold: met."""
     if not figures:
         return NONE
-    figures = [figure for figure in figures if figure.date == figures[-1].date]
-    newest_of = {(f.competitor, f.quantity, f.batch, f.tokens, f.keep): f for f in figures}
+    copies = {figure.date: figure.value for figure in figures if figure.competitor == "torch"}
+    figures = newest_of(
+        [figure for figure in figures if figure.competitor != "torch"],
+        lambda f: (f.competitor, f.quantity, f.batch, f.tokens, f.keep),
+    )
+    shown = {(f.competitor, f.quantity, f.batch, f.tokens, f.keep): f for f in figures}
     competitors = ("cuda", "triton", "plain")
     lines = []
-    for quantity, batch, tokens, keep in dict.fromkeys(key[1:] for key in newest_of):
-        found = [newest_of.get((name, quantity, batch, tokens, keep)) for name in competitors]
-        measured = [f for f in found if f is not None]
-        if measured:
-            goal = measured[0].goal.replace("<=", "≤").replace(">=", "≥")
-            unit = measured[0].unit
-            cells = ("–" if f is None else f"**{short(f.value)}**" if f.met else short(f.value) for f in found)
-            lines.append([quantity, f"{batch} × {tokens:,} → {keep:,}", f"{goal} {unit}" if goal else unit, *cells])
+    for quantity, batch, tokens, keep in dict.fromkeys(key[1:] for key in shown):
+        found = [shown.get((name, quantity, batch, tokens, keep)) for name in competitors]
+        first = next(f for f in found if f is not None)
+        goal = first.goal.replace("<=", "≤").replace(">=", "≥")
+        cells = ("–" if f is None else f"**{short(f.value)}**" if f.met else short(f.value) for f in found)
+        size = f"{batch} × {tokens:,} → {keep:,}"
+        lines.append([quantity, size, f"{goal} {first.unit}" if goal else first.unit, *cells])
     head = ("", "B × N → K", "goal", "mi_pruner (cuda)", "mi_pruner (triton)", "plain PyTorch")
-    copy = next(f.value for f in reversed(figures) if f.competitor == "torch")
-    return f"{table(head, lines)}\n\n{made(figures[-1])} A copy in the same run: {copy:,.0f} GB/s, read + written."
+    copied = " and ".join(f"{copies[date]:,.0f}" for date in sorted({f.date for f in figures}))
+    return f"{table(head, lines)}\n\n{made(*figures)} A copy in the same run: {copied} GB/s, read + written."
 
 
 def kernel_table(times: list[goals.KernelTime], competitor: str) -> str:
     """Where the time of a backend's calls goes."""
-    last = last_run(times, competitor)
-    if not last:
+    newest = newest_calls(times, competitor)
+    if not newest:
         return NONE
     calls: dict[tuple[str, int, int, int], list[str]] = {}
-    for time in last:
+    for time in newest:
         launches = "" if time.launches == 1 else f" ({time.launches:g} launches)"
         cell = f"{time.kernel.removesuffix('_kernel')} {short(time.us)}{launches}"
         calls.setdefault((time.call, time.batch, time.tokens, time.keep), []).append(cell)
@@ -278,7 +281,7 @@ def kernel_table(times: list[goals.KernelTime], competitor: str) -> str:
         [call, f"{batch} × {tokens:,} → {keep:,}" if call != "mi_scores" else f"{batch} × {tokens:,}", ", ".join(cells)]
         for (call, batch, tokens, keep), cells in calls.items()
     ]
-    return table(("call", "B × N → K", "kernels, us"), lines) + f"\n\n{made(last[-1])}"
+    return table(("call", "B × N → K", "kernels, us"), lines) + f"\n\n{made(*newest)}"
 
 
 def shared_table(latencies: list[shared.Latency]) -> str:

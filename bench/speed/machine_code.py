@@ -52,15 +52,18 @@ GREEDY_WARP, GREEDY_CLUSTER, GREEDY_ROWS = (
     "greedy step, rows, cluster",
 )
 STAGE_BLOCK, STAGE_CLUSTER, STAGE_WARPS = "stage, wgmma, a block", "stage, wgmma, a cluster", "stage, mma.sync"
+STAGE_ROWS = "stage, wgmma, rows as needed"
+_ROWS = "rows_kernelINS0_5BrainENS0_9TileShapeILi64ELi1ELb1E"  # by groups of warps
 # Of a step the way that every turn takes (of one warp, where the row is there), of a stage that of warps with columns.
 LOOPS = {
     GREEDY_WARP: Loop("greedy_warp_kernelILNS0_10RedundancyE0ELi5E", "FFMA", 150, 260, way="REDUX|LDS.128"),
     GREEDY_CLUSTER: Loop(
         "greedy_warp_kernelILNS0_10RedundancyE0ELi3ELNS0_8TogetherE2E", "FFMA", 170, 350, way="REDUX|LDS.128"
     ),
-    GREEDY_ROWS: Loop("rows_kernelINS0_5BrainENS0_9TileShapeILi64ELi1ELb1E", "STAS", 550, 1230, way="STAS|MUFU.EX2"),
+    GREEDY_ROWS: Loop(_ROWS, "STAS", 550, 1230, way="STAS|MUFU.EX2"),
     STAGE_BLOCK: Loop("gram_kernelINS0_5BrainENS0_9TileShapeILi128ELi1E", "HGMMA.64x128", 125, 215),
     STAGE_CLUSTER: Loop("gram_kernelINS0_5BrainENS0_9TileShapeILi128ELi8E", "HGMMA.64x128", 120, 230),
+    STAGE_ROWS: Loop(_ROWS, "HGMMA.64x64", 115, 180),
     STAGE_WARPS: Loop("similarity_kernelINS0_5BrainENS0_9TileShapeILi64ELi1E", "HMMA", 168, 495),
 }
 
