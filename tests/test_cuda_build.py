@@ -66,7 +66,7 @@ def test_every_kernel_is_there_for_every_architecture(kernels):
     for name in BUDGETS:
         # Of the dtypes, the similarities by one block or eight, and rows as needed; of two of them, by groups of warps
         # (maybe without a body), the Gram matrix by one block or eight, and rows; of the modes of redundancy, the
-        # greedy ones, by one warp and by a cluster for three lengths each, by a block for one; of three words, the copy.
+        # greedy ones, by one warp and by a cluster for three lengths each, by a block for one; of words, the copy.
         counts = {"similarity_kernel": 6, "gram_kernel": 4, "rows_kernel": 5}
         count = (counts | {"greedy_warp_kernel": 21, "gather_kernel": 3}).get(name, 1)
         for architecture in ARCHITECTURES:
