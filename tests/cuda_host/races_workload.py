@@ -39,10 +39,10 @@ def top_k(g, dtype):
     mi_pruner.greedy_select(torch.rand(1, 300, generator=g), features(g, dtype, 1, 300, 8), 20, redundancy="none")
 
 
-def several_warps(g, dtype, clusters, groups="0"):  # a bound on the length beyond what one warp selects from
+def with_bound(g, dtype, clusters, groups="0", bound=1030, width=8):  # 1030: several warps
     os.environ.update(MI_PRUNER_HOST_BLOCKS="16", MI_PRUNER_HOST_CLUSTERS=clusters, MI_PRUNER_HOST_GROUPS=groups)
     cu = [torch.tensor([0, last], dtype=torch.int32) for last in (300, 4, 12)]
-    mi_pruner.prune_varlen(features(g, dtype, 300, 8), features(g, dtype, 4, 8), *cu, 1030, 4, 12, 12)
+    mi_pruner.prune_varlen(features(g, dtype, 300, width), features(g, dtype, 4, width), *cu, bound, 4, 12, 12)
 
 
 def rows(g, dtype, blocks, clusters):
@@ -64,11 +64,12 @@ def main():
             gram(g, torch.float16, "50", clusters="1", groups="1", width=1104)  # and eight blocks
             packed(g, torch.float32)
             top_k(g, torch.bfloat16)
-            several_warps(g, torch.float32, "0")
-            several_warps(g, torch.bfloat16, "1", groups="1")
+            with_bound(g, torch.float32, "0")
+            with_bound(g, torch.bfloat16, "1", groups="1")
         else:
             rows(g, torch.float32, "2", "0")
             rows(g, torch.bfloat16, "8", "1")
+            with_bound(g, torch.float16, "0", groups="1", bound=MANY, width=456)  # rows by groups of warps
     print("all was run")
 
 
