@@ -474,6 +474,22 @@ def test_a_run_of_some_lines_takes_the_place_of_these_alone():
     assert "A copy in the same run: 4,000 and 4,100 GB/s" in lines[-1]
 
 
+def test_a_call_shows_the_kernels_of_its_newest_run_alone():
+    def kernel(date, call, name, us):
+        run = (date, "abc", "command", "H", "cuda", 1, "2.11")
+        return goals.KernelTime(*run, "cuda", call, 1, 576, 64, name, 1.0, us)
+
+    times = [
+        kernel("2026-01-02", "prune", "similarity_kernel", 9.0),
+        kernel("2026-01-02", "greedy_select", "greedy_kernel", 5.0),
+        kernel("2026-01-03", "prune", "gram_kernel", 4.0),
+    ]
+    assert tables.kernel_table(times, "cuda").splitlines()[2:4] == [
+        "| prune | 1 × 576 → 64 | gram 4 |",
+        "| greedy_select | 1 × 576 → 64 | greedy 5 |",
+    ]
+
+
 def test_the_documents_show_the_kept_counts():
     kept = read(record.RESULTS)
     text = (record.ROOT / "docs/kernels-cuda.md").read_text(encoding="utf-8")

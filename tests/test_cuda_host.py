@@ -201,7 +201,7 @@ def test_the_shape_of_a_tile_changes_no_bit(dtype, width, m, monkeypatch):
     outputs = []
     for clusters, groups, bound in itertools.product("01", "01"[: 1 + (dtype.itemsize == 2)], (0, WARPS, ROWS)):
         arguments, priors = packed_arguments(samples, [60, 33, 9, 1], bound)
-        monkeypatch.setenv("MI_PRUNER_HOST_BLOCKS", "8" if bound == ROWS else "1000")
+        monkeypatch.setenv("MI_PRUNER_HOST_BLOCKS", "8" if bound == ROWS and clusters == "0" else "1000")
         monkeypatch.setenv("MI_PRUNER_HOST_CLUSTERS", clusters)
         monkeypatch.setenv("MI_PRUNER_HOST_GROUPS", groups)
         scores = mi_pruner.mi_scores_varlen(*arguments[:4], *arguments[5:7], **priors)

@@ -248,11 +248,12 @@ def goal_table(figures: list[goals.Figure]) -> str:
     if not figures:
         return NONE
     copies = {figure.date: figure.value for figure in figures if figure.competitor == "torch"}
-    figures = newest_of(
-        [figure for figure in figures if figure.competitor != "torch"],
-        lambda f: (f.competitor, f.quantity, f.batch, f.tokens, f.keep),
-    )
-    shown = {(f.competitor, f.quantity, f.batch, f.tokens, f.keep): f for f in figures}
+
+    def line(f: goals.Figure) -> tuple[str, str, int, int, int]:
+        return f.competitor, f.quantity, f.batch, f.tokens, f.keep
+
+    figures = newest_of([figure for figure in figures if figure.competitor != "torch"], line)
+    shown = {line(figure): figure for figure in figures}
     competitors = ("cuda", "triton", "plain")
     lines = []
     for quantity, batch, tokens, keep in dict.fromkeys(key[1:] for key in shown):

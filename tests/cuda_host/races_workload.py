@@ -39,8 +39,8 @@ def top_k(g, dtype):
     mi_pruner.greedy_select(torch.rand(1, 300, generator=g), features(g, dtype, 1, 300, 8), 20, redundancy="none")
 
 
-def with_bound(g, dtype, clusters, groups="0", bound=1030, width=8):  # 1030: several warps
-    os.environ.update(MI_PRUNER_HOST_BLOCKS="16", MI_PRUNER_HOST_CLUSTERS=clusters, MI_PRUNER_HOST_GROUPS=groups)
+def with_bound(g, dtype, clusters, groups="0", bound=1030, width=8, blocks="16"):  # 1030: several warps
+    os.environ.update(MI_PRUNER_HOST_BLOCKS=blocks, MI_PRUNER_HOST_CLUSTERS=clusters, MI_PRUNER_HOST_GROUPS=groups)
     cu = [torch.tensor([0, last], dtype=torch.int32) for last in (300, 4, 12)]
     mi_pruner.prune_varlen(features(g, dtype, 300, width), features(g, dtype, 4, width), *cu, bound, 4, 12, 12)
 
@@ -69,7 +69,7 @@ def main():
         else:
             rows(g, torch.float32, "2", "0")
             rows(g, torch.bfloat16, "8", "1")
-            with_bound(g, torch.float16, "0", groups="1", bound=MANY, width=456)  # rows by groups of warps
+            with_bound(g, torch.float16, "0", groups="1", bound=MANY, width=456, blocks="2")  # rows
     print("all was run")
 
 

@@ -14,10 +14,10 @@ namespace mi_pruner::cuda {
 enum class Dtype { kFloat16, kBFloat16, kFloat32 };
 enum class Redundancy { kMean, kChain, kMax };
 
-// Tiles of cosines: of a sample's rows with 64 columns or, of halves where the GPU multiplies by groups of warps, with
-// 128. What text tiles leave for the bandwidth rule they leave for each kPatchRows rows, those that a block of a
-// cluster sees to, and kPatchColumns columns, and rows for the prior for each kPatchRows. A row's part of a normaliser
-// is that of each kTileColumns columns.
+// Tiles of cosines: of a sample's rows with 64 columns or, of the Gram matrix of halves where the GPU multiplies by
+// groups of warps, with 128. What text tiles leave for the bandwidth rule they leave for each kPatchRows rows, those
+// that a block of a cluster sees to, and kPatchColumns columns, and rows for the prior for each kPatchRows. A row's
+// part of a normaliser is that of each kTileColumns columns.
 constexpr int kTileRows = 128, kTileColumns = 64, kWideColumns = 128, kPatchRows = 16, kPatchColumns = 32;
 
 // How many tiles of kTileColumns columns lie side by side in one row of tiles. Of those of visual columns, none that

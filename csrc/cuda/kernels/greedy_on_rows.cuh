@@ -3,7 +3,7 @@
 // Algorithm: only the rows of picked tokens are ever needed, and which will be picked is nearly known. When a pick has
 // no row yet, one product computes its row and those of the 127 next best candidates by current gain. A row's bits do
 // not depend on the block of rows it is computed in: the picks are those of the full matrix. Rows are kept in a ring
-// of such blocks; one that is overwritten too early is computed again.
+// of such blocks; one that is overwritten too early is computed again. Norms are those that the similarities left.
 //
 // Mapping: one persistent, cooperative launch; the blocks are split into teams, a team for a sample at a time. Steps:
 // 16 tokens a thread in registers (score, rho, log prior, slot of the row), any more in memory; they are put down in

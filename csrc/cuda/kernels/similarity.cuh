@@ -4,9 +4,9 @@
 // them in L2. A tile of text columns leaves the cosines (a visual token's row contiguous), and its shares of the
 // bandwidth rule: the number, mean and sum of squared deviations of the valid pairs of each 16 x 32. A tile of visual
 // columns leaves the products; those above the diagonal are not computed, but left by the tile across it, turned. The
-// first tile of some rows leaves their log weights and, for each 16, their share of the sum of the visual prior. A
-// sample's first tile leaves where it lies in what is packed. Of halves, where there are groups of warps, the visual
-// columns are another kernel's (gram.cuh).
+// first tile of some rows leaves their log weights, their norms where a later launch asks for these, and, for each 16,
+// their share of the sum of the visual prior. A sample's first tile leaves where it lies in what is packed. Of halves,
+// where there are groups of warps, the visual columns are another kernel's (gram.cuh).
 //
 // Where there are few tiles, and D is long, a cluster of eight blocks shares each: every one sums a share of D, and
 // then sees to an eighth of the rows. Every number that is left belongs to two tokens, to 16 rows, to 16 x 32 pairs, or

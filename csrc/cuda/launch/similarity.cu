@@ -35,9 +35,10 @@ cudaError_t similarity(Dtype dtype, const Tokens& visual, const Tokens& text, co
       error = run_if_it_can(similarity_kernel<T, Tile>, shape, Tile::kGroups, launched, stream, visual, text, slots,
                             dim, found, tiles);
     };
-    // A tile for half of the multiprocessors, or fewer: then clusters share each, if D is long enough for all blocks.
-    // Floats, which multiplications bound, also where there is one for each.
-    launch_if(visual.layout.samples * tiles <= processors / (sizeof(T) == 2 ? 2 : 1) && long_enough<T>(dim),
+    // No more than one tile for a multiprocessor: then clusters share each, if D is long enough for all blocks. Of
+    // halves with text alone, which memory bounds, no more than one for two.
+    const int most_shared_tiles = sizeof(T) == 2 && found.visual_tiles == 0 ? processors / 2 : processors;
+    launch_if(visual.layout.samples * tiles <= most_shared_tiles && long_enough<T>(dim),
               TileShape<kTileColumns, kShares>());
     launch_if(true, BlockTile());
     return error;

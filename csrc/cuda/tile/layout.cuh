@@ -38,8 +38,9 @@ struct TileShape {
   // Columns of text that a wide tile may have beside its own, in the place of columns that it has as rows.
   static constexpr int kBeside = kWide ? kTileColumns : 0;
 
-  // Blocks of a multiprocessor, of which one has 228 KB on an H100: two, but where a thread of groups has so many sums.
-  // And stages in shared memory: as many as there is room for, up to six.
+  // Blocks of a multiprocessor, of which one has 228 KB on an H100: two of warps, by their registers and memory, and
+  // one of groups, whose sums or kernels leave room for no more. And stages in shared memory: as many as have room, up
+  // to six.
   static constexpr int kResident = kGroups ? 1 : 2, kStages = kResident == 1 ? 6 : 3;
   // Of the products of groups so many are in progress while the next stage is awaited; their stages are not free yet.
   static constexpr int kPending = kGroups ? 1 : 0, kAhead = kStages - 1 - kPending;

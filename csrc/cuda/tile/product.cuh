@@ -1,16 +1,16 @@
-// Cosines of 128 tokens with 64 others or, of halves by groups of warps, with 128; by a block, or by a cluster of
+// Cosines of 128 tokens with 64 others or, of halves by groups of warps, with 64 or 128; by a block, or by a cluster of
 // eight.
 //
 // Algorithm: features arrive 128 bytes of a token at a time (64 halves or 32 floats), in a ring of stages filled by
-// cp.async, and are multiplied by eight warps: halves on the tensor cores, 32 x 32 cosines a warp or 64 x 128 a group
-// of four; floats by fused multiply-adds. Squared norms are summed beside the product, those of halves as the diagonal
-// of a product of tokens with themselves (by groups of the text's alone: those of visual tokens are among the
-// products), and the cosine is the product over both norms: no normalised feature is ever written. Columns that are
-// rows of the tile, too (on the diagonal), are read from these.
+// cp.async, and are multiplied by eight warps: halves on the tensor cores, 32 x 32 cosines a warp or, of 64 rows with
+// all columns, a group of four; floats by fused multiply-adds. Squared norms are summed beside the product where they
+// are not known yet, those of halves as the diagonal of a product of tokens with themselves (beside 128 columns of the
+// text's alone: those of visual tokens are among the products), and the cosine is the product over both norms: no
+// normalised feature is ever written. Columns that are rows of the tile, too (on the diagonal), are read from these.
 //
 // Why 32 x 32: a warp reads its rows and its columns from shared memory, which bounds a tile: 64 KB a stage for 8 warps
 // of 32 x 32, 80 KB for 16 x 64. The sums of 64 x 32 (48 KB) would not leave registers for two blocks. Groups read 48
-// KB for twice as many cosines, and hold no factors in registers.
+// KB for twice as many cosines (32 for as many), and hold no factors in registers.
 //
 // Sums: D is cut into eight shares of whole stages. Each is summed from zero, by the matrix instructions themselves,
 // and added to the others in float32, in order. The tensor cores cut off where float32 rounds: over all of a long D
@@ -21,8 +21,8 @@
 //
 // Floats are not three TF32 products: those are good to about 22 bits, and models on a GPU run in half precision.
 //
-// Shared memory: three stages of 24 KB (six of 32, of tiles of groups), rows of 128 bytes whose 16-byte pieces are
-// permuted by the row (no bank conflicts); after the product, the sums.
+// Shared memory: three stages of 24 KB, or of tiles of groups six of 24 or 32, rows of 128 bytes whose 16-byte pieces
+// are permuted by the row (no bank conflicts); after the product, the sums.
 #pragma once
 
 #include "cuda/tile/source.cuh"
@@ -96,8 +96,8 @@ __device__ void store_sums(const Fragment<kRowGroups, kColumnGroups>& own,
 // The tile of the tokens that `source` names; `columns_at`: the first column's place among them; the columns from
 // `used` on hold none. `kBeside`: and the products of the rows with text in the columns' place. By one block: leaves
 // its sums and squared norms in shared memory, for all threads. By a cluster: each block, `rank`, leaves a share of
-// both, for all blocks. Squared norms: of rows and columns (of which those that are rows, too, have them there) or, by
-// groups, of text beside the tile.
+// both, for all blocks. Squared norms: of rows and columns (of which those that are rows, too, have them there), of
+// text beside a wide tile, or none, where norms are given.
 template <bool kBeside, typename T, typename Tile>
 __device__ void multiply_tile(TileSource<T, Tile>& source, int64_t dim, int columns_at, int used, int rank,
                               TileShared<Tile>& shared) {
