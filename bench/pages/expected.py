@@ -13,6 +13,7 @@ for memory, barriers and other warps, what comes before and after the loop, warp
 """
 
 from dataclasses import dataclass
+from itertools import chain
 
 from bench.speed import goals, machine_code
 
@@ -134,7 +135,7 @@ def block(counts: list[machine_code.Count], times: list[goals.KernelTime]) -> st
     newest = {count.loop: count for count in counts}
     if missing := {floor.loop for floor in FLOORS} - newest.keys():
         raise ValueError(f"{machine_code.FILE}: expected {', '.join(sorted(missing))}: python -m bench machine-code")
-    run = newest_calls(times, "cuda")
+    run = list(chain(*newest_calls(times, "cuda").values()))
     card = next((name for name in MEMORY if run and name in run[-1].machine), "H100")
     measured = {(t.call, t.batch, t.tokens, t.keep, t.kernel.removesuffix("_kernel")): t.us for t in run}
     lines = []

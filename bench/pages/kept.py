@@ -1,9 +1,8 @@
 """What is read back from bench/results for the documents, and which of its rows they show."""
 
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from bench import record, robustness
 from bench.competitors import COMPETITORS, OURS
@@ -12,7 +11,7 @@ from bench.speed import goals, instructions, machine_code, prefill, shared
 from bench.speed.rows import Row, newest
 
 Newest = dict[tuple[str, str], Row]
-AnyRun = TypeVar("AnyRun", bound=record.Run)
+Call = tuple[str, int, int, int]  # of a GPU, by `goals`: which, its B, N, K
 
 
 @dataclass(frozen=True)
@@ -52,21 +51,19 @@ def read(folder: Path) -> Kept:
     )
 
 
-def newest_of(runs: list[AnyRun], line: Callable[[AnyRun], Hashable]) -> list[AnyRun]:
-    """Of the machine that was measured last, what its newest run with that line says of each: a run may be of some.
-    Lines in the order in which they were measured first."""
-    own = [run for run in runs if run.machine == runs[-1].machine]
-    newest_date = {line(run): run.date for run in own}  # keeps the place of the first
-    place = {key: number for number, key in enumerate(newest_date)}
-    return sorted((run for run in own if run.date == newest_date[line(run)]), key=lambda run: place[line(run)])
-
-
-def newest_calls(times: list[goals.KernelTime], competitor: str) -> list[goals.KernelTime]:
-    """The kernels of each call of a competitor."""
-    return newest_of(
-        [time for time in times if time.competitor == competitor],
-        lambda time: (time.call, time.batch, time.tokens, time.keep),
-    )
+def newest_calls(times: list[goals.KernelTime], competitor: str) -> dict[Call, list[goals.KernelTime]]:
+    """The kernels of each call of a competitor, on the machine that was measured last: those of the newest run with it,
+    as a run may be of some calls."""
+    own = [time for time in times if time.competitor == competitor]
+    calls: dict[Call, list[goals.KernelTime]] = {}
+    for time in own:
+        if time.machine != own[-1].machine:
+            continue
+        kernels = calls.setdefault((time.call, time.batch, time.tokens, time.keep), [])
+        if kernels and kernels[-1].date != time.date:
+            kernels.clear()
+        kernels.append(time)
+    return calls
 
 
 def fastest_mode(rows: Iterable[Row]) -> Newest:

@@ -1,6 +1,7 @@
 """The Markdown tables of the documents, from what is kept."""
 
 from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 
 from bench import robustness
@@ -12,7 +13,7 @@ from bench.speed.language_models import EFFICIENCY, MODELS, PROMPT
 from bench.speed.rows import Row, newest
 
 from . import expected
-from .kept import Kept, Newest, fastest_mode, newest_calls, newest_of, ours
+from .kept import Kept, Newest, fastest_mode, newest_calls, ours
 from .markdown import NONE, made, ms, percent, short, table
 
 PROJECTED = (
@@ -244,17 +245,13 @@ def counted(kept: Kept) -> str:
 
 
 def goal_table(figures: list[goals.Figure]) -> str:
-    """The performance goals on a GPU, and what was measured last of each; bold: met."""
+    """The performance goals on a GPU, and what was measured of each on the last machine, last; bold: met."""
     if not figures:
         return NONE
+    figures = [figure for figure in figures if figure.machine == figures[-1].machine]
     copies = {figure.date: figure.value for figure in figures if figure.competitor == "torch"}
-
-    def line(f: goals.Figure) -> tuple[str, str, int, int, int]:
-        return f.competitor, f.quantity, f.batch, f.tokens, f.keep
-
-    figures = newest_of([figure for figure in figures if figure.competitor != "torch"], line)
-    shown = {line(figure): figure for figure in figures}
     competitors = ("cuda", "triton", "plain")
+    shown = {(f.competitor, f.quantity, f.batch, f.tokens, f.keep): f for f in figures if f.competitor in competitors}
     lines = []
     for quantity, batch, tokens, keep in dict.fromkeys(key[1:] for key in shown):
         found = [shown.get((name, quantity, batch, tokens, keep)) for name in competitors]
@@ -264,25 +261,25 @@ def goal_table(figures: list[goals.Figure]) -> str:
         size = f"{batch} × {tokens:,} → {keep:,}"
         lines.append([quantity, size, f"{goal} {first.unit}" if goal else first.unit, *cells])
     head = ("", "B × N → K", "goal", "mi_pruner (cuda)", "mi_pruner (triton)", "plain PyTorch")
-    copied = " and ".join(f"{copies[date]:,.0f}" for date in sorted({f.date for f in figures}))
-    return f"{table(head, lines)}\n\n{made(*figures)} A copy in the same run: {copied} GB/s, read + written."
+    copied = " and ".join(f"{copies[date]:,.0f}" for date in sorted({f.date for f in shown.values()}))
+    return f"{table(head, lines)}\n\n{made(*shown.values())} A copy in the same run: {copied} GB/s, read + written."
 
 
 def kernel_table(times: list[goals.KernelTime], competitor: str) -> str:
     """Where the time of a backend's calls goes."""
-    newest = newest_calls(times, competitor)
-    if not newest:
+    calls = newest_calls(times, competitor)
+    if not calls:
         return NONE
-    calls: dict[tuple[str, int, int, int], list[str]] = {}
-    for time in newest:
-        launches = "" if time.launches == 1 else f" ({time.launches:g} launches)"
-        cell = f"{time.kernel.removesuffix('_kernel')} {short(time.us)}{launches}"
-        calls.setdefault((time.call, time.batch, time.tokens, time.keep), []).append(cell)
-    lines = [
-        [call, f"{batch} × {tokens:,} → {keep:,}" if call != "mi_scores" else f"{batch} × {tokens:,}", ", ".join(cells)]
-        for (call, batch, tokens, keep), cells in calls.items()
-    ]
-    return table(("call", "B × N → K", "kernels, us"), lines) + f"\n\n{made(*newest)}"
+    lines = []
+    for (call, batch, tokens, keep), kernels in calls.items():
+        size = f"{batch} × {tokens:,}" if call == "mi_scores" else f"{batch} × {tokens:,} → {keep:,}"
+        lines.append([call, size, ", ".join(map(_kernel, kernels))])
+    return f"{table(('call', 'B × N → K', 'kernels, us'), lines)}\n\n{made(*chain(*calls.values()))}"
+
+
+def _kernel(time: goals.KernelTime) -> str:
+    launches = "" if time.launches == 1 else f" ({time.launches:g} launches)"
+    return f"{time.kernel.removesuffix('_kernel')} {short(time.us)}{launches}"
 
 
 def shared_table(latencies: list[shared.Latency]) -> str:

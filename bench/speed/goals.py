@@ -203,9 +203,8 @@ def measure(name: str, table: Table, copy_gb_per_s: float) -> None:
     for case in SCORES:
         visual, text = features(case)
         call = partial(mi_pruner.mi_scores, visual, text)
-        us = cuda.warm_us(cuda.captured(call))
-        share = (visual.nbytes + text.nbytes) / us / 1e3 / copy_gb_per_s
-        table.note(name, "mi_scores, share of a copy", case, 100 * share, "%", SCORES_GOAL)
+        share = _share_of_copy(call, visual.nbytes + text.nbytes, copy_gb_per_s)
+        table.note(name, "mi_scores, share of a copy", case, share, "%", SCORES_GOAL)
         table.note_kernels(name, "mi_scores", case, call)
 
 
@@ -244,10 +243,13 @@ def measure_reads(table: Table, copy_gb_per_s: float) -> None:
     """What reading the features takes that scores are made of: a sum of their bytes, which does nothing else."""
     for case in SCORES:
         words = features(case)[0].view(torch.float32)
-        us = cuda.warm_us(cuda.captured(partial(torch.sum, words)))
-        table.note(
-            "plain", "sum of the features, share of a copy", case, 100 * words.nbytes / us / 1e3 / copy_gb_per_s, "%"
-        )
+        share = _share_of_copy(partial(torch.sum, words), words.nbytes, copy_gb_per_s)
+        table.note("plain", "sum of the features, share of a copy", case, share, "%")
+
+
+def _share_of_copy(call: Call, size: int, copy_gb_per_s: float) -> float:
+    """How fast a call, from a graph, has so many bytes: %."""
+    return 100 * size / cuda.warm_us(cuda.captured(call)) / 1e3 / copy_gb_per_s
 
 
 def measure_plain(table: Table, compiled: bool) -> None:

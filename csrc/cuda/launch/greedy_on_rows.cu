@@ -33,9 +33,8 @@ cudaError_t resident(Dtype dtype, int64_t& blocks, int& clusters) {
   return by_kernel(dtype, [&](auto* kernel, auto tile) {
     Shape shape = shape_of<decltype(tile)>(kClusterBlocks, true);
     shape.cooperative = false; // no part of the question
-    int device = 0, processors = 0, each = 0;
-    cudaError_t error = cudaGetDevice(&device);
-    if (error == cudaSuccess) error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
+    int processors = 0, each = 0;
+    cudaError_t error = count_processors(processors);
     if (error == cudaSuccess)
       error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shape.shared));
     if (error == cudaSuccess)

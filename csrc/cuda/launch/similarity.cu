@@ -37,8 +37,8 @@ cudaError_t similarity(Dtype dtype, const Tokens& visual, const Tokens& text, co
     };
     // No more than one tile for a multiprocessor: then clusters share each, if D is long enough for all blocks. Of
     // halves with text alone, which memory bounds, no more than one for two.
-    const int most_shared_tiles = sizeof(T) == 2 && found.visual_tiles == 0 ? processors / 2 : processors;
-    launch_if(visual.layout.samples * tiles <= most_shared_tiles && long_enough<T>(dim),
+    const int most_in_clusters = sizeof(T) == 2 && found.visual_tiles == 0 ? processors / 2 : processors;
+    launch_if(visual.layout.samples * tiles <= most_in_clusters && long_enough<T>(dim),
               TileShape<kTileColumns, kShares>());
     launch_if(true, BlockTile());
     return error;
