@@ -12,7 +12,7 @@
 #include "cpu/sample.h"
 
 namespace mi_pruner::cpu {
-void parallel_for(int64_t count, int64_t, const std::function<void(int64_t, int64_t)>& body) { body(0, count); }
+void parallel_for(int64_t count, double, const std::function<void(int64_t, int64_t)>& body) { body(0, count); }
 } // namespace mi_pruner::cpu
 
 namespace {

@@ -5,6 +5,7 @@
 
 #include "cpu/parallel.h"
 #include "cpu/sample.h"
+#include "cpu/sketch.h"
 
 namespace mi_pruner::cpu {
 namespace {
@@ -14,11 +15,64 @@ template <typename Acc> auto before(const Acc* values) {
   return [values](int64_t a, int64_t b) { return values[a] > values[b] || (values[a] == values[b] && a < b); };
 }
 
-// Rows R[., s] of the redundancy, computed for a block of candidates at a time.
+// Scores as the greedy step wants them: NaN for tokens that can't be picked, -infinity for valid ones scored NaN.
+template <typename Acc> Buffer<Acc> pickable_scores(const Tokens<Acc>& visual, const Acc* scores) {
+  Buffer<Acc> pickable(padded(visual.rows.count));
+  std::fill_n(pickable.get(), padded(visual.rows.count), std::numeric_limits<Acc>::quiet_NaN());
+  for (int64_t i : visual.valid)
+    pickable[i] = std::isnan(scores[i]) ? -std::numeric_limits<Acc>::infinity() : scores[i];
+  return pickable;
+}
+
+// Where the greedy loop stands.
+template <typename Acc> class Progress {
+public:
+  Progress(const Tokens<Acc>& visual, const Acc* scores, const SelectOptions& options)
+      : options_(options), count_(visual.rows.count), length_(padded(count_)), score_(pickable_scores(visual, scores)),
+        rho_(length_), gain_(length_) {
+    std::fill_n(rho_.get(), length_, Acc(0));
+  }
+
+  Progress(const Progress& other)
+      : options_(other.options_), count_(other.count_), length_(other.length_), picks_(other.picks_), score_(length_),
+        rho_(length_), gain_(length_) {
+    std::copy_n(other.score_.get(), length_, score_.get());
+    std::copy_n(other.rho_.get(), length_, rho_.get());
+  }
+
+  // The next pick, if any, once `row` of the one before is taken into account; null for the first.
+  std::optional<Best<Acc>> next(const Acc* row) {
+    const bool mean = options_.redundancy == Redundancy::kMean, maximum = options_.redundancy == Redundancy::kMax;
+    const double divisor = mean && picks_ > 0 ? static_cast<double>(picks_) : 1;
+    const bool join_maximum = maximum && picks_ > 1; // the first row is the maximum so far, also where it is negative
+    Best<Acc> best = kernels<Acc>().step(score_.get(), rho_.get(), row, join_maximum,
+                                         static_cast<Acc>(options_.weight / divisor), length_, gain_.get());
+    if (best.index < 0) { // no gain above -infinity: the lowest index that is left
+      best.index = std::find_if(gain_.get(), gain_.get() + count_, [](Acc g) { return !std::isnan(g); }) - gain_.get();
+      if (best.index == count_)
+        return std::nullopt; // gains that overflowed: options beyond what _checks.py lets through
+    }
+    if (options_.min_gain && !(best.gain >= static_cast<Acc>(*options_.min_gain))) return std::nullopt;
+    score_[best.index] = std::numeric_limits<Acc>::quiet_NaN();
+    ++picks_;
+    return best;
+  }
+
+  // Of the last step; NaN: not to be picked.
+  const Acc* gains() const { return gain_.get(); }
+
+private:
+  const SelectOptions& options_;
+  const int64_t count_, length_;
+  int64_t picks_ = 0;
+  Buffer<Acc> score_, rho_, gain_;
+};
+
+// Rows R[., s] of the redundancy, computed for a block of tokens at a time.
 //
-// Only the rows of picked tokens are ever needed, and which will be picked is nearly known: when a pick has no row yet,
-// its row and those of the next best candidates are computed as one product. A row does not depend on the block it is
-// computed in, so this changes no bit, whatever the block.
+// Only the rows of picked tokens are ever needed. When a pick has no row yet, the loop is run ahead on a sketch of the
+// features, and the rows of the tokens that it would pick next are computed with it, as one product. A row does not
+// depend on the block it is computed in, so this changes no bit, whatever the sketch.
 template <typename Acc> class RedundancyRows {
 public:
   // For `keep` picks. At most 2 keep rows (or one block) are held; the worst candidates' make room for better ones.
@@ -27,10 +81,10 @@ public:
         chain_(options.redundancy == Redundancy::kChain), capacity_(std::max(2 * keep, block())),
         length_(padded(visual.rows.count)), row_of_(visual.rows.count, nullptr) {}
 
-  // The row of `pick`, chain: times pi_pick. `gains` (NaN: not to be picked) rank the candidates for its block;
-  // `wanted` picks, this one included, still need a row.
-  const Acc* row(int64_t pick, const Acc* gains, int64_t wanted) {
-    if (row_of_[pick] == nullptr) compute(pick, gains, wanted);
+  // The row of `pick`, chain: times pi_pick, where the loop stands at `progress`; `wanted` picks, this one included,
+  // still need a row.
+  const Acc* row(int64_t pick, const Progress<Acc>& progress, int64_t wanted) {
+    if (row_of_[pick] == nullptr) compute(draft(pick, progress, wanted), progress.gains());
     return row_of_[pick];
   }
 
@@ -38,17 +92,31 @@ public:
   void release(int64_t pick) { free_.push_back(std::exchange(row_of_[pick], nullptr)); }
 
 private:
-  // Rows in one product. The features are read once a block, so more rows are faster the farther the features come
-  // from; but the farther ahead, the more of the guesses are wrong. At N = 2880, K = 320 (clustered features, the
-  // defaults) 20 computes 1.03 K rows, 48 1.3 K; at N = 10000, K = 1000 both 1.01 K, and 48 is 1.2 times as fast.
-  int64_t block() const { return visual_.rows.count * visual_.rows.dim > (int64_t{1} << 24) ? 48 : 20; }
+  // Rows in one product. The features are read once a block: more rows are faster the farther the features come from,
+  // here from 16 MB of float32 on; but the farther ahead, the more of the guesses are wrong.
+  int64_t block() const { return visual_.rows.count * visual_.rows.dim > (int64_t{1} << 22) ? 64 : 32; }
 
-  // Towards the end fewer are wanted; below this a block costs hardly less, since the features are read all the same.
-  static constexpr int64_t kFewest = 8;
+  // `pick` and those of the next picks, as far as a sketch of the features tells, that have no row.
+  std::vector<int64_t> draft(int64_t pick, const Progress<Acc>& progress, int64_t wanted) {
+    std::vector<int64_t> chosen{pick};
+    if (wanted == 1) return chosen;
+    if (!sketch_) sketch_.emplace(visual_);
+    Progress<Acc> ahead(progress);
+    Buffer<Acc> drafted(length_);
+    for (int64_t last = pick; --wanted > 0 && static_cast<int64_t>(chosen.size()) < block();) {
+      if (row_of_[last] == nullptr) {
+        sketch_->cosines(last, drafted.get());
+        redundancies(last, drafted.get());
+      }
+      const std::optional<Best<Acc>> next = ahead.next(row_of_[last] == nullptr ? drafted.get() : row_of_[last]);
+      if (!next) break;
+      last = next->index;
+      if (row_of_[last] == nullptr) chosen.push_back(last);
+    }
+    return chosen;
+  }
 
-  void compute(int64_t pick, const Acc* gains, int64_t wanted) {
-    const int64_t count = wanted == 1 ? 1 : std::min(block(), std::max(wanted, kFewest));
-    const std::vector<int64_t> chosen = candidates(pick, gains, count);
+  void compute(const std::vector<int64_t>& chosen, const Acc* gains) {
     reserve(static_cast<int64_t>(chosen.size()), gains);
     std::vector<Acc*> rows(chosen.size());
     for (size_t j = 0; j < chosen.size(); ++j) {
@@ -78,34 +146,26 @@ private:
       release(cached[j]);
   }
 
-  // `pick` and the tokens of the next largest gains that have no row yet, `count` in all where there are as many.
-  std::vector<int64_t> candidates(int64_t pick, const Acc* gains, int64_t count) const {
-    std::vector<int64_t> chosen;
-    for (int64_t i = 0; i < visual_.rows.count; ++i)
-      if (i != pick && row_of_[i] == nullptr && !std::isnan(gains[i])) chosen.push_back(i);
-    if (static_cast<int64_t>(chosen.size()) > count - 1) {
-      std::nth_element(chosen.begin(), chosen.begin() + (count - 1), chosen.end(), before(gains));
-      chosen.resize(count - 1);
-    }
-    chosen.push_back(pick);
-    return chosen;
-  }
-
   void fill(const std::vector<int64_t>& chosen, const std::vector<Acc*>& rows) {
     const auto& k = kernels<Acc>();
     const int64_t count = static_cast<int64_t>(chosen.size()), n = visual_.rows.count;
     Buffer<Acc> panel(panel_size(count, visual_.rows.dim));
     k.pack(visual_.rows, chosen.data(), count, visual_.inverse_norm.get(), panel.get());
-    parallel_for(n, kRowGrain, [&](int64_t begin, int64_t end) {
+    parallel_for(n, product_row(visual_.rows.dim, count), [&](int64_t begin, int64_t end) {
       k.products(visual_.rows, begin, end, panel.get(), count, rows.data(), nullptr);
     });
-    parallel_for(count, 1, [&](int64_t begin, int64_t end) {
+    parallel_for(count, 2 * kExponential * length_, [&](int64_t begin, int64_t end) {
       for (int64_t j = begin; j < end; ++j) {
         k.scale(rows[j], visual_.inverse_norm.get(), length_);
-        const Acc weight = chain_ ? std::exp(visual_.log_prior[chosen[j]]) : Acc(1);
-        k.redundancies(rows[j], visual_.log_prior.get(), length_, kappa_, weight);
+        redundancies(chosen[j], rows[j]);
       }
     });
+  }
+
+  // Of token s, in place of its cosines.
+  void redundancies(int64_t s, Acc* row) const {
+    const Acc weight = chain_ ? std::exp(visual_.log_prior[s]) : Acc(1);
+    kernels<Acc>().redundancies(row, visual_.log_prior.get(), length_, kappa_, weight);
   }
 
   const Tokens<Acc>& visual_;
@@ -115,21 +175,13 @@ private:
   int64_t held_ = 0;
   std::vector<Acc*> row_of_, free_;
   std::vector<Buffer<Acc>> memory_;
+  std::optional<Sketch<Acc>> sketch_;
 };
 
 // max(1, floor(ratio * tokens + 0.5)): halves are rounded up by both, and this leaves no sum that a compiler could fuse
 // with the product. (They differ at 0.5 - 2^-54 alone, where 1 is the least.)
 int64_t share_of(double ratio, int64_t tokens) {
   return std::max<int64_t>(1, std::llround(ratio * static_cast<double>(tokens)));
-}
-
-// Scores as the greedy step wants them: NaN for tokens that can't be picked, -infinity for valid ones scored NaN.
-template <typename Acc> Buffer<Acc> pickable_scores(const Tokens<Acc>& visual, const Acc* scores) {
-  Buffer<Acc> pickable(padded(visual.rows.count));
-  std::fill_n(pickable.get(), padded(visual.rows.count), std::numeric_limits<Acc>::quiet_NaN());
-  for (int64_t i : visual.valid)
-    pickable[i] = std::isnan(scores[i]) ? -std::numeric_limits<Acc>::infinity() : scores[i];
-  return pickable;
 }
 
 template <typename Acc>
@@ -157,26 +209,16 @@ int64_t greedy_select(const Tokens<Acc>& visual, const Acc* scores, int64_t keep
   if (keep <= 0) return 0;
   if (options.redundancy == Redundancy::kNone || options.weight == 0)
     return top_k(visual, scores, keep, options, indices, gains);
-  const bool mean = options.redundancy == Redundancy::kMean, maximum = options.redundancy == Redundancy::kMax;
-  const int64_t n = visual.rows.count, length = padded(n);
-  Buffer<Acc> score = pickable_scores(visual, scores), rho(length), gain(length);
-  std::fill_n(rho.get(), length, Acc(0));
+  Progress<Acc> progress(visual, scores, options);
   RedundancyRows<Acc> rows(visual, options, keep);
   const Acc* row = nullptr;
   for (int64_t k = 0; k < keep; ++k) {
-    const Acc scale = static_cast<Acc>(mean && k > 0 ? options.weight / static_cast<double>(k) : options.weight);
-    const bool join_maximum = maximum && k > 1; // the first row is the maximum so far, also where it is negative
-    Best<Acc> best = kernels<Acc>().step(score.get(), rho.get(), row, join_maximum, scale, length, gain.get());
-    if (best.index < 0) { // no gain above -infinity: the lowest index that is left
-      best.index = std::find_if(gain.get(), gain.get() + n, [](Acc g) { return !std::isnan(g); }) - gain.get();
-      if (best.index == n) return k; // gains that overflowed: options beyond what _checks.py lets through
-    }
-    if (options.min_gain && !(best.gain >= static_cast<Acc>(*options.min_gain))) return k;
+    const std::optional<Best<Acc>> pick = progress.next(row);
+    if (!pick) return k;
     if (k > 0) rows.release(indices[k - 1]);
-    indices[k] = best.index;
-    gains[k] = best.gain;
-    score[best.index] = std::numeric_limits<Acc>::quiet_NaN();
-    if (k + 1 < keep) row = rows.row(best.index, gain.get(), keep - 1 - k);
+    indices[k] = pick->index;
+    gains[k] = pick->gain;
+    if (k + 1 < keep) row = rows.row(pick->index, progress, keep - 1 - k);
   }
   return keep;
 }

@@ -8,8 +8,7 @@
 namespace mi_pruner::cpu {
 namespace {
 
-constexpr int64_t kTextGrain = 16;  // text tokens a thread: D bins and D counts each
-constexpr int64_t kVisualGrain = 4; // visual tokens a thread: M times as much
+constexpr double kCoordinate = 1; // ns: its bin, or to count it
 
 } // namespace
 
@@ -33,7 +32,7 @@ void histogram_mi_scores(const Rows& visual, const Acc* visual_prior, const Toke
   if (dim == 0) return;
   Buffer<uint8_t> words(count * dim);
   std::vector<Acc> marginal(count), weight(count);
-  parallel_for(count, kTextGrain, [&](int64_t begin, int64_t end) {
+  parallel_for(count, 2 * kCoordinate * dim, [&](int64_t begin, int64_t end) {
     for (int64_t j = begin; j < end; ++j) {
       uint8_t* word = words.get() + j * dim;
       k.bin_row(text.rows, text.valid[j], bins, word);
@@ -42,7 +41,8 @@ void histogram_mi_scores(const Rows& visual, const Acc* visual_prior, const Toke
     }
   });
   const Tokens<Acc> tokens = prepare(visual, visual_prior);
-  parallel_for(static_cast<int64_t>(tokens.valid.size()), kVisualGrain, [&](int64_t begin, int64_t end) {
+  const double ns = kCoordinate * dim * (count + 2); // of a token: its bins, its own marginal, the words
+  parallel_for(static_cast<int64_t>(tokens.valid.size()), ns, [&](int64_t begin, int64_t end) {
     Buffer<uint8_t> own(dim);
     for (int64_t v = begin; v < end; ++v) {
       const int64_t i = tokens.valid[v];

@@ -128,16 +128,16 @@ inline void multiply_tile(const Acc* const* x, const Acc* panel, int64_t length,
     for (int c = 0; c < kTileColumns; ++c)
       sum[r][c] = total[r * stride + c];
   for (int64_t d = 0; d < length; d += kLanes<Acc>) {
-    Vec<Acc> b[kTileColumns];
+    Vec<Acc> a[kTileRows];
 #pragma GCC unroll 8
-    for (int c = 0; c < kTileColumns; ++c)
-      b[c] = load(panel + c * length + d);
+    for (int r = 0; r < kTileRows; ++r)
+      a[r] = load(x[r] + d);
 #pragma GCC unroll 8
-    for (int r = 0; r < kTileRows; ++r) {
-      const Vec<Acc> a = load(x[r] + d);
+    for (int c = 0; c < kTileColumns; ++c) {
+      const Vec<Acc> b = load(panel + c * length + d);
 #pragma GCC unroll 8
-      for (int c = 0; c < kTileColumns; ++c)
-        sum[r][c] += a * b[c];
+      for (int r = 0; r < kTileRows; ++r)
+        sum[r][c] += a[r] * b;
     }
   }
 #pragma GCC unroll 8
@@ -147,35 +147,49 @@ inline void multiply_tile(const Acc* const* x, const Acc* panel, int64_t length,
       total[r * stride + c] = sum[r][c];
 }
 
-constexpr int64_t kColumnsAtOnce = 64; // of the panel: their sums, 6 x 64 vectors, stay in cache
+template <typename T> inline void prefetch_chunk(const T* row) {
+  for (int64_t d = 0; d < kChunk; d += 64 / int64_t{sizeof(T)})
+    __builtin_prefetch(row + d, 0, 2);
+}
 
-// Up to kTileRows rows from `first` (the last one stands in for those beyond `end`) with `count` rows of the panel.
+// Rows and columns of the panel worked on at a time: their sums, 12 x 64 vectors, and a chunk of the rows stay in cache
+// while the panel, which need not, goes by.
+constexpr int64_t kTilesAtOnce = 12 / kTileRows, kRowsAtOnce = kTilesAtOnce * kTileRows, kColumnsAtOnce = 64;
+
+// Up to kRowsAtOnce rows from `first` (the last one stands in for those that a tile lacks) with `count` rows of the
+// panel.
 template <typename T, typename Acc>
-void products_of_tile(const Rows& rows, int64_t first, int64_t end, const Acc* panel, int64_t rows_of_panel,
+void products_of_rows(const Rows& rows, int64_t first, int64_t end, const Acc* panel, int64_t rows_of_panel,
                       int64_t column, int64_t count, Acc* const* out, Acc* square) {
-  alignas(64) Acc scratch[kTileRows][kChunk];
-  Vec<Acc> total[kTileRows][kColumnsAtOnce];
-  Squares<Acc> squares[kTileRows];
-  for (int r = 0; r < kTileRows; ++r)
-    for (int64_t c = 0; c < padded(count); ++c)
+  alignas(64) Acc scratch[kRowsAtOnce][kChunk];
+  Vec<Acc> total[kRowsAtOnce][kColumnsAtOnce];
+  Squares<Acc> squares[kRowsAtOnce];
+  const int64_t here = end - first < kRowsAtOnce ? end - first : kRowsAtOnce;
+  const int64_t held = (here + kTileRows - 1) / kTileRows * kTileRows;
+  for (int64_t r = 0; r < held; ++r)
+    for (int64_t c = 0; c < panel_rows(count); ++c)
       total[r][c] = Vec<Acc>{};
-  const T* row[kTileRows];
-  for (int r = 0; r < kTileRows; ++r) {
-    const int64_t i = first + r < end ? first + r : end - 1;
-    row[r] = static_cast<const T*>(rows.data) + i * rows.stride;
-  }
   for (int64_t from = 0; from < rows.dim; from += kChunk) {
     const int64_t length = chunk_length(rows.dim, from);
-    const Acc* x[kTileRows];
-    for (int r = 0; r < kTileRows; ++r) {
-      x[r] = chunk<T, Acc>(row[r], rows.dim, from, scratch[r]);
+    const Acc* x[kRowsAtOnce];
+    for (int64_t r = 0; r < held; ++r) {
+      const T* row = static_cast<const T*>(rows.data) + (first + (r < here ? r : here - 1)) * rows.stride;
+      widen_row(row + from, chunk_columns(rows.dim, from), scratch[r]);
+      x[r] = scratch[r];
       if (square != nullptr) squares[r].add(x[r], length);
     }
-    for (int64_t c = 0; c < count; c += kTileColumns)
-      multiply_tile<Acc>(x, panel + (column + c) * length, length, &total[0][c], kColumnsAtOnce);
+    int64_t fetched = 0;
+    for (int64_t c = 0; c < count; c += kTileColumns) {
+      for (; fetched < here * (c + kTileColumns) / panel_rows(count); ++fetched) {
+        const T* next = static_cast<const T*>(rows.data) + (first + fetched) * rows.stride;
+        prefetch_chunk(from + kChunk < rows.dim ? next + from + kChunk : next + kRowsAtOnce * rows.stride);
+      }
+      for (int64_t r = 0; r < held; r += kTileRows)
+        multiply_tile<Acc>(x + r, panel + (column + c) * length, length, &total[r][c], kColumnsAtOnce);
+    }
     panel += rows_of_panel * length;
   }
-  for (int r = 0; r < kTileRows && first + r < end; ++r) {
+  for (int64_t r = 0; r < here; ++r) {
     for (int64_t c = 0; c < count; ++c)
       out[column + c][first + r] = lane_sum<Acc>(total[r][c]);
     if (square != nullptr) square[first + r] = squares[r].sum();
@@ -188,8 +202,8 @@ void products_of(const Rows& rows, int64_t begin, int64_t end, const Acc* panel,
   // Columns outermost: their part of the panel stays in cache for all rows.
   for (int64_t column = 0; column < count; column += kColumnsAtOnce) {
     const int64_t columns = count - column < kColumnsAtOnce ? count - column : kColumnsAtOnce;
-    for (int64_t i = begin; i < end; i += kTileRows)
-      products_of_tile<T, Acc>(rows, i, end, panel, panel_rows(count), column, columns, out,
+    for (int64_t i = begin; i < end; i += kRowsAtOnce)
+      products_of_rows<T, Acc>(rows, i, end, panel, panel_rows(count), column, columns, out,
                                column == 0 ? square : nullptr);
   }
 }
@@ -277,6 +291,52 @@ template <typename Acc> void redundancies(Acc* row, const Acc* log_prior, int64_
   }
 }
 
+// Sketches.
+
+template <typename T, typename Acc>
+void energies_of(const Rows& rows, const int64_t* chosen, int64_t count, const Acc* scale, Acc* energy) {
+  const int64_t groups = rows.dim / kGroupWidth;
+  for (int64_t g = 0; g < groups; ++g)
+    energy[g] = 0;
+  for (int64_t j = 0; j < count; ++j) {
+    const T* row = static_cast<const T*>(rows.data) + chosen[j] * rows.stride;
+    const Acc factor = scale[chosen[j]];
+    for (int64_t g = 0; g < groups; ++g)
+      for (int d = 0; d < kGroupWidth; ++d) {
+        const Acc x = widen(row[g * kGroupWidth + d]) * factor;
+        energy[g] += x * x;
+      }
+  }
+}
+
+template <typename T, typename Acc>
+void sketch_of(const Rows& rows, int64_t begin, int64_t end, const Acc* scale, const int64_t* group, const Acc* weight,
+               int count, int16_t* sketch) {
+  for (int64_t i = begin; i < end; ++i) {
+    const T* row = static_cast<const T*>(rows.data) + i * rows.stride;
+    alignas(64) Acc x[kSketchWidth] = {};
+    for (int g = 0; g < count && scale[i] != 0; ++g)
+      for (int d = 0; d < kGroupWidth; ++d)
+        x[g * kGroupWidth + d] = widen(row[group[g] * kGroupWidth + d]) * (scale[i] * weight[g]);
+    Squares<Acc> squares;
+    squares.add(x, kSketchWidth);
+    const Acc square = squares.sum();
+    const Acc factor = square > std::numeric_limits<Acc>::min() ? kSketchNorm / std::sqrt(square) : Acc(0);
+    for (int w = 0; w < kSketchWidth; ++w)
+      sketch[i * kSketchWidth + w] = static_cast<int16_t>(x[w] * factor);
+  }
+}
+
+template <typename Acc> void sketched_cosines(const int16_t* sketch, const int16_t* of, int64_t padded, Acc* cosines) {
+  constexpr Acc kUnit = Acc(1) / (Acc(kSketchNorm) * kSketchNorm);
+  for (int64_t i = 0; i < padded; ++i) {
+    int32_t product = 0; // compilers know this loop: two products and their sum an instruction
+    for (int w = 0; w < kSketchWidth; ++w)
+      product += sketch[i * kSketchWidth + w] * of[w];
+    cosines[i] = static_cast<Acc>(product) * kUnit;
+  }
+}
+
 // The greedy step.
 
 template <typename Acc>
@@ -341,14 +401,26 @@ void products(const Rows& rows, int64_t begin, int64_t end, const Acc* panel, in
   MI_PRUNER_BY_DTYPE(rows, (products_of<T, Acc>(rows, begin, end, panel, count, out, square)))
 }
 
+template <typename Acc>
+void energies(const Rows& rows, const int64_t* chosen, int64_t count, const Acc* scale, Acc* energy) {
+  MI_PRUNER_BY_DTYPE(rows, (energies_of<T, Acc>(rows, chosen, count, scale, energy)))
+}
+
+template <typename Acc>
+void sketch(const Rows& rows, int64_t begin, int64_t end, const Acc* scale, const int64_t* group, const Acc* weight,
+            int count, int16_t* sketch) {
+  MI_PRUNER_BY_DTYPE(rows, (sketch_of<T, Acc>(rows, begin, end, scale, group, weight, count, sketch)))
+}
+
 template <typename Acc> void bin_row(const Rows& rows, int64_t i, int bins, uint8_t* bin) {
   MI_PRUNER_BY_DTYPE(rows, (bin_row_of<T>(rows, i, bins, bin)))
 }
 
 template <typename Acc>
 constexpr Kernels<Acc> kTable = {
-    squared_norms<Acc>,  pack<Acc>,   products<Acc>,     scale<Acc>, sum<Acc>,     squared_deviations<Acc>,
-    log_normaliser<Acc>, scores<Acc>, redundancies<Acc>, step<Acc>,  bin_row<Acc>, sum_over_cells<Acc>,
+    squared_norms<Acc>,      pack<Acc>,           products<Acc>,         scale<Acc>,        sum<Acc>,
+    squared_deviations<Acc>, log_normaliser<Acc>, scores<Acc>,           redundancies<Acc>, step<Acc>,
+    energies<Acc>,           sketch<Acc>,         sketched_cosines<Acc>, bin_row<Acc>,      sum_over_cells<Acc>,
 };
 
 } // namespace

@@ -32,6 +32,11 @@ constexpr int64_t panel_rows(int64_t count) { return (count + kTileColumns - 1) 
 
 constexpr int64_t panel_size(int64_t count, int64_t dim) { return panel_rows(count) * padded(dim); }
 
+// A sketch stands for the features where a guess will do: some groups of neighbouring coordinates of a token, scaled to
+// a norm of kSketchNorm (or 0) and cut to integers, so that the inner product of two fits into int32.
+constexpr int kGroupWidth = 8, kSketchGroups = 16, kSketchWidth = kSketchGroups * kGroupWidth;
+constexpr int kSketchNorm = (1 << 15) - 1;
+
 constexpr int kMaxBins = 64; // as mi_pruner/_checks.py: a bin fits into uint8, a cell into uint16
 
 // The tokens of largest gain: `index` is -1 where no gain is above -infinity.
@@ -75,6 +80,18 @@ template <typename Acc> struct Kernels {
   // One greedy step: rho <- rho + row, or max(rho, row); gains <- scores - scale * rho; the best, lowest index first.
   // Tokens that can't be picked have a NaN score. row may be null: rho stays.
   Best<Acc> (*step)(const Acc* scores, Acc* rho, const Acc* row, bool maximum, Acc scale, int64_t padded, Acc* gains);
+
+  // energy[g] <- sum over 0 <= j < count and the coordinates of group g of (rows[chosen[j]] * scale[chosen[j]])^2, for
+  // the dim / kGroupWidth whole groups.
+  void (*energies)(const Rows& rows, const int64_t* chosen, int64_t count, const Acc* scale, Acc* energy);
+
+  // sketch[i] <- groups group[g] of rows[i], 0 <= g < count (at most kSketchGroups), times weight[g], for begin <= i <
+  // end; zeros where scale[i], by which a row is multiplied first, is 0.
+  void (*sketch)(const Rows& rows, int64_t begin, int64_t end, const Acc* scale, const int64_t* group,
+                 const Acc* weight, int count, int16_t* sketch);
+
+  // cosines[i] <- that of sketch[i] and `of`.
+  void (*sketched_cosines)(const int16_t* sketch, const int16_t* of, int64_t padded, Acc* cosines);
 
   // bin[d] of the coordinates of a row that is finite: see docs/maths.md, "The histogram estimator".
   void (*bin_row)(const Rows& rows, int64_t i, int bins, uint8_t* bin);

@@ -1,5 +1,6 @@
 // The CPU operators: tensors to samples, samples to kernels. Schemas: mi_pruner/_schema.py.
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <exception>
 #include <limits>
@@ -16,7 +17,8 @@
 namespace mi_pruner::cpu {
 
 // Torch's own would replace an exception by one without its message.
-void parallel_for(int64_t count, int64_t grain, const std::function<void(int64_t, int64_t)>& body) {
+void parallel_for(int64_t count, double ns, const std::function<void(int64_t, int64_t)>& body) {
+  const int64_t grain = std::max<int64_t>(1, std::llround(kShare / std::max(ns, 1.0)));
   std::exception_ptr failure;
   std::once_flag failed;
   torch::stable::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) {

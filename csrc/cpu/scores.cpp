@@ -9,9 +9,6 @@
 namespace mi_pruner::cpu {
 namespace {
 
-constexpr int64_t kTextGrain = 4;   // rows of N cosines a thread
-constexpr int64_t kScoreGrain = 16; // blocks of kPad tokens a thread
-
 // log pi of the valid tokens. Priors are taken relative to the largest: their sum can't overflow, and one that
 // underflows counts as the smallest normal number.
 template <typename Acc> void normalise_prior(const Acc* prior, Tokens<Acc>& tokens) {
@@ -50,51 +47,48 @@ template <typename Acc> void finish(const Acc* prior, Tokens<Acc>& tokens) {
   }
 }
 
-// cosines[j][i] of text.valid[j] with every visual token; returns these, prepared from the norms of the same pass.
+// cosines[j][i] of text.valid[j] with every visual token, and their sum over i; returns these, prepared from the norms
+// of the same pass.
 template <typename Acc>
-Tokens<Acc> all_cosines(const Rows& visual, const Acc* prior, const Tokens<Acc>& text,
-                        const std::vector<Acc*>& cosines) {
+Tokens<Acc> all_cosines(const Rows& visual, const Acc* prior, const Tokens<Acc>& text, const std::vector<Acc*>& cosines,
+                        std::vector<double>& sums) {
   const auto& k = kernels<Acc>();
-  const int64_t count = static_cast<int64_t>(cosines.size());
+  const int64_t count = static_cast<int64_t>(cosines.size()), length = padded(visual.count);
   Tokens<Acc> tokens = unprepared<Acc>(visual);
   Buffer<Acc> panel(panel_size(count, text.rows.dim));
   k.pack(text.rows, text.valid.data(), count, text.inverse_norm.get(), panel.get());
-  parallel_for(visual.count, kRowGrain, [&](int64_t begin, int64_t end) {
+  parallel_for(visual.count, product_row(visual.dim, count), [&](int64_t begin, int64_t end) {
     k.products(visual, begin, end, panel.get(), count, cosines.data(), tokens.inverse_norm.get());
   });
   finish(prior, tokens);
-  parallel_for(count, kTextGrain, [&](int64_t begin, int64_t end) {
-    for (int64_t j = begin; j < end; ++j)
-      k.scale(cosines[j], tokens.inverse_norm.get(), padded(visual.count));
+  parallel_for(count, kExponential * length, [&](int64_t begin, int64_t end) {
+    for (int64_t j = begin; j < end; ++j) {
+      k.scale(cosines[j], tokens.inverse_norm.get(), length);
+      sums[j] = k.sum(cosines[j], length);
+    }
   });
   return tokens;
 }
 
 // The bandwidth rule: h^2 = population standard deviation of the cosines over the valid pairs, at least 1e-4.
-template <typename Acc> double squared_bandwidth(const Tokens<Acc>& visual, const std::vector<Acc*>& cosines) {
-  const auto& k = kernels<Acc>();
-  const int64_t length = padded(visual.rows.count);
-  const double pairs = static_cast<double>(visual.valid.size()) * static_cast<double>(cosines.size());
-  std::vector<double> parts(cosines.size());
-  const auto total = [&](const auto& part) {
-    parallel_for(static_cast<int64_t>(cosines.size()), kTextGrain, [&](int64_t begin, int64_t end) {
-      for (int64_t j = begin; j < end; ++j)
-        parts[j] = part(cosines[j]);
-    });
-    return std::accumulate(parts.begin(), parts.end(), 0.0);
-  };
-  const double mean = total([&](const Acc* row) { return k.sum(row, length); }) / pairs;
-  const double square = total([&](const Acc* row) {
-    return k.squared_deviations(row, visual.log_prior.get(), length, static_cast<Acc>(mean));
+template <typename Acc>
+double squared_bandwidth(const Tokens<Acc>& visual, const std::vector<Acc*>& cosines, const std::vector<double>& sums) {
+  const int64_t count = static_cast<int64_t>(cosines.size()), length = padded(visual.rows.count);
+  const double pairs = static_cast<double>(visual.valid.size()) * static_cast<double>(count);
+  const Acc mean = static_cast<Acc>(std::accumulate(sums.begin(), sums.end(), 0.0) / pairs);
+  std::vector<double> squares(count);
+  parallel_for(count, kExponential * length, [&](int64_t begin, int64_t end) {
+    for (int64_t j = begin; j < end; ++j)
+      squares[j] = kernels<Acc>().squared_deviations(cosines[j], visual.log_prior.get(), length, mean);
   });
-  return std::max(std::sqrt(square / pairs), 1e-4);
+  return std::max(std::sqrt(std::accumulate(squares.begin(), squares.end(), 0.0) / pairs), 1e-4);
 }
 
 } // namespace
 
 template <typename Acc> Tokens<Acc> prepare(const Rows& rows, const Acc* prior) {
   Tokens<Acc> tokens = unprepared<Acc>(rows);
-  parallel_for(rows.count, kRowGrain, [&](int64_t begin, int64_t end) {
+  parallel_for(rows.count, product_row(rows.dim, 0), [&](int64_t begin, int64_t end) {
     kernels<Acc>().squared_norms(rows, begin, end, tokens.inverse_norm.get());
   });
   finish(prior, tokens);
@@ -115,15 +109,17 @@ Tokens<Acc> mi_scores(const Rows& visual, const Acc* visual_prior, const Tokens<
     cosines[j] = storage.get() + j * length;
     weight[j] = std::exp(text.log_prior[text.valid[j]]);
   }
-  Tokens<Acc> tokens = all_cosines(visual, visual_prior, text, cosines);
+  std::vector<double> sums(count);
+  Tokens<Acc> tokens = all_cosines(visual, visual_prior, text, cosines, sums);
   if (tokens.valid.empty()) return tokens;
-  const double h2 = options.bandwidth ? *options.bandwidth * *options.bandwidth : squared_bandwidth(tokens, cosines);
+  const double h2 =
+      options.bandwidth ? *options.bandwidth * *options.bandwidth : squared_bandwidth(tokens, cosines, sums);
   const Acc kappa = static_cast<Acc>(1 / h2);
-  parallel_for(count, kTextGrain, [&](int64_t begin, int64_t end) {
+  parallel_for(count, kExponential * length, [&](int64_t begin, int64_t end) {
     for (int64_t j = begin; j < end; ++j)
       log_z[j] = k.log_normaliser(cosines[j], tokens.log_prior.get(), length, kappa);
   });
-  parallel_for(length / kPad, kScoreGrain, [&](int64_t begin, int64_t end) {
+  parallel_for(length / kPad, kExponential * kPad * count, [&](int64_t begin, int64_t end) {
     k.scores(cosines.data(), log_z.data(), weight.data(), count, tokens.log_prior.get(), kappa, options.joint,
              begin * kPad, end * kPad, padded_scores.get());
   });

@@ -96,7 +96,7 @@ template <typename Body> void for_each_sample(size_t count, const Body& body) {
     for (size_t b = 0; b < count; ++b)
       body(b);
   } else {
-    parallel_for(static_cast<int64_t>(count), 1, [&](int64_t begin, int64_t end) {
+    parallel_for(static_cast<int64_t>(count), kShare, [&](int64_t begin, int64_t end) {
       for (int64_t b = begin; b < end; ++b)
         body(b);
     });
