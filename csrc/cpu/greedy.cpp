@@ -49,8 +49,7 @@ public:
                                          static_cast<Acc>(options_.weight / divisor), length_, gain_.get());
     if (best.index < 0) { // no gain above -infinity: the lowest index that is left
       best.index = std::find_if(gain_.get(), gain_.get() + count_, [](Acc g) { return !std::isnan(g); }) - gain_.get();
-      if (best.index == count_)
-        return std::nullopt; // gains that overflowed: options beyond what _checks.py lets through
+      if (best.index == count_) return std::nullopt; // they overflowed: options beyond what _checks.py lets through
     }
     if (options_.min_gain && !(best.gain >= static_cast<Acc>(*options_.min_gain))) return std::nullopt;
     score_[best.index] = std::numeric_limits<Acc>::quiet_NaN();
@@ -78,7 +77,7 @@ public:
   // For `keep` picks. At most 2 keep rows (or one block) are held; the worst candidates' make room for better ones.
   RedundancyRows(const Tokens<Acc>& visual, const SelectOptions& options, int64_t keep)
       : visual_(visual), kappa_(static_cast<Acc>(1 / (options.bandwidth * options.bandwidth))),
-        chain_(options.redundancy == Redundancy::kChain), capacity_(std::max(2 * keep, block())),
+        chain_(options.redundancy == Redundancy::kChain), capacity_(std::max(2 * keep, kBlock)),
         length_(padded(visual.rows.count)), row_of_(visual.rows.count, nullptr) {}
 
   // The row of `pick`, chain: times pi_pick, where the loop stands at `progress`; `wanted` picks, this one included,
@@ -92,9 +91,9 @@ public:
   void release(int64_t pick) { free_.push_back(std::exchange(row_of_[pick], nullptr)); }
 
 private:
-  // Rows in one product. The features are read once a block: more rows are faster the farther the features come from,
-  // here from 16 MB of float32 on; but the farther ahead, the more of the guesses are wrong.
-  int64_t block() const { return visual_.rows.count * visual_.rows.dim > (int64_t{1} << 22) ? 64 : 32; }
+  // Rows in one product, at most: as many as `products` works on at a time. To read the features takes as long as about
+  // 20 of them; with more, no less is read, and more of the guesses are wrong.
+  static constexpr int64_t kBlock = 64;
 
   // `pick` and those of the next picks, as far as a sketch of the features tells, that have no row.
   std::vector<int64_t> draft(int64_t pick, const Progress<Acc>& progress, int64_t wanted) {
@@ -103,7 +102,7 @@ private:
     if (!sketch_) sketch_.emplace(visual_);
     Progress<Acc> ahead(progress);
     Buffer<Acc> drafted(length_);
-    for (int64_t last = pick; --wanted > 0 && static_cast<int64_t>(chosen.size()) < block();) {
+    for (int64_t last = pick; --wanted > 0 && static_cast<int64_t>(chosen.size()) < kBlock;) {
       if (row_of_[last] == nullptr) {
         sketch_->cosines(last, drafted.get());
         redundancies(last, drafted.get());
