@@ -9,6 +9,8 @@ COMMANDS = {  # name -> (module, what it does); imported when called: a run need
     "robustness": ("robustness", "what each competitor does with duplicates, batches and padding"),
     "histogram": ("speed.histogram", "the histogram estimator against plain PyTorch"),
     "instructions": ("speed.instructions", "instructions that the CPU kernels execute, by valgrind"),
+    "guess": ("speed.guess", "how many rows a selection computes for a pick, guessed by gain and by a draft"),
+    "busy": ("speed.busy", "on a CPU: what a call takes alone, and beside busy processes"),
     "machine-code": ("speed.machine_code", "what a turn of the CUDA kernels' loops costs, from their machine code"),
     "goals": ("speed.goals", "on a GPU: the performance goals, a line each, and the time of every kernel"),
     "smoke": ("smoke", "on a GPU: one way through the kernels against the reference"),
@@ -17,7 +19,7 @@ COMMANDS = {  # name -> (module, what it does); imported when called: a run need
     "photographs": ("photographs.make", "make anew the features of photographs that some cases have"),
     "plot": ("pages.plot", "draw the pictures, and fill the tables of docs/ and README.md"),
     "compare": ("speed.compare", "two result files: what got worse beyond the spread"),
-    "all": ("everything", "run, histogram, robustness, instructions, plot"),
+    "all": ("everything", "run, histogram, robustness, instructions, guess, plot"),
 }
 
 

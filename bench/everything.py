@@ -1,11 +1,11 @@
-"""All of it: the run, histograms, robustness, instruction counts, then pictures and tables from what was kept."""
+"""All of it: run, histograms, robustness, instructions, guesses, then pictures and tables from what was kept."""
 
 import argparse
 import sys
 
 from . import record, robustness
 from .pages import plot
-from .speed import histogram, instructions, run
+from .speed import guess, histogram, instructions, run
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -19,7 +19,7 @@ def main(options: argparse.Namespace) -> int:
     The checkout's documents show what is in its own folder of results: with another `--out` nothing is plotted.
     """
     options.results = options.out
-    statuses = [part.main(options) for part in (run, histogram, robustness, instructions)]
+    statuses = [part.main(options) for part in (run, histogram, robustness, instructions, guess)]
     if options.out.resolve() == record.RESULTS.resolve():
         statuses.append(plot.main(options))
     else:

@@ -67,7 +67,7 @@ suite() {
 goals() { stage goals 120 "$PY" -m bench goals --out "$OUT" --backends ${BACKENDS//,/ }; }
 plain() { stage plain 110 "$PY" -m bench goals --out "$OUT" --backends ${BACKENDS//,/ } --compiled; }
 shared() { stage shared 95 "$PY" -m bench shared --out "$OUT"; }
-bench() { stage bench 140 "$PY" -m bench --quick --budget 1 --out "$OUT"; }
+bench() { stage bench 140 "$PY" -m bench --cases {photograph-576,llava-1.5}/64 {photograph-2880,llava-next}/320 --budget 1 --out "$OUT"; }
 
 # What bounds each kernel of one prune.
 ncu() {

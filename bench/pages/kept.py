@@ -7,7 +7,7 @@ from pathlib import Path
 from bench import record, robustness
 from bench.competitors import COMPETITORS, OURS
 from bench.photographs import make
-from bench.speed import goals, instructions, machine_code, prefill, shared
+from bench.speed import busy, goals, guess, instructions, machine_code, prefill, shared
 from bench.speed.rows import Row, newest
 
 Newest = dict[tuple[str, str], Row]
@@ -27,6 +27,8 @@ class Kept:
     kernels: list[goals.KernelTime]
     latencies: list[shared.Latency]
     fidelities: list[make.Fidelity]
+    guesses: list[guess.Guess]
+    waits: list[busy.Wait]
 
 
 def read(folder: Path) -> Kept:
@@ -48,6 +50,8 @@ def read(folder: Path) -> Kept:
         record.read_if_there(folder / goals.KERNELS_FILE, goals.KernelTime),
         record.read_if_there(folder / shared.FILE, shared.Latency),
         record.read_if_there(folder / make.RECORDS, make.Fidelity),
+        record.read_if_there(folder / guess.FILE, guess.Guess),
+        record.read_if_there(folder / busy.FILE, busy.Wait),
     )
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.cases import CASES, CORE, SETS
 from bench.competitors import COMPETITORS, OTHER, OURS, RANKING, SAME
-from bench.speed.language_models import MODELS, PROMPT
+from bench.speed.language_models import MODELS, PROMPT, REAL
 from bench.speed.prefill import Prefill
 from bench.speed.rows import Row
 
@@ -58,26 +58,41 @@ def _figure(width: float, height: float) -> tuple[Any, Axes]:
 def _sweep(rows: Newest, name: str, device: str) -> Any:
     """Latency against one size, log-log, all competitors; None if fewer than two sizes were measured."""
     cases, attribute, label, constant = SWEEPS[name]
-    curves: dict[str, list[tuple[float, float]]] = {}
-    for case in SETS[cases]:
-        for competitor in COMPETITORS:
-            row = rows.get((case.name, competitor))
-            if row is not None and competitor != "ours-reference":  # it is written to be read
-                curves.setdefault(competitor, []).append((getattr(case, attribute), row.p50_ms))
-    if max((len(points) for points in curves.values()), default=0) < 2:
+    real, synthetic = (_curves(rows, cases, attribute, of_real) for of_real in (True, False))
+    if max((len(points) for points in (*real.values(), *synthetic.values())), default=0) < 2:
         return None
     figure, axes = _figure(8.5, 5.5)
-    for number, (competitor, points) in enumerate(curves.items()):
+    for number, competitor in enumerate(real | synthetic):
         family = COMPETITORS[competitor].family
-        look: dict[str, Any] = {"color": COLOURS[family], "marker": drawing.marker(number), "markersize": 4.5}
+        look: dict[str, Any] = {"color": COLOURS[family], "zorder": 3 if family == OURS else 2}
         width = 3.0 if family == OURS else 1.2
-        axes.plot(*zip(*points, strict=True), linewidth=width, zorder=3 if family == OURS else 2, **look)
+        if competitor in real:
+            marker = {"marker": drawing.marker(number), "markersize": 4.5}
+            axes.plot(*zip(*real[competitor], strict=True), linewidth=width, **marker, **look)
+        if competitor in synthetic:
+            axes.plot(*zip(*synthetic[competitor], strict=True), linewidth=0.6 * width, linestyle=(0, (3, 2)), **look)
+    curves = synthetic | real
     axes.set(xscale="log", yscale="log", xlabel=label, ylabel="median latency of a call, ms")
-    axes.set_title(f"Selection time against {label} on a {DEVICES[device]}   ({constant})", loc="left", fontsize=11)
+    what = f"Selection time against {label} on a {DEVICES[device]}   ({constant}; dashed: synthetic features)"
+    axes.set_title(what, loc="left", fontsize=10)
     _ticks(axes, sorted({x for points in curves.values() for x, _ in points}))
     axes.grid(True, which="major", **drawing.GRID)
     _end_labels(axes, curves)
     return figure
+
+
+def _curves(rows: Newest, cases: str, attribute: str, real: bool) -> dict[str, list[tuple[float, float]]]:
+    """Competitor -> (size, ms) of the cases with features of photographs, or of the others."""
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for case in SETS[cases]:
+        for competitor in COMPETITORS:
+            row = rows.get((case.name, competitor))
+            shown = (
+                competitor != "ours-reference" and (case.features != "synthetic") == real
+            )  # that is written to be read
+            if row is not None and shown:
+                curves.setdefault(competitor, []).append((getattr(case, attribute), row.p50_ms))
+    return curves
 
 
 def _ticks(axes: Axes, values: list[float]) -> None:
@@ -140,22 +155,23 @@ def _floor(rows: Newest, device: str) -> Any:
     names = [name for name in names if name not in ("ours-reference", "dart")]  # to read; hardly compares any
     if not cases:
         return None
-    figure, axes = _figure(8, 0.42 * len(names) + 1.6)
+    figure, axes = _figure(8, 0.6 * len(names) + 1.6)
+    height = 0.84 / len(cases)
     for place, name in enumerate(reversed(names)):
         for number, case in enumerate(cases):
             row = rows.get((case, name))
             if row is not None:
                 look: dict[str, Any] = {
                     "color": COLOURS[COMPETITORS[name].family],
-                    "alpha": 1 - 0.3 * number,
-                    "height": 0.26,
+                    "alpha": 1 - 0.8 * number / len(cases),
+                    "height": 0.95 * height,
                 }
-                axes.barh(place + 0.27 * (1 - number), 100 * row.share_of_floor, **look)
+                axes.barh(place + 0.42 - height * (number + 0.5), 100 * row.share_of_floor, **look)
     axes.set_yticks(range(len(names)), [COMPETITORS[name].label for name in reversed(names)])
-    sizes = ", ".join(f"{CASES[case].tokens:,} → {CASES[case].keep:,}" for case in cases)
+    sizes = ", ".join(f"{CASES[case].features} {CASES[case].tokens:,} → {CASES[case].keep:,}" for case in cases)
     axes.set(xlabel="floor ÷ median latency, %", xlim=(0, 100))
-    what = f"How near to what the {DEVICES[device]} can do at best   (from dark to light: {sizes})"
-    axes.set_title(what, loc="left", fontsize=11)
+    what = f"How near to what the {DEVICES[device]} can do at best; from dark to light:\n{sizes}"
+    axes.set_title(what, loc="left", fontsize=9)
     axes.grid(True, axis="x", **drawing.GRID)
     axes.set_axisbelow(True)
     return figure
@@ -167,15 +183,16 @@ def _prefill(rows: Newest, prefills: list[Prefill], device: str) -> Any:
 
     measured = {p.case: p for p in prefills if p.device == device}
     groups = []
-    for case, model in MODELS.items():
-        best = ours(rows, case)
+    for case, of_model in (REAL | {case: case for case in MODELS}).items():
+        best, model = ours(rows, case), MODELS[of_model]
         if best is not None:
-            figures = measured.get(case)
+            figures = measured.get(of_model)
             rate = best.matmul_gflop_per_s
             saved = (model.seconds(best.tokens + PROMPT, rate) - model.seconds(best.keep + PROMPT, rate)) * 1e3
             if figures is not None:
                 saved = figures.dense_ms - figures.pruned_ms
-            groups.append((case, f"{model.name}\n{best.tokens:,} → {best.keep:,}", saved))
+            kind = "\nphotographs" if case in REAL else ""
+            groups.append((case, f"{model.name}\n{best.tokens:,} → {best.keep:,}{kind}", saved))
     if not groups:
         return None
     figure, axes = _figure(8.5, 1.4 * len(groups) + 1)

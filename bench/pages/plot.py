@@ -12,7 +12,7 @@ from bench import record
 from . import documents, drawing, pictures, tables
 from .kept import read
 
-DOCUMENTS = ("docs/benchmarks.md", "docs/kernels.md", "docs/kernels-cuda.md", "README.md")
+DOCUMENTS = ("docs/benchmarks.md", "docs/backends.md", "docs/kernels.md", "docs/kernels-cuda.md", "README.md")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

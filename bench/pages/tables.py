@@ -8,8 +8,8 @@ from bench import robustness
 from bench.cases import CASES, CORE
 from bench.competitors import BASELINE, COMPETITORS, OURS, RANKING
 from bench.photographs.make import Fidelity
-from bench.speed import goals, shared
-from bench.speed.language_models import EFFICIENCY, MODELS, PROMPT
+from bench.speed import busy, goals, guess, shared
+from bench.speed.language_models import EFFICIENCY, MODELS, PROMPT, REAL
 from bench.speed.rows import Row, newest
 
 from . import expected
@@ -24,13 +24,16 @@ PROJECTED = (
 MODELS_SHOWN = (
     "photograph-576/64",
     "photograph-2880/320",
+    "film-10000/1000",
     "llava-1.5/64",
     "qwen3-vl-8b/256",
     "qwen2.5-vl-7b/324",
     "llava-next/320",
     "qwen2.5-vl-7b-large/500",
 )
-OTHERS_SHOWN = ("text-16", "text-64", "text-256", "llava-1.5/64x8", "packed-8")
+OTHERS_SHOWN = tuple(
+    real + name for real in ("real-", "") for name in ("text-16", "text-64", "text-256", "llava-1.5/64x8", "packed-8")
+)
 HEADLINE_RIVALS = ("plain", "plain-symmetric", "plain-compiled", "cdpruner", "mmtok", "divprune")
 PREFILL_RIVALS = ("plain", "cdpruner", "mmtok", "divprune")
 PICTURES = {  # name -> what a reader who does not see it is told
@@ -62,6 +65,8 @@ def blocks(kept: Kept, drawn: Iterable[Path]) -> dict[str, str]:
     filled["headline"] = headline(fastest_mode(kept.rows.get("cpu", ())))
     filled["headline-cuda"] = headline(fastest_mode(kept.rows.get("cuda", ())))
     filled["shared"] = shared_table(kept.latencies)
+    filled["guess"] = guess_table(kept.guesses)
+    filled["busy"] = busy_table(kept.waits)
     filled["photographs"] = fidelity(kept.fidelities)
     filled["goals"] = goal_table(kept.figures)
     filled["expected"] = expected.block(kept.loops, kept.kernels)
@@ -81,8 +86,8 @@ def run(rows: list[Row]) -> str:
     row = rows[-1]
     commands = ", ".join(f"`{command}`" for command in sorted({r.command for r in kept}))
     commits = ", ".join(sorted({r.commit for r in kept}))
-    short = any("--quick" in r.command for r in kept)
-    note = " **A short run, to show the form of the tables: not the figures to quote.**" if short else ""
+    brief = any(option in r.command for r in kept for option in ("--quick", "--budget"))
+    note = " **A short run, to show the form of the tables: not the figures to quote.**" if brief else ""
     return (
         f"{row.machine}, {row.threads} CPU threads, torch {row.torch}, {row.versions}; {row.dtype}; commit {commits}, "
         f"{row.date[:10]}, by {commands}.{note} Measured in the same run: copy {row.copy_gb_per_s:.0f} GB/s (read + "
@@ -170,8 +175,8 @@ def core(rows: Newest) -> str:
 def selection_in_prefill(rows: Newest) -> str:
     """The selection beside the prefill time that it saves, by the cost model."""
     lines = []
-    for case, model in MODELS.items():
-        best = ours(rows, case)
+    for case, of_model in (REAL | {case: case for case in MODELS}).items():
+        best, model = ours(rows, case), MODELS[of_model]
         if best is None:
             continue
         dense = model.seconds(best.tokens + PROMPT, best.matmul_gflop_per_s)
@@ -179,11 +184,20 @@ def selection_in_prefill(rows: Newest) -> str:
         saved = dense - pruned
         others = [f"{_share(rows.get((case, name)), saved)}" for name in PREFILL_RIVALS]
         seconds = (f"{dense:,.3g}", f"{pruned:,.3g}")
-        lines.append([model.name, f"{best.tokens:,} → {best.keep:,}", *seconds, _share(best, saved), *others])
+        features = "photographs" if case in REAL else "synthetic"
+        lines.append([model.name, features, f"{best.tokens:,} → {best.keep:,}", *seconds, _share(best, saved), *others])
     if not lines:
         return NONE
     names = [COMPETITORS[name].label for name in PREFILL_RIVALS]
-    head = ("model", "tokens", "prefill of all, s", "of the kept, s", "selection, share of what is saved", *names)
+    head = (
+        "model",
+        "features",
+        "tokens",
+        "prefill of all, s",
+        "of the kept, s",
+        "selection, share of what is saved",
+        *names,
+    )
     return table(head, lines) + f"\n\nEFFICIENCY = {EFFICIENCY}, {PROMPT} tokens of text around the image."
 
 
@@ -298,6 +312,37 @@ def shared_table(latencies: list[shared.Latency]) -> str:
     return f"{table(('us: p50 (p90)', *shared.SURROUNDINGS), lines)}\n\n{text}"
 
 
+def guess_table(guesses: list[guess.Guess]) -> str:
+    """Rows that are computed for a pick, in the last run."""
+    if not guesses:
+        return NONE
+    last = [g for g in guesses if g.date == guesses[-1].date]
+    ways = list(dict.fromkeys((g.guess, g.block) for g in last))
+    cells = {(g.case, (g.guess, g.block)): f"{g.rows_a_pick:.2f} ({g.products:.3g})" for g in last}
+    lines = [[case, *(cells[case, way] for way in ways)] for case in dict.fromkeys(g.case for g in last)]
+    head = ("rows a pick (in so many products)", *(f"{way}, blocks of {block}" for way, block in ways))
+    return f"{table(head, lines)}\n\n{made(last[-1])}"
+
+
+def busy_table(waits: list[busy.Wait]) -> str:
+    """What a call took on a CPU, alone and beside busy processes, in the last run of each policy."""
+    newest_of = {(w.policy, w.used, w.competitor, w.neighbours): w for w in waits if w.machine == waits[-1].machine}
+    if not newest_of:
+        return NONE
+    lines = []
+    for policy, used, name in dict.fromkeys(key[:3] for key in newest_of):
+        found = [newest_of.get((policy, used, name, n)) for n in busy.NEIGHBOURS]
+        cells = ["–" if w is None else f"{ms(w.p50_ms)} ({ms(w.p90_ms)})" for w in found]
+        lines.append([COMPETITORS[name].label, f"{used}", policy, *cells])
+    head = ("ms: p50 (p90)", "threads", "`OMP_WAIT_POLICY`", *(_beside(n) for n in busy.NEIGHBOURS))
+    shown = newest_of.values()
+    return f"{table(head, lines)}\n\n{shape(waits[-1].case)}, {waits[-1].threads} cores. {made(*shown)}"
+
+
+def _beside(neighbours: int) -> str:
+    return "alone" if neighbours == 0 else f"beside {neighbours}"
+
+
 def fidelity(fidelities: list[Fidelity]) -> str:
     """What the kept form of the features of photographs changes."""
     if not fidelities:
@@ -324,6 +369,13 @@ def headline(rows: Newest) -> str:
         if base is not None and base.peak_extra_mb is not None and best.peak_extra_mb is not None:
             memory = f"{best.peak_extra_mb:,.0f} / {base.peak_extra_mb:,.0f} MB"
         cells = [_cell(rows, case, name) for name in rivals]
-        lines.append([f"{best.tokens:,} → {best.keep:,}", f"**{ms(best.p50_ms)}**", *cells, memory])
-    head = ("tokens → kept; ms", "mi_pruner", *(COMPETITORS[name].label for name in rivals), "memory: ours / plain")
+        features = {"photograph": "photographs"}.get(CASES[case].features, CASES[case].features)
+        lines.append([features, f"{best.tokens:,} → {best.keep:,}", f"**{ms(best.p50_ms)}**", *cells, memory])
+    head = (
+        "features",
+        "tokens → kept; ms",
+        "mi_pruner",
+        *(COMPETITORS[name].label for name in rivals),
+        "memory: ours / plain",
+    )
     return table(head, lines) + "\n\n" + PROJECTED + "\n\n" + run([row for row in rows.values() if row.case in shown])

@@ -19,7 +19,7 @@ from bench import record
 
 FILE = "instructions.csv"
 ISA = "avx2"
-BUILD = record.ROOT / "build" / "instructions"
+BUILD = record.ROOT / "build" / "drivers"
 MEASURED = "measured"  # the function of the driver that is counted
 
 # name -> TOKENS KEEP WIDTH TEXT DTYPE MARGINAL REDUNDANCY. Narrow features: valgrind is some 50 times slower.
@@ -75,7 +75,7 @@ def count_all(workloads: dict[str, str]) -> list[Count]:
         RuntimeError: if valgrind, CMake or Ninja is missing, the build fails, or the processor has no AVX2.
     """
     valgrind = _tool("valgrind", "install it (apt install valgrind)")
-    driver, compiler = build()
+    driver, compiler = build("instruction_driver")
     run = record.this_run("cpu")
     shared = {key: value for key, value in asdict(run).items() if key in ("date", "commit", "machine", "command")}
     version = _run([valgrind, "--version"]).stdout.strip()
@@ -93,18 +93,18 @@ def count_all(workloads: dict[str, str]) -> list[Count]:
     ]
 
 
-def build() -> tuple[Path, str]:
-    """Compiles the driver with the flags of the library; its path, and the compiler's name and version."""
+def build(driver: str) -> tuple[Path, str]:
+    """Compiles a driver with the flags of the library; its path, and the compiler's name and version."""
     cmake, ninja = _tool("cmake", "pip install cmake"), _tool("ninja", "pip install ninja")
     configure = [cmake, "-S", str(record.ROOT), "-B", str(BUILD), "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
     _run([*configure, "-DMI_PRUNER_CUDA=OFF", f"-DPython_EXECUTABLE={sys.executable}"])
-    _run([cmake, "--build", str(BUILD), "--target", "instruction_driver"])
+    _run([cmake, "--build", str(BUILD), "--target", driver])
     cache = (BUILD / "CMakeCache.txt").read_text()
     path = re.search(r"^CMAKE_CXX_COMPILER:\w+=(.+)$", cache, re.MULTILINE)
     if path is None:
         raise RuntimeError(f"no compiler named in {BUILD / 'CMakeCache.txt'}")
     compiler = _run([path[1], "--version"]).stdout.splitlines()[0]
-    return BUILD / "instruction_driver", compiler
+    return BUILD / driver, compiler
 
 
 def _count(valgrind: str, driver: Path, arguments: list[str]) -> int:

@@ -74,11 +74,13 @@ private:
 // depend on the block it is computed in, so this changes no bit, whatever the sketch.
 template <typename Acc> class RedundancyRows {
 public:
-  // For `keep` picks. At most 2 keep rows (or one block) are held; the worst candidates' make room for better ones.
+  // For `keep` picks. At most 2 keep rows, or kRowBytes of them, are held; the worst candidates' make room for better
+  // ones, and are computed again if they are picked after all.
   RedundancyRows(const Tokens<Acc>& visual, const SelectOptions& options, int64_t keep)
       : visual_(visual), kappa_(static_cast<Acc>(1 / (options.bandwidth * options.bandwidth))),
-        chain_(options.redundancy == Redundancy::kChain), capacity_(std::max(2 * keep, kBlock)),
-        length_(padded(visual.rows.count)), row_of_(visual.rows.count, nullptr) {}
+        chain_(options.redundancy == Redundancy::kChain), length_(padded(visual.rows.count)),
+        capacity_(std::max({2 * keep, kBlock, kRowBytes / (length_ * int64_t{sizeof(Acc)})})),
+        row_of_(visual.rows.count, nullptr) {}
 
   // The row of `pick`, chain: times pi_pick, where the loop stands at `progress`; `wanted` picks, this one included,
   // still need a row.
@@ -94,6 +96,9 @@ private:
   // Rows in one product, at most: as many as `products` works on at a time. To read the features takes as long as about
   // 20 of them; with more, no less is read, and more of the guesses are wrong.
   static constexpr int64_t kBlock = 64;
+
+  // All rows of 4,096 tokens: features of few dimensions, where each pick reorders the others, need most of them.
+  static constexpr int64_t kRowBytes = 64 << 20;
 
   // `pick` and those of the next picks, as far as a sketch of the features tells, that have no row.
   std::vector<int64_t> draft(int64_t pick, const Progress<Acc>& progress, int64_t wanted) {
@@ -170,7 +175,7 @@ private:
   const Tokens<Acc>& visual_;
   const Acc kappa_;
   const bool chain_;
-  const int64_t capacity_, length_;
+  const int64_t length_, capacity_;
   int64_t held_ = 0;
   std::vector<Acc*> row_of_, free_;
   std::vector<Buffer<Acc>> memory_;
