@@ -8,12 +8,14 @@ named `source-tokens/keep`.
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from .photographs import features as photographs
+
+Hard = Literal["rank-2", "rank-4", "rank-8", "40-rows"]  # few dimensions, or few distinct rows
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Case:
     batch: int = 1  # B
     dtype: torch.dtype = torch.float32
     sizes: tuple[int, ...] = ()
-    features: Literal["synthetic"] | photographs.Source = "synthetic"
+    features: Literal["synthetic"] | Hard | photographs.Source = "synthetic"
 
     @property
     def samples(self) -> list[tuple[int, int]]:
@@ -98,6 +100,7 @@ SETS: dict[str, tuple[Case, ...]] = {
         _photographs(10000, 1000),
         _photographs(32768, 2048),
     ),
+    "hard": tuple(Case(f"{kind}-2880/320", 2880, 320, 4096, features=kind) for kind in get_args(Hard)),
     "sweep-tokens": _both(*(Case(f"tokens-{n}", n, n // 9, SWEEP_WIDTH) for n in (288, 576, 1152, 2304, 4608, 9216))),
     "sweep-keep": _both(*(Case(f"keep-{k}", 1152, k, SWEEP_WIDTH) for k in (32, 64, 128, 256, 512))),
     "sweep-batch": _both(*(Case(f"batch-{b}", 576, 64, SWEEP_WIDTH, batch=b) for b in (1, 2, 4, 8, 32, 128))),
@@ -141,10 +144,10 @@ def inputs(case: Case, seed: int = 0, device: str = "cpu") -> list[Inputs]:
     """One `Inputs` of the whole batch, or, of a packed case, one for each sample (1, n, D). Alike for a seed on every
     device; those of photographs up to the rounding of their projection."""
     generator = torch.Generator().manual_seed(seed)
-    if case.features == "synthetic":
-        samples = [_sample(tokens, case, generator) for tokens, _ in case.samples]
-    else:
+    if case.features == "photograph" or case.features == "film":
         samples = _photographed(case, case.features, generator, device)
+    else:
+        samples = [_sample(tokens, case, generator) for tokens, _ in case.samples]
     return [_batch([sample], device) for sample in samples] if case.sizes else [_batch(samples, device)]
 
 
@@ -187,4 +190,15 @@ def _sample(tokens: int, case: Case, generator: torch.Generator) -> Sample:
     words = torch.randn(case.text, case.width, generator=generator)
     subject = torch.randint(clusters, (case.text,), generator=generator)
     words[::2] += ALIGNMENT / CENTRE * centres[subject[::2]]
+    if case.features in get_args(Hard):
+        rows = _hard(rows, case.features, generator)
     return rows.to(case.dtype), words.to(case.dtype), _saliency(tokens, generator)
+
+
+def _hard(rows: Tensor, kind: str, generator: torch.Generator) -> Tensor:
+    """(N, D): `rank-R`, random of that rank; `N-rows`, the first N of the rows over and over."""
+    if kind.endswith("-rows"):
+        return rows[torch.arange(len(rows)) % int(kind.removesuffix("-rows"))]
+    rank = int(kind.removeprefix("rank-"))
+    few = torch.randn(len(rows), rank, generator=generator)
+    return few @ torch.randn(rank, rows.shape[1], generator=generator)

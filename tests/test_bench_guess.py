@@ -58,8 +58,7 @@ def test_a_few_massive_coordinates_do_not_spoil_it(driver, massive):
 
 
 def test_tokens_of_few_values_need_their_rows_only(driver):
-    visual, text = features(Case("synthetic", 576, 64, 512))
-    assert guess.by_draft(driver, visual[torch.arange(576) % 40], text, 64).rows <= 70
+    assert guess.by_draft(driver, *features(Case("40-rows", 576, 64, 512, features="40-rows")), 64).rows <= 70
 
 
 @pytest.mark.parametrize("width", [1, 7, 8, 100, 511])
@@ -86,9 +85,8 @@ def test_rows_by_gain_are_those_of_a_selection_that_knows_them():
 
 def test_the_command_keeps_what_it_counts(driver, tmp_path, monkeypatch, capsys):
     case = cases.of_photographs(Case("photographs, 64 → 8", 64, 8, 64, batch=2))
-    rank = Case("of rank 2", 64, 8, 64)
-    monkeypatch.setattr(guess, "CASES", (case,))
-    monkeypatch.setattr(guess, "OF_RANK", {rank: 2})
+    rank = Case("rank-2", 64, 8, 64, features="rank-2")
+    monkeypatch.setattr(guess, "CASES", (case, rank))
     assert command.main(["guess", "--out", str(tmp_path)]) == 0
     said = capsys.readouterr().out
     assert "photographs, 64 → 8" in said

@@ -5,7 +5,7 @@ from itertools import chain
 from pathlib import Path
 
 from bench import robustness
-from bench.cases import CASES, CORE
+from bench.cases import CASES, CORE, SETS
 from bench.competitors import BASELINE, COMPETITORS, OURS, RANKING
 from bench.photographs.make import Fidelity
 from bench.speed import busy, goals, guess, shared
@@ -31,6 +31,7 @@ MODELS_SHOWN = (
     "llava-next/320",
     "qwen2.5-vl-7b-large/500",
 )
+HARD_SHOWN = tuple(case.name for case in SETS["hard"])
 OTHERS_SHOWN = tuple(
     real + name for real in ("real-", "") for name in ("text-16", "text-64", "text-256", "llava-1.5/64x8", "packed-8")
 )
@@ -55,6 +56,7 @@ def blocks(kept: Kept, drawn: Iterable[Path]) -> dict[str, str]:
             f"run-{device}": run(kept.rows.get(device, [])),
             f"models-{device}": latency(rows, MODELS_SHOWN),
             f"others-{device}": latency(rows, OTHERS_SHOWN),
+            f"hard-{device}": latency(rows, HARD_SHOWN),
             f"ahead-{device}": ahead(rows),
             f"core-{device}": core(rows),
             f"prefill-{device}": selection_in_prefill(rows),

@@ -12,7 +12,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,8 +38,8 @@ CASES = (
     *(cases.of_photographs(Case(f"photographs, {n:,} → {k}", n, k, 4096, batch=SAMPLES)) for n, k in MODELS),
     *(cases.of_photographs(Case(f"film, {n:,} → {k:,}", n, k, 4096)) for n, k in ((8192, 512), (10000, 1000))),
     *(Case(f"synthetic, {n:,} → {k}", n, k, 4096, batch=SAMPLES) for n, k in MODELS),
+    *(replace(case, name=f"{case.features}, {case.tokens:,} → {case.keep}") for case in cases.SETS["hard"]),
 )
-OF_RANK = {Case(f"of rank {rank}, 2,880 → 320", 2880, 320, 4096): rank for rank in (8, 4, 2)}  # the hard ones
 
 
 class Work(NamedTuple):
@@ -79,7 +79,7 @@ def main(options: argparse.Namespace) -> int:
     except RuntimeError as error:
         print(f"guess: {error}", file=sys.stderr)
         return 2
-    for case in (*CASES, *OF_RANK):
+    for case in CASES:
         kept = count(run, case, driver)
         record.append(options.out / FILE, Guess, kept)
         for g in kept:
@@ -101,7 +101,8 @@ def build() -> Path:
 
 def count(run: record.Run, case: Case, driver: Path) -> list[Guess]:
     """One line for each way to guess."""
-    samples = _samples(case)
+    given = cases.inputs(case)[0]
+    samples = list(zip(given.visual, given.text, strict=True))
     counts = {(GAIN, block): [by_gain(visual, text, case.keep, block) for visual, text in samples] for block in BLOCKS}
     counts[DRAFT, BLOCK] = [by_draft(driver, visual, text, case.keep) for visual, text in samples]
     return [
@@ -120,16 +121,6 @@ def count(run: record.Run, case: Case, driver: Path) -> list[Guess]:
         )
         for (guess, block), found in counts.items()
     ]
-
-
-def _samples(case: Case) -> list[tuple[Tensor, Tensor]]:
-    """Visual (N, D) and text (M, D) of each."""
-    given = cases.inputs(case)[0]
-    if case in OF_RANK:
-        generator = torch.Generator().manual_seed(0)
-        few = torch.randn(case.tokens, OF_RANK[case], generator=generator)
-        return [(few @ torch.randn(OF_RANK[case], case.width, generator=generator), given.text[0])]
-    return list(zip(given.visual, given.text, strict=True))
 
 
 def by_gain(visual: Tensor, text: Tensor, keep: int, block: int) -> Work:

@@ -327,9 +327,10 @@ void sketch_of(const Rows& rows, int64_t begin, int64_t end, const Acc* scale, c
     Squares<Acc> squares;
     squares.add(x, kSketchWidth);
     const Acc square = squares.sum();
-    const Acc factor = square > std::numeric_limits<Acc>::min() ? kSketchNorm / std::sqrt(square) : Acc(0);
+    const bool usable = square > std::numeric_limits<Acc>::min() && square <= std::numeric_limits<Acc>::max();
+    const Acc factor = usable ? kSketchNorm / std::sqrt(square) : Acc(0);
     for (int w = 0; w < kSketchWidth; ++w)
-      sketch[i * kSketchWidth + w] = static_cast<int16_t>(x[w] * factor);
+      sketch[i * kSketchWidth + w] = usable ? static_cast<int16_t>(x[w] * factor) : int16_t{0};
   }
 }
 

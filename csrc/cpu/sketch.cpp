@@ -54,7 +54,7 @@ template <typename Acc> Groups<Acc> draw(const std::vector<Acc>& energy) {
   const Acc step = rest / (kSketchGroups - groups.count);
   Acc sum = 0, next = step / 2;
   for (size_t g = 0; g < energy.size() && groups.count < kSketchGroups; ++g)
-    if (!sure[g] && (sum += energy[g]) > next) {
+    if (!sure[g] && energy[g] > 0 && (sum += energy[g]) > next) {
       next += step;
       groups.add(g, std::sqrt(step / energy[g]));
     }
