@@ -27,9 +27,7 @@ class Run:
     """What all rows of one run share."""
 
     date: str  # UTC
-    commit: (
-        str  # abbreviated; "+changes" where tracked files differed; outside a checkout MI_PRUNER_COMMIT or "unknown"
-    )
+    commit: str  # abbreviated; "+changes" where tracked files but results differed; without git MI_PRUNER_COMMIT
     command: str
     machine: str  # CPU's or GPU's name
     device: str
@@ -167,7 +165,8 @@ def _commit() -> str:
     commit = git("rev-parse", "--short", "HEAD")
     if commit is None:
         return "unknown"
-    return commit + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
+    others = ("--", ".", f":(exclude){RESULTS.relative_to(ROOT)}")  # a run of several parts changes results itself
+    return commit + ("+changes" if git("status", "--porcelain", "--untracked-files=no", *others) else "")
 
 
 def rounded(value: float) -> float:

@@ -1,6 +1,7 @@
 """The benchmarks: the runner measures and keeps every figure, and pictures and tables come from what was kept."""
 
 import dataclasses
+import subprocess
 import sys
 from functools import partial
 
@@ -305,6 +306,24 @@ def test_without_git_the_commit_is_unknown(monkeypatch):
     assert record.this_run("cpu").commit == "unknown"
     monkeypatch.setenv("MI_PRUNER_COMMIT", "0123abc")
     assert record.this_run("cpu").commit == "0123abc"
+
+
+def test_results_of_a_run_are_no_changes_of_its_commit(monkeypatch, tmp_path):
+    monkeypatch.delenv("MI_PRUNER_COMMIT", raising=False)
+    monkeypatch.setattr(record, "ROOT", tmp_path)
+    monkeypatch.setattr(record, "RESULTS", tmp_path / "results")
+    (tmp_path / "results").mkdir()
+    code, result = tmp_path / "code", tmp_path / "results" / "some.csv"
+    code.write_text("")
+    result.write_text("")
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=n", "-c", "user.email=e"]
+    for arguments in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "m"]):
+        subprocess.run([*git, *arguments], check=True)
+    commit = record.this_run("cpu").commit
+    result.write_text("more")
+    assert record.this_run("cpu").commit == commit
+    code.write_text("more")
+    assert record.this_run("cpu").commit == f"{commit}+changes"
 
 
 @pytest.mark.parametrize(

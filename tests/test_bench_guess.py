@@ -77,10 +77,12 @@ def test_a_pick_is_drafted_only_where_more_follow(driver):
 
 
 def test_rows_by_gain_are_those_of_a_selection_that_knows_them():
-    """With all rows in a block nothing is guessed: each is computed once."""
+    """A row at a time nothing is guessed, and no row is computed twice, whatever the block."""
     visual, text = features(Case("synthetic", 60, 20, 64))
     assert guess.by_gain(visual, text, 20, 1) == guess.Work(19, 19, 0)
     assert guess.by_gain(visual, text, 2, 20) == guess.Work(1, 1, 0)
+    for block in (2, 7, 60):
+        assert guess.by_gain(visual, text, 60, block).rows <= 60
 
 
 def test_the_command_keeps_what_it_counts(driver, tmp_path, monkeypatch, capsys):

@@ -74,3 +74,23 @@ def test_a_narrower_instruction_set_passes_the_tests_of_exactness(isa):
     )
     assert done.returncode == 0, done.stdout[-6000:]
     assert "skipped" not in done.stdout.splitlines()[-1]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_thread_of_a_small_stack_is_enough(dtype):
+    """Of 128 KB, as musl gives: no kernel keeps its sums on the stack."""
+    need_cpu_backend()
+    program = f"""
+import threading, torch, mi_pruner
+torch.set_num_threads(1)
+visual = torch.randn(1, 200, 256, dtype=torch.{dtype})
+threading.stack_size(128 << 10)
+thread = threading.Thread(target=lambda: print(mi_pruner.prune(visual, visual, 20)[1].shape))
+thread.start()
+thread.join()
+"""
+    environment = {**os.environ, "MI_PRUNER_LIBRARY": str(_native.library_path())}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "torch.Size([1, 20])\n"), done.stderr

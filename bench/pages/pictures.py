@@ -86,11 +86,10 @@ def _curves(rows: Newest, cases: str, attribute: str, real: bool) -> dict[str, l
     curves: dict[str, list[tuple[float, float]]] = {}
     for case in SETS[cases]:
         for competitor in COMPETITORS:
+            if competitor == "ours-reference" or (case.features != "synthetic") != real:  # the former is to be read
+                continue
             row = rows.get((case.name, competitor))
-            shown = (
-                competitor != "ours-reference" and (case.features != "synthetic") == real
-            )  # that is written to be read
-            if row is not None and shown:
+            if row is not None:
                 curves.setdefault(competitor, []).append((getattr(case, attribute), row.p50_ms))
     return curves
 

@@ -1,5 +1,6 @@
 """The Markdown tables of the documents, from what is kept."""
 
+import re
 from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
@@ -88,7 +89,7 @@ def run(rows: list[Row]) -> str:
     row = rows[-1]
     commands = ", ".join(f"`{command}`" for command in sorted({r.command for r in kept}))
     commits = ", ".join(sorted({r.commit for r in kept}))
-    brief = any(option in r.command for r in kept for option in ("--quick", "--budget"))
+    brief = any("--quick" in r.command or re.search(r"--budget [01](\.|\s)", r.command) for r in kept)
     note = " **A short run, to show the form of the tables: not the figures to quote.**" if brief else ""
     return (
         f"{row.machine}, {row.threads} CPU threads, torch {row.torch}, {row.versions}; {row.dtype}; commit {commits}, "

@@ -72,7 +72,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Counts every case, prints and keeps the counts; 2 if the program can't be built."""
+    """Counts every case, prints and keeps the counts; 2 if the program can't be built or fails."""
     run = record.this_run("cpu")
     try:
         driver = build()
@@ -80,7 +80,11 @@ def main(options: argparse.Namespace) -> int:
         print(f"guess: {error}", file=sys.stderr)
         return 2
     for case in CASES:
-        kept = count(run, case, driver)
+        try:
+            kept = count(run, case, driver)
+        except RuntimeError as error:
+            print(f"guess: {error}", file=sys.stderr)
+            return 2
         record.append(options.out / FILE, Guess, kept)
         for g in kept:
             drafted = f", {g.drafted_a_pick:.2f} drafted" if g.drafted_a_pick else ""
@@ -138,7 +142,8 @@ def by_gain(visual: Tensor, text: Tensor, keep: int, block: int) -> Work:
         if pick not in rows:
             gains[list(rows)] = -torch.inf
             gains[pick] = torch.inf
-            chosen = gains.topk(min(block, keep - 1 - step)).indices
+            best = gains.topk(min(block, keep - 1 - step))
+            chosen = best.indices[best.values > -torch.inf]
             rows |= dict(zip(chosen.tolist(), _rows(features, chosen), strict=True))
             computed += len(chosen)
             products += 1

@@ -93,9 +93,12 @@ public:
   void release(int64_t pick) { free_.push_back(std::exchange(row_of_[pick], nullptr)); }
 
 private:
-  // Rows in one product, at most: as many as `products` works on at a time. To read the features takes as long as about
-  // 20 of them; with more, no less is read, and more of the guesses are wrong.
+  // Rows in one product, at most: as many as `products` works on at a time. With more, the features are read no less
+  // often, and more of the guesses are wrong.
   static constexpr int64_t kBlock = 64;
+
+  // Picks that a draft looks ahead: where the rows of most are there, it would find few that lack theirs.
+  static constexpr int64_t kAhead = 4 * kBlock;
 
   // All rows of 4,096 tokens: features of few dimensions, where each pick reorders the others, need most of them.
   static constexpr int64_t kRowBytes = 64 << 20;
@@ -107,7 +110,8 @@ private:
     if (!sketch_) sketch_.emplace(visual_);
     Progress<Acc> ahead(progress);
     Buffer<Acc> drafted(length_);
-    for (int64_t last = pick; --wanted > 0 && static_cast<int64_t>(chosen.size()) < kBlock;) {
+    int64_t left = std::min(wanted - 1, kAhead);
+    for (int64_t last = pick; left > 0 && static_cast<int64_t>(chosen.size()) < kBlock; --left) {
       if (row_of_[last] == nullptr) {
         sketch_->cosines(last, drafted.get());
         redundancies(last, drafted.get());

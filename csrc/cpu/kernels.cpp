@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <limits>
+#include <new>
 
 #if defined(__F16C__)
 #include <immintrin.h>
@@ -15,7 +16,7 @@ namespace MI_PRUNER_ISA {
 
 namespace {
 
-// Columns of the features worked on at a time: a panel of 20 rows and a tile of 6 stay in 32 KiB of cache.
+// Columns of the features worked on at a time: see kRowsHeld.
 constexpr int64_t kChunk = 256;
 
 // Element types.
@@ -155,18 +156,19 @@ constexpr int64_t kRowsHeld = 48, kRowsAtOnce = 12, kColumnsAtOnce = 64;
 static_assert(kRowsHeld % kRowsAtOnce == 0 && kRowsAtOnce % kTileRows == 0);
 
 // Into the second-level cache. Without: 1.3 times the time at N = 2880 (AVX2).
-template <typename T> inline void prefetch_chunk(const T* row) {
-  for (int64_t d = 0; d < kChunk; d += 64 / int64_t{sizeof(T)})
-    __builtin_prefetch(row + d, 0, 2);
+template <typename T> inline void prefetch(const T* from, int64_t count) {
+  for (int64_t d = 0; d < count; d += 64 / int64_t{sizeof(T)})
+    __builtin_prefetch(from + d, 0, 2);
 }
+
+template <typename Acc> using Sums = Vec<Acc>[kRowsHeld][kColumnsAtOnce];
 
 // Up to kRowsHeld rows from `first` (the last one stands in for those that a tile lacks) with `count` rows of the
 // panel.
 template <typename T, typename Acc>
 void products_of_rows(const Rows& rows, int64_t first, int64_t end, const Acc* panel, int64_t rows_of_panel,
-                      int64_t column, int64_t count, Acc* const* out, Acc* square) {
+                      int64_t column, int64_t count, Sums<Acc>& total, Acc* const* out, Acc* square) {
   alignas(64) Acc x[kRowsAtOnce][kChunk];
-  Vec<Acc> total[kRowsHeld][kColumnsAtOnce];
   Squares<Acc> squares[kRowsHeld];
   const int64_t here = end - first < kRowsHeld ? end - first : kRowsHeld;
   const int64_t held = (here + kTileRows - 1) / kTileRows * kTileRows;
@@ -184,11 +186,12 @@ void products_of_rows(const Rows& rows, int64_t first, int64_t end, const Acc* p
         widen_row(row(begin + r) + from, chunk_columns(rows.dim, from), x[r]);
         if (square != nullptr) squares[begin + r].add(x[r], length);
       }
-      int64_t fetched = 0; // of the rows that come next: as many to each tile of columns
+      const bool more = begin + kRowsAtOnce < held; // rows of this chunk come next, else the first ones' next chunk
+      const int64_t then = more ? begin + kRowsAtOnce : 0, at = more ? from : from + kChunk;
+      int64_t fetched = 0; // of these rows: as many to each tile of columns
       for (int64_t c = 0; c < count; c += kTileColumns) {
-        for (; fetched < some * (c + kTileColumns) / panel_rows(count); ++fetched)
-          prefetch_chunk(begin + kRowsAtOnce < held ? row(begin + kRowsAtOnce + fetched) + from
-                                                    : row(fetched) + from + kChunk);
+        for (; at < rows.dim && fetched < some * (c + kTileColumns) / panel_rows(count); ++fetched)
+          prefetch(row(then + fetched) + at, chunk_columns(rows.dim, at));
         for (int64_t r = 0; r < some; r += kTileRows)
           multiply_tile<Acc>(x[r], panel + (column + c) * length, length, &total[begin + r][c], kColumnsAtOnce);
       }
@@ -205,13 +208,15 @@ void products_of_rows(const Rows& rows, int64_t first, int64_t end, const Acc* p
 template <typename T, typename Acc>
 void products_of(const Rows& rows, int64_t begin, int64_t end, const Acc* panel, int64_t count, Acc* const* out,
                  Acc* square) {
-  // Columns outermost: their part of the panel stays in cache for all rows.
+  constexpr std::align_val_t kAlignment{64};
+  auto* total = static_cast<Sums<Acc>*>(::operator new(sizeof(Sums<Acc>), kAlignment)); // too large for some stacks
   for (int64_t column = 0; column < count; column += kColumnsAtOnce) {
     const int64_t columns = count - column < kColumnsAtOnce ? count - column : kColumnsAtOnce;
     for (int64_t i = begin; i < end; i += kRowsHeld)
-      products_of_rows<T, Acc>(rows, i, end, panel, panel_rows(count), column, columns, out,
+      products_of_rows<T, Acc>(rows, i, end, panel, panel_rows(count), column, columns, *total, out,
                                column == 0 ? square : nullptr);
   }
+  ::operator delete(total, kAlignment);
 }
 
 template <typename Acc> void scale(Acc* values, const Acc* factor, int64_t padded) {

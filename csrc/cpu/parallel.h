@@ -10,8 +10,8 @@ namespace mi_pruner::cpu {
 constexpr double kExponential = 1;                                                              // one of a vector's
 constexpr double product_row(int64_t dim, int64_t count) { return dim * (0.3 + count / 32.0); } // and to read the row
 
-// body(begin, end) over parts of [0, count), on several threads where each gets 50 us of work at the least: to wake a
-// thread costs some 10 us, and on a busy machine the wait until it is given a core. `ns`: of an item. The first
+// body(begin, end) over parts of [0, count), on several threads where each gets 50 us of work at the least: to wake the
+// threads costs some 10 us, and on a busy machine the wait until each is given a core. `ns`: of an item. The first
 // exception of any is thrown when all have ended.
 constexpr double kShare = 50e3;
 

@@ -18,7 +18,8 @@ namespace mi_pruner::cpu {
 
 // Torch's own would replace an exception by one without its message.
 void parallel_for(int64_t count, double ns, const std::function<void(int64_t, int64_t)>& body) {
-  const int64_t grain = std::max<int64_t>(1, std::llround(kShare / std::max(ns, 1.0)));
+  const auto parts = std::max<int64_t>(1, std::llround(std::floor(static_cast<double>(count) * ns / kShare)));
+  const int64_t grain = (count + parts - 1) / parts; // Torch makes count / grain parts, rounded up
   std::exception_ptr failure;
   std::once_flag failed;
   torch::stable::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) {

@@ -3,10 +3,10 @@
 
 #if defined(__AVX512F__)
 constexpr int kBytes = 64;
-constexpr int kTileRows = 6; // 6 x 4 accumulators + 4 + 1 operands of 32 registers
+constexpr int kTileRows = 6; // 6 x 4 accumulators + 6 + 1 operands of 32 registers
 #elif defined(__AVX2__)
 constexpr int kBytes = 32;
-constexpr int kTileRows = 3; // 3 x 4 accumulators + 3 operands of 16 registers
+constexpr int kTileRows = 3; // 3 x 4 accumulators + 3 + 1 operands of 16 registers
 #else
 constexpr int kBytes = 16;
 constexpr int kTileRows = 3;

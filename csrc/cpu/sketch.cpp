@@ -10,17 +10,17 @@
 namespace mi_pruner::cpu {
 namespace {
 
-constexpr int64_t kLooked = 16; // tokens that tell the energy of each group
-constexpr double kToken = 300;  // ns: a cache line and often a page for each group
+constexpr int64_t kSampled = 16;       // tokens that tell the energy of each group
+constexpr double kSketchedToken = 300; // ns: a cache line and often a page for each group
 
 // Energy of each group of coordinates, over some tokens of all.
 template <typename Acc> std::vector<Acc> energies(const Tokens<Acc>& tokens) {
-  const int64_t valid = static_cast<int64_t>(tokens.valid.size()), count = std::min(kLooked, valid);
-  std::vector<int64_t> looked(count);
+  const int64_t valid = static_cast<int64_t>(tokens.valid.size()), count = std::min(kSampled, valid);
+  std::vector<int64_t> sampled(count);
   for (int64_t j = 0; j < count; ++j)
-    looked[j] = tokens.valid[j * valid / count];
+    sampled[j] = tokens.valid[j * valid / count];
   std::vector<Acc> energy(tokens.rows.dim / kGroupWidth);
-  kernels<Acc>().energies(tokens.rows, looked.data(), count, tokens.inverse_norm.get(), energy.data());
+  kernels<Acc>().energies(tokens.rows, sampled.data(), count, tokens.inverse_norm.get(), energy.data());
   return energy;
 }
 
@@ -66,7 +66,7 @@ template <typename Acc> Groups<Acc> draw(const std::vector<Acc>& energy) {
 template <typename Acc>
 Sketch<Acc>::Sketch(const Tokens<Acc>& tokens) : length_(padded(tokens.rows.count)), sketch_(length_ * kSketchWidth) {
   const Groups<Acc> groups = draw(energies(tokens));
-  parallel_for(tokens.rows.count, kToken, [&](int64_t begin, int64_t end) {
+  parallel_for(tokens.rows.count, kSketchedToken, [&](int64_t begin, int64_t end) {
     kernels<Acc>().sketch(tokens.rows, begin, end, tokens.inverse_norm.get(), groups.index, groups.weight, groups.count,
                           sketch_.get());
   });

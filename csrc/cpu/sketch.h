@@ -8,6 +8,7 @@
 
 namespace mi_pruner::cpu {
 
+// Of the whole groups of coordinates: the last dim % kGroupWidth take no part, and of fewer there is nothing but zeros.
 template <typename Acc> class Sketch {
 public:
   explicit Sketch(const Tokens<Acc>& tokens);
