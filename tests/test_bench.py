@@ -1,6 +1,7 @@
 """The benchmarks: the runner measures and keeps every figure, and pictures and tables come from what was kept."""
 
 import dataclasses
+import shutil
 import subprocess
 import sys
 from functools import partial
@@ -308,6 +309,7 @@ def test_without_git_the_commit_is_unknown(monkeypatch):
     assert record.this_run("cpu").commit == "0123abc"
 
 
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
 def test_results_of_a_run_are_no_changes_of_its_commit(monkeypatch, tmp_path):
     monkeypatch.delenv("MI_PRUNER_COMMIT", raising=False)
     monkeypatch.setattr(record, "ROOT", tmp_path)
