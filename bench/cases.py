@@ -67,9 +67,9 @@ def of_photographs(case: Case) -> Case:
     return replace(case, features="photograph" if longest <= photographs.PHOTOGRAPH else "film")
 
 
-def _photographs(tokens: int, keep: int, batch: int = 1) -> Case:
-    case = of_photographs(Case("", tokens, keep, 4096, batch=batch))
-    return replace(case, name=f"{case.features}-{tokens}/{keep}" + (f"x{batch}" if batch > 1 else ""))
+def _photographs(tokens: int, keep: int) -> Case:
+    case = of_photographs(Case("", tokens, keep, 4096))
+    return replace(case, name=f"{case.features}-{tokens}/{keep}")
 
 
 def _both(*cases: Case) -> tuple[Case, ...]:

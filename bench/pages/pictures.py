@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.cases import CASES, CORE, SETS
 from bench.competitors import COMPETITORS, OTHER, OURS, RANKING, SAME
-from bench.speed.language_models import MODELS, PROMPT, REAL
+from bench.speed.language_models import MODELS, PROMPT, SHOWN
 from bench.speed.prefill import Prefill
 from bench.speed.rows import Row
 
@@ -182,7 +182,7 @@ def _prefill(rows: Newest, prefills: list[Prefill], device: str) -> Any:
 
     measured = {p.case: p for p in prefills if p.device == device}
     groups = []
-    for case, of_model in (REAL | {case: case for case in MODELS}).items():
+    for case, of_model in SHOWN.items():
         best, model = ours(rows, case), MODELS[of_model]
         if best is not None:
             figures = measured.get(of_model)
@@ -190,7 +190,7 @@ def _prefill(rows: Newest, prefills: list[Prefill], device: str) -> Any:
             saved = (model.seconds(best.tokens + PROMPT, rate) - model.seconds(best.keep + PROMPT, rate)) * 1e3
             if figures is not None:
                 saved = figures.dense_ms - figures.pruned_ms
-            kind = "\nphotographs" if case in REAL else ""
+            kind = "\nphotographs" if case != of_model else ""
             groups.append((case, f"{model.name}\n{best.tokens:,} → {best.keep:,}{kind}", saved))
     if not groups:
         return None

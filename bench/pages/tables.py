@@ -10,7 +10,7 @@ from bench.cases import CASES, CORE, SETS
 from bench.competitors import BASELINE, COMPETITORS, OURS, RANKING
 from bench.photographs.make import Fidelity
 from bench.speed import busy, goals, guess, shared
-from bench.speed.language_models import EFFICIENCY, MODELS, PROMPT, REAL
+from bench.speed.language_models import EFFICIENCY, MODELS, PROMPT, SHOWN
 from bench.speed.rows import Row, newest
 
 from . import expected
@@ -178,7 +178,7 @@ def core(rows: Newest) -> str:
 def selection_in_prefill(rows: Newest) -> str:
     """The selection beside the prefill time that it saves, by the cost model."""
     lines = []
-    for case, of_model in (REAL | {case: case for case in MODELS}).items():
+    for case, of_model in SHOWN.items():
         best, model = ours(rows, case), MODELS[of_model]
         if best is None:
             continue
@@ -187,7 +187,7 @@ def selection_in_prefill(rows: Newest) -> str:
         saved = dense - pruned
         others = [f"{_share(rows.get((case, name)), saved)}" for name in PREFILL_RIVALS]
         seconds = (f"{dense:,.3g}", f"{pruned:,.3g}")
-        features = "photographs" if case in REAL else "synthetic"
+        features = "photographs" if case != of_model else "synthetic"
         lines.append([model.name, features, f"{best.tokens:,} → {best.keep:,}", *seconds, _share(best, saved), *others])
     if not lines:
         return NONE

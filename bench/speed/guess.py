@@ -7,7 +7,6 @@ here, so that its rows are counted, not simulated).
 """
 
 import argparse
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -76,20 +75,16 @@ def main(options: argparse.Namespace) -> int:
     run = record.this_run("cpu")
     try:
         driver = build()
+        for case in CASES:
+            kept = count(run, case, driver)
+            record.append(options.out / FILE, Guess, kept)
+            for g in kept:
+                drafted = f", {g.drafted_a_pick:.2f} drafted" if g.drafted_a_pick else ""
+                what = f"{g.rows_a_pick:.2f} rows a pick in {g.products:.3g} products{drafted}"
+                print(f"{g.case:28}{g.guess:14}{g.block:5}  {what}", flush=True)
     except RuntimeError as error:
         print(f"guess: {error}", file=sys.stderr)
         return 2
-    for case in CASES:
-        try:
-            kept = count(run, case, driver)
-        except RuntimeError as error:
-            print(f"guess: {error}", file=sys.stderr)
-            return 2
-        record.append(options.out / FILE, Guess, kept)
-        for g in kept:
-            drafted = f", {g.drafted_a_pick:.2f} drafted" if g.drafted_a_pick else ""
-            what = f"{g.rows_a_pick:.2f} rows a pick in {g.products:.3g} products{drafted}"
-            print(f"{g.case:28}{g.guess:14}{g.block:5}  {what}", flush=True)
     print(f"\nappended to {options.out / FILE}")
     return 0
 
@@ -176,10 +171,7 @@ def by_draft(
     prior = torch.ones(len(visual)) if prior is None else prior
     with _written(visual, text, prior) as path:
         sizes = map(str, (len(visual), keep, visual.shape[1], len(text)))
-        arguments = [str(driver), str(path), *sizes, redundancy, str(weight)]
-        done = subprocess.run(arguments, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise RuntimeError(f"guess_driver: exit status {done.returncode}: {done.stderr}")
+        done = instructions.checked([str(driver), str(path), *sizes, redundancy, str(weight)])
     picks, *work = map(int, done.stdout.split())
     if picks != keep:
         raise RuntimeError(f"guess_driver: expected {keep} picks, got {picks}")

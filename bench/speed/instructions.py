@@ -78,7 +78,7 @@ def count_all(workloads: dict[str, str]) -> list[Count]:
     driver, compiler = build("instruction_driver")
     run = record.this_run("cpu")
     shared = {key: value for key, value in asdict(run).items() if key in ("date", "commit", "machine", "command")}
-    version = _run([valgrind, "--version"]).stdout.strip()
+    version = checked([valgrind, "--version"]).stdout.strip()
     return [
         Count(
             **shared,
@@ -97,13 +97,13 @@ def build(driver: str) -> tuple[Path, str]:
     """Compiles a driver with the flags of the library; its path, and the compiler's name and version."""
     cmake, ninja = _tool("cmake", "pip install cmake"), _tool("ninja", "pip install ninja")
     configure = [cmake, "-S", str(record.ROOT), "-B", str(BUILD), "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
-    _run([*configure, "-DMI_PRUNER_CUDA=OFF", f"-DPython_EXECUTABLE={sys.executable}"])
-    _run([cmake, "--build", str(BUILD), "--target", driver])
+    checked([*configure, "-DMI_PRUNER_CUDA=OFF", f"-DPython_EXECUTABLE={sys.executable}"])
+    checked([cmake, "--build", str(BUILD), "--target", driver])
     cache = (BUILD / "CMakeCache.txt").read_text()
     path = re.search(r"^CMAKE_CXX_COMPILER:\w+=(.+)$", cache, re.MULTILINE)
     if path is None:
         raise RuntimeError(f"no compiler named in {BUILD / 'CMakeCache.txt'}")
-    compiler = _run([path[1], "--version"]).stdout.splitlines()[0]
+    compiler = checked([path[1], "--version"]).stdout.splitlines()[0]
     return BUILD / driver, compiler
 
 
@@ -112,7 +112,7 @@ def _count(valgrind: str, driver: Path, arguments: list[str]) -> int:
         raise RuntimeError("expected a processor with AVX2: valgrind runs the instructions that the processor has")
     with tempfile.TemporaryDirectory() as folder:
         tool = ["--tool=callgrind", f"--toggle-collect={MEASURED}", f"--callgrind-out-file={folder}/out"]
-        done = _run([valgrind, *tool, str(driver), *arguments], MI_PRUNER_ISA=ISA)
+        done = checked([valgrind, *tool, str(driver), *arguments], MI_PRUNER_ISA=ISA)
     found = re.search(r"Collected : (\d+)", done.stderr)
     if found is None or int(found[1]) == 0:
         raise RuntimeError(f"expected a count of instructions, got: {done.stderr}")
@@ -126,7 +126,12 @@ def _tool(name: str, remedy: str) -> str:
     return path
 
 
-def _run(command: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
+def checked(command: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
+    """What the command did.
+
+    Raises:
+        RuntimeError: with all that it said, if it fails.
+    """
     done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **environment})
     if done.returncode != 0:
         raise RuntimeError(f"{' '.join(command)}: exit status {done.returncode}\n{done.stdout}{done.stderr}")

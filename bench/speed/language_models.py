@@ -52,4 +52,5 @@ MODELS = {
     "qwen3-vl-2b/256": LanguageModel("Qwen3-VL-2B", 28, 2048, 16, 8, 128, 6144, 151936),
     "qwen3-vl-8b/256": LanguageModel("Qwen3-VL-8B", 36, 4096, 32, 8, 128, 12288, 151936),
 }
-REAL = {"photograph-576/64": "llava-1.5/64", "photograph-2880/320": "llava-next/320"}  # the same shapes, of photographs
+# The cases that show a model's selection -> its own: the same shapes of photographs, then all of them.
+SHOWN = {"photograph-576/64": "llava-1.5/64", "photograph-2880/320": "llava-next/320"} | {case: case for case in MODELS}

@@ -112,11 +112,13 @@ private:
     Buffer<Acc> drafted(length_);
     int64_t left = std::min(wanted - 1, kAhead);
     for (int64_t last = pick; left > 0 && static_cast<int64_t>(chosen.size()) < kBlock; --left) {
-      if (row_of_[last] == nullptr) {
+      const Acc* row = row_of_[last];
+      if (row == nullptr) {
         sketch_->cosines(last, drafted.get());
         redundancies(last, drafted.get());
+        row = drafted.get();
       }
-      const std::optional<Best<Acc>> next = ahead.next(row_of_[last] == nullptr ? drafted.get() : row_of_[last]);
+      const std::optional<Best<Acc>> next = ahead.next(row);
       if (!next) break;
       last = next->index;
       if (row_of_[last] == nullptr) chosen.push_back(last);
