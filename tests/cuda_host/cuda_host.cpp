@@ -42,14 +42,21 @@ static Grid* grid = nullptr;
 
 void Grid::enter() { grid->body(); }
 
-cudaError_t run(unsigned blocks, unsigned threads, size_t shared, bool cooperative, unsigned cluster,
+// Of an environment variable.
+static int64_t number(const char* variable, int64_t otherwise) {
+  const char* text = std::getenv(variable);
+  return text == nullptr ? otherwise : std::atoll(text);
+}
+
+cudaError_t run(unsigned blocks, unsigned threads, size_t shared, unsigned cluster,
                 const std::function<void()>& thread) {
   if (blocks % cluster != 0) return cudaErrorInvalidConfiguration;
   ++mi_pruner_host_launches;
   Grid here(threads, shared, cluster, thread);
   grid = &here;
   bool good = true;
-  const unsigned together = cooperative ? blocks : here.in_any_order() ? 4 * cluster : cluster;
+  const unsigned together =
+      cluster * static_cast<unsigned>(number("MI_PRUNER_HOST_TOGETHER", here.in_any_order() ? 4 : 1));
   for (unsigned b = 0; b < blocks && good; b += together)
     good = here.run(b, std::min(b + together, blocks));
   races::acquire(&here); // of one block after another, too, only the host knows the order
@@ -62,20 +69,10 @@ void* shared_memory() { return grid->block().shared.get(); }
 
 void wait_a_moment() { grid->pause(); }
 
-int resident_clusters() {
-  const char* clusters = std::getenv("MI_PRUNER_HOST_CLUSTERS");
-  return clusters == nullptr ? 0 : std::atoi(clusters);
-}
-
-int64_t row_bytes() {
-  const char* bytes = std::getenv("MI_PRUNER_HOST_ROW_BYTES");
-  return bytes == nullptr ? 0 : std::atoll(bytes);
-}
-
-bool has_groups() {
-  const char* groups = std::getenv("MI_PRUNER_HOST_GROUPS");
-  return groups != nullptr && std::atoi(groups) != 0;
-}
+int processors() { return static_cast<int>(number("MI_PRUNER_HOST_BLOCKS", 5)); }
+int resident_clusters() { return static_cast<int>(number("MI_PRUNER_HOST_CLUSTERS", 0)); }
+bool has_groups() { return number("MI_PRUNER_HOST_GROUPS", 0) != 0; }
+int64_t row_bytes() { return number("MI_PRUNER_HOST_ROW_BYTES", 0); }
 
 void begin(std::function<void()> work) { grid->begin(std::move(work)); }
 void commit_work() { grid->commit_work(); }
@@ -115,12 +112,6 @@ void warp_collective(void* mine, const std::function<void(void* const*)>& comple
 const char* cudaGetErrorString(cudaError_t error) {
   if (error == cudaErrorLaunchFailure) return mi_pruner::cuda::host::last_error.c_str();
   return error == cudaSuccess ? "no error" : "invalid configuration";
-}
-
-cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
-  const char* blocks = std::getenv("MI_PRUNER_HOST_BLOCKS");
-  *value = blocks == nullptr ? 5 : std::atoi(blocks);
-  return cudaSuccess;
 }
 
 namespace mi_pruner::cuda {

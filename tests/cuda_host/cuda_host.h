@@ -2,8 +2,8 @@
 //
 // A fiber runs until it has to wait for others: at a barrier, a warp collective, a spin on memory. Next goes on one of
 // those that were last let go, so that a warp comes as far as it can by itself, or any, by a seed. Blocks (or clusters
-// of them) run one after another, in random orders four at a time, the next four when these have ended: a block may
-// wait for those before it. Those of a cooperative launch run together. What is checked on the way: threads of a block
+// of them) run one after another, in random orders four at a time, or as many as MI_PRUNER_HOST_TOGETHER says, the next
+// ones when these have ended: a block may wait for those before it. What is checked on the way: threads of a block
 // (of a warp, of a cluster) that wait at different places of the source, that end while others wait, or that wait for
 // ever; fresh shared memory holds NaN. A missing barrier shows as a wrong result under some seed, a write out of bounds
 // under the address sanitizer: shared memory is an allocation of its exact size, which goes when its block ends; races
@@ -27,25 +27,9 @@
 
 using cudaStream_t = void*;
 enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidConfiguration = 9, cudaErrorLaunchFailure = 719 };
-enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount = 16 };
-enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
 
 const char* cudaGetErrorString(cudaError_t error);
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
-
-inline cudaError_t cudaGetDevice(int* device) {
-  *device = 0;
-  return cudaSuccess;
-}
-
-// MI_PRUNER_HOST_BLOCKS: multiprocessors, 5 by default.
-cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device);
-
-template <typename F> cudaError_t cudaFuncSetAttribute(F*, cudaFuncAttribute, int) { return cudaSuccess; }
-template <typename F> cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, F*, int, size_t) {
-  *blocks = 1;
-  return cudaSuccess;
-}
 
 struct dim3 {
   unsigned x = 1, y = 1, z = 1;
@@ -68,9 +52,10 @@ using Where = std::source_location;
 
 // Runs `thread` in every thread of every block. MI_PRUNER_HOST_SEED: of the order; 0 by default, a warp after another.
 // Every `cluster` neighbouring blocks are a cluster.
-cudaError_t run(unsigned blocks, unsigned threads, size_t shared, bool cooperative, unsigned cluster,
+cudaError_t run(unsigned blocks, unsigned threads, size_t shared, unsigned cluster,
                 const std::function<void()>& thread);
 
+int processors();        // multiprocessors: MI_PRUNER_HOST_BLOCKS, 5 by default
 int resident_clusters(); // at a time; MI_PRUNER_HOST_CLUSTERS, none by default
 bool has_groups();       // of warps, that multiply together; MI_PRUNER_HOST_GROUPS, none by default
 int64_t row_bytes();     // for rows as needed; MI_PRUNER_HOST_ROW_BYTES, by default so few that rows are forgotten
@@ -205,12 +190,12 @@ inline void add_release(unsigned* global, unsigned value) { __atomic_fetch_add(g
 inline unsigned add_acquire_release(unsigned* global, unsigned value) {
   return __atomic_fetch_add(global, value, __ATOMIC_ACQ_REL);
 }
-template <typename T> T load_whole(const T* global) {
-  static_assert(sizeof(T) == 16 && alignof(T) == 16);
-  return *global;
+inline unsigned swap_acquire_release(unsigned* global, unsigned value) {
+  return __atomic_exchange_n(global, value, __ATOMIC_ACQ_REL);
 }
+inline void store_release(unsigned* global, unsigned value) { __atomic_store_n(global, value, __ATOMIC_RELEASE); }
 inline void store_relaxed(uint64_t* global, uint64_t word) { __atomic_store_n(global, word, __ATOMIC_RELAXED); }
-inline uint64_t load_relaxed(const uint64_t* global) { return __atomic_load_n(global, __ATOMIC_RELAXED); }
+template <typename T> T load_relaxed(const T* global) { return __atomic_load_n(global, __ATOMIC_RELAXED); }
 inline unsigned load_acquire(const unsigned* global) { return __atomic_load_n(global, __ATOMIC_ACQUIRE); }
 template <typename T> T* at_address(SharedAddress at) { return reinterpret_cast<T*>(at); }
 inline void store_hint(SharedAddress at, uint64_t word) {

@@ -1,6 +1,7 @@
 // Kernels with one fault each, for the tests of the harness itself: `faults NAME` prints what became of them.
 #include <algorithm>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <iterator>
 #include <vector>
@@ -60,7 +61,7 @@ void spins(const unsigned* flag) {
     mi_pruner::cuda::wait_a_moment();
 }
 
-// Block 0 waits for what block 1 writes: blocks of a cooperative launch make progress together.
+// Block 0 waits for what block 1 writes: blocks that run together make progress together.
 void waits_for_a_block(float* out, unsigned* flag, bool release) {
   MI_PRUNER_SHARED(Shared, shared);
   if (blockIdx.x == 0) {
@@ -160,16 +161,17 @@ int main(int, char** arguments) {
   const auto is = [&](const char* name) { return std::strcmp(arguments[1], name) == 0; };
   std::vector<float> out(kThreads, -1);
   const float4 parcel{};
-  const bool two = is("waits-for-a-block") || is("missing-release") || is("all-blocks-write"); // blocks
+  const bool waits = is("waits-for-a-block") || is("missing-release"), two = waits || is("all-blocks-write"); // blocks
+  if (waits) setenv("MI_PRUNER_HOST_TOGETHER", "2", 1);
   unsigned flag = 0;
   cudaError_t error = cudaSuccess;
   const Named* const cluster = std::find_if(std::begin(kClusterKernels), std::end(kClusterKernels),
                                             [&](const Named& kernel) { return is(kernel.name); });
   if (cluster != std::end(kClusterKernels))
-    error = host::run(kBlocks, kThreads, sizeof(ClusterShared), true, kBlocks,
+    error = host::run(kBlocks, kThreads, sizeof(ClusterShared), kBlocks,
                       [&] { send_to_the_other(out.data(), cluster->fault); });
   else
-    error = host::run(two ? 2 : 1, kThreads, sizeof(Shared), two && !is("all-blocks-write"), 1, [&] {
+    error = host::run(two ? 2 : 1, kThreads, sizeof(Shared), 1, [&] {
       if (is("neighbours") || is("missing-barrier")) neighbours(out.data(), is("neighbours"));
       if (is("out-of-bounds")) out_of_bounds(out.data());
       if (is("divergent")) divergent();
@@ -177,7 +179,7 @@ int main(int, char** arguments) {
       if (is("divergent-warp")) divergent_warp(out.data());
       if (is("ends-early")) ends_early();
       if (is("spins")) spins(&flag);
-      if (is("waits-for-a-block") || is("missing-release"))
+      if (waits)
         waits_for_a_block(out.data(), &flag, is("waits-for-a-block"));
       if (is("two-writers")) two_writers();
       if (is("collective-for-a-barrier")) collective_for_a_barrier(out.data());

@@ -131,44 +131,43 @@ struct Scoring {
   bool joint;    // else the other marginal
 };
 
-// The row path, see greedy_on_rows.cuh: for each team a ring of generations, a product's 128 rows each. So many bytes
-// of rows in all (but four generations at the least), and no more than so many rows a pick: of a film of photographs,
-// whose guesses are poor, 2.3 to 4.5 are computed where none is forgotten, else up to 30.
+// The row path, see greedy_on_rows.cuh: for each team a ring of generations, a product's rows each. So many bytes of
+// rows in all (but four generations at the least), and no more than so many rows a pick: of a film of photographs 2.2
+// to 5.6 are computed, of features of very few dimensions as many as there is time for. And no more than have a number.
+constexpr int kProductRows = kTileColumns;
 constexpr int64_t kRowBytes = int64_t{768} << 20, kLeastGenerations = 4, kRowsOfPick = 6;
+constexpr unsigned kNoRow = 0xffff, kPicked = 0xfffe; // in place of the number of a token's row
+constexpr int64_t kMostGenerations = kPicked / kProductRows;
 constexpr int64_t kMostTeams = 8;
-constexpr int64_t kMostMembers = 512;
-// Candidates that the members propose, twice as many as a product takes: the best are spread unevenly over members.
-constexpr int64_t kProposals = 2 * kTileRows;
-constexpr int64_t kMostCandidates = kProposals + kMostMembers;
 
-// A candidate for the next pick, read in one access.
-struct alignas(16) Post {
-  uint64_t key;
-  int64_t slot; // of its row, or kNoRow
-};
-
-// A product that a team is to compute: the row of `pick` and those of the best candidates.
+// A product that a team has on offer: the rows of the chosen tokens.
 struct Order {
-  int64_t sample, pick; // no sample of that number: nothing more to do
-  int64_t generation;   // of the ring
-  float scale;          // of rho in the gains of the candidates
+  int64_t sample;
+  int base;                  // of the rows in the ring
+  int parts;                 // see row_products.cuh
+  int chosen[kProductRows];  // tokens; -1: none
 };
 
 struct RowMemory {
-  int64_t teams, members; // blocks: teams x members
-  bool clustered;         // the first kClusterBlocks of a team, a cluster, take the steps; else all do
-  int64_t generations, row_stride, tiles;
-  float* rows;          // (teams, cached, row_stride)
-  LogSum* parts;        // (teams, cached, tiles)
-  float* log_z;         // (teams, cached)
-  float* rho;           // (N) while no thread holds it in registers; so is slot
-  int32_t* slot;        // (N)
-  Post* posts;          // (2, teams, members)
-  Order* orders;        // (teams)
-  uint64_t* candidates; // (teams, kMostCandidates)
-  unsigned* arrivals;   // (teams)
+  int64_t blocks, teams;
+  bool clustered; // a cluster of blocks takes a team's steps, else one
+  int64_t generations, row_stride, tiles; // of kTileColumns tokens, of a row
+  float* rows;    // (teams, cached, row_stride)
+  float* log_z;   // (teams, cached)
+  LogSum* parts;  // (teams, kProductRows, tiles)
+  float* rho;     // (N) while no thread holds it in registers
+  uint16_t* slot; // (N) of the tokens that no registers hold: the number of a row, kNoRow or kPicked
+  Order* orders;  // (teams)
+  // 0 at the start (counter_count): of blocks or clusters that have a role, of teams that are done; of each team, parts
+  // of its product that nobody has taken (negative: none), and that are done.
+  unsigned* counters;
 
-  constexpr int64_t cached() const { return generations * kTileRows; }
+  constexpr int64_t cached() const { return generations * kProductRows; }
+  constexpr int64_t counter_count() const { return 2 + 2 * teams; }
+  constexpr unsigned* roles() const { return counters; }
+  constexpr unsigned* over() const { return counters + 1; }
+  constexpr unsigned* left(unsigned team) const { return counters + 2 + 2 * team; }
+  constexpr unsigned* done(unsigned team) const { return left(team) + 1; }
 };
 
 struct Selection {

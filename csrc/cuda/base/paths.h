@@ -13,17 +13,13 @@ constexpr int64_t kGramTokens = 4096;
 // The blocks of a cluster: as many as every GPU with clusters can run.
 constexpr int kClusterBlocks = 8;
 
-// Tokens that a thread of the row path holds in registers: with 256 threads a block, a cluster holds 32,768. Longer
-// samples take all blocks of a team for their steps, and keep in memory what registers don't hold.
+// Tokens that a thread of the row path holds in registers: with 256 threads a block, a cluster holds 32,768. What they
+// don't hold is kept in memory.
 constexpr int kHeldTokens = 16;
-constexpr int64_t kClusterTokens = int64_t{kClusterBlocks} * 256 * kHeldTokens;
 
 // Up to here one warp holds a sample's tokens, and one makes a row of its redundancies.
 constexpr int64_t kShortSample = 1024;
 
 constexpr bool takes_gram_path(int64_t longest) { return longest <= kGramTokens; }
-
-// On rows: whether a cluster takes the steps; `clusters`: how many of them the GPU runs at a time.
-constexpr bool takes_cluster(int64_t longest, int64_t clusters) { return clusters > 0 && longest <= kClusterTokens; }
 
 } // namespace mi_pruner::cuda

@@ -215,6 +215,18 @@ __device__ __forceinline__ unsigned add_acquire_release(unsigned* global, unsign
   return before;
 }
 
+// The same, of a new value in its place.
+__device__ __forceinline__ unsigned swap_acquire_release(unsigned* global, unsigned value) {
+  unsigned before;
+  asm volatile("atom.exch.acq_rel.gpu.global.b32 %0, [%1], %2;" : "=r"(before) : "l"(global), "r"(value) : "memory");
+  return before;
+}
+
+// A new value, as `add_release` leaves one.
+__device__ __forceinline__ void store_release(unsigned* global, unsigned value) {
+  asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(global), "r"(value) : "memory");
+}
+
 // What other blocks wrote before this thread saw them arrive.
 __device__ __forceinline__ unsigned load_acquire(const unsigned* global) {
   unsigned value;
@@ -229,6 +241,11 @@ __device__ __forceinline__ void store_relaxed(uint64_t* global, uint64_t word) {
 __device__ __forceinline__ uint64_t load_relaxed(const uint64_t* global) {
   uint64_t word;
   asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(word) : "l"(global) : "memory");
+  return word;
+}
+__device__ __forceinline__ unsigned load_relaxed(const unsigned* global) {
+  unsigned word;
+  asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(word) : "l"(global) : "memory");
   return word;
 }
 
@@ -269,15 +286,6 @@ __device__ __forceinline__ float4 load_four(SharedAddress at) {
                : "r"(at)
                : "memory");
   return four;
-}
-
-// 16 bytes that another block wrote, past L1 and in one access.
-template <typename T> __device__ __forceinline__ T load_whole(const T* global) {
-  static_assert(sizeof(T) == sizeof(uint4) && alignof(T) == alignof(uint4));
-  const uint4 words = __ldcg(reinterpret_cast<const uint4*>(global));
-  T value;
-  memcpy(&value, &words, sizeof value);
-  return value;
 }
 
 __device__ __forceinline__ void wait_a_moment() { __nanosleep(20); }
@@ -361,6 +369,12 @@ __device__ __forceinline__ float load_from(const float* shared, unsigned rank) {
   asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(value) : "r"(from) : "memory");
   return value;
 }
+__device__ __forceinline__ unsigned load_from(const unsigned* shared, unsigned rank) {
+  unsigned from, value;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(from) : "r"(shared_address(shared)), "r"(rank));
+  asm volatile("ld.shared::cluster.u32 %0, [%1];" : "=r"(value) : "r"(from) : "memory");
+  return value;
+}
 __device__ __forceinline__ float4 load_from(const float4* shared, unsigned rank) {
   unsigned from;
   float4 value;
@@ -397,6 +411,7 @@ __device__ __forceinline__ void start_arrivals(Arrivals*) {}
 __device__ __forceinline__ void expect_arrivals(Arrivals*, unsigned) {}
 template <typename T> __device__ __forceinline__ void send_async(T*, const T&, Arrivals*, unsigned) {}
 __device__ __forceinline__ float load_from(const float* shared, unsigned) { return *shared; }
+__device__ __forceinline__ unsigned load_from(const unsigned* shared, unsigned) { return *shared; }
 __device__ __forceinline__ float4 load_from(const float4* shared, unsigned) { return *shared; }
 __device__ __forceinline__ void wait_for_arrivals(Arrivals*, unsigned) {}
 #endif

@@ -113,23 +113,21 @@ struct Call {
   }
 
   void reserve_rows() {
-    MI_PRUNER_CUDA_CHECK(size_teams(dtype, visual.layout, slots.longest, memory));
+    MI_PRUNER_CUDA_CHECK(size_rows(dtype, visual.layout, slots.longest, memory));
     workspace.add(memory.rows, memory.teams * memory.cached() * memory.row_stride);
-    workspace.add(memory.parts, memory.teams * memory.cached() * memory.tiles);
     workspace.add(memory.log_z, memory.teams * memory.cached());
+    workspace.add(memory.parts, memory.teams * kProductRows * memory.tiles);
     workspace.add(memory.rho, visual.layout.total);
     workspace.add(memory.slot, visual.layout.total);
-    workspace.add(memory.posts, 2 * memory.teams * memory.members);
     workspace.add(memory.orders, memory.teams);
-    workspace.add(memory.candidates, memory.teams * kMostCandidates);
-    workspace.add(memory.arrivals, memory.teams);
+    workspace.add(memory.counters, memory.counter_count());
   }
 
   // bandwidth: of the cross-modal kernel; none: by the rule. The scores go to `to`; null: none are wanted.
   void normalise(const std::optional<double>& bandwidth, const std::string& marginal, float* to) {
     const float kappa = bandwidth ? static_cast<float>(1 / (*bandwidth * *bandwidth)) : 0.0f;
     MI_PRUNER_CUDA_CHECK(normalisers(visual.layout, text.layout, found, kappa, ratio.value_or(0), densities,
-                                     {to, marginal == "joint"}, memory.arrivals, rows ? memory.teams : 0, stream));
+                                     {to, marginal == "joint"}, memory.counters, rows ? memory.counter_count() : 0, stream));
   }
 
   void select(const float* from, const Selecting& selecting, Picks picks) {

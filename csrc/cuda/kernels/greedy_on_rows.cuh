@@ -1,316 +1,406 @@
-// Greedy selection from many tokens: exact, on rows of log K that are computed for the likely next picks.
+// Greedy selection from many tokens: exact, on rows of log K that are computed for the likely next picks, beside the
+// steps.
 //
-// Algorithm: only the rows of picked tokens are ever needed, and which will be picked is nearly known. When a pick has
-// no row yet, one product computes its row and those of the 127 next best candidates by current gain. A row's bits do
-// not depend on the block of rows it is computed in: the picks are those of the full matrix. Rows are kept in a ring
-// of such blocks; one that is overwritten too early is computed again. Norms are those that the similarities left.
+// Algorithm: only the rows of picked tokens are ever needed, and which will be picked is nearly known: the tokens of
+// largest gain that have no row yet. A product computes the rows of 64 of them, while picks go on from the rows that
+// are there; when it is done, the next is put on offer, from the gains of that moment. A pick that has no row waits for
+// the product on offer, or has its row computed at once, first of a product. A row's bits do not depend on the block of
+// rows it is computed in: the picks are those of the full matrix. Rows are kept in a ring of such blocks; one that is
+// overwritten too early is computed again. Norms are those that the similarities left.
 //
-// Mapping: one persistent, cooperative launch; the blocks are split into teams, a team for a sample at a time. Steps:
-// 16 tokens a thread in registers (score, rho, log prior, slot of the row), any more in memory; they are put down in
-// memory while a product is computed, whose tiles all members of the team take in turn. Two variants, by architecture
-// and N (paths.h):
-// - clustered: the first 8 blocks of a team, a thread-block cluster, take the steps, and agree on a pick through
-//   distributed shared memory. The others wait in global memory for a product's order.
-// - all members take the steps, and agree through posts in global memory and the team's barrier there.
+// Mapping: one persistent launch. Its blocks, or clusters of eight where the GPU runs any, take roles in the order in
+// which they start: the first few take the steps of a sample at a time each (a team), the others do parts of what is on
+// offer (row_products.cuh), as do those of a team while they wait. 16 tokens a thread in registers (score, rho, log
+// prior), any more in memory; they are put down in memory while a team's blocks help, whose tiles need the registers.
+// Nobody waits for a block that may not have started, so that it is no cooperative launch, and runs on any part of a
+// GPU that has room for a team.
 //
-// Cost: 2 D flops for each cosine of one to six rows a pick; `visual` is read once for 128 rows. Bound by L2 and the
-// tensor cores in the products, by latency in the steps: estimated at 2,000 cycles in a cluster at N = 32,768, 4,000 or
-// more in a team.
+// Cost: 2 D flops for each cosine of some rows a pick; `visual` is read once for 64 rows. Bound by latency in the
+// steps, by memory in the products.
 //
-// Determinism: no sum crosses threads but in a fixed order; neither the variant nor the number of members and teams
-// touches a sum.
+// Determinism: no sum crosses threads but in a fixed order; neither who does a part, nor when, nor the number of blocks
+// and teams touches a sum.
 #pragma once
 
-#include "cuda/greedy/exchange.cuh"
-#include "cuda/tile/product.cuh"
-#include "cuda/tile/rows.cuh"
+#include "cuda/greedy/row_products.cuh"
 
 namespace mi_pruner::cuda {
 
-constexpr int kHeldParts = 16; // of a row's normaliser, in a lane's registers: all, up to 32,768 tokens
-
-// One member's part in its team.
+// One block's part in its team.
 template <typename T, typename Tile> class RowTeam {
 public:
-  __device__ RowTeam(const Tokens& visual, const float* norms, int64_t dim, const float* scores,
-                     const Densities& densities, const Selection& selection, const RowMemory& memory,
-                     const Picks& picks, RowShared<Tile>& shared)
-      : visual(visual), norms(norms), dim(dim), scores(scores), densities(densities), selection(selection),
-        memory(memory), picks(picks), shared(shared), clustered(kHasClusters && memory.clustered),
-        team(blockIdx.x / static_cast<unsigned>(memory.members)),
-        member(blockIdx.x % static_cast<unsigned>(memory.members)), barrier(memory.arrivals + team, memory.members),
-        sample(team) {}
+  __device__ RowTeam(const Tokens& visual, const float* scores, const Densities& densities, const Selection& selection,
+                     const RowMemory& memory, const Picks& picks, unsigned team, const Deal& deal,
+                     RowProducts<T, Tile>& products, RowShared<Tile>& shared)
+      : visual_(visual), scores_(scores), densities_(densities), selection_(selection), memory_(memory), picks_(picks),
+        shared_(shared), team_(team), deal_(deal), leads_(deal.block == 0), products_(products),
+        exchange_(shared, deal, memory.clustered) {}
 
   __device__ void run() {
-    const bool steps = !clustered || member < kClusterBlocks;
-    if (clustered && steps) ClusterExchange<Tile>::prepare(shared);
-    for (;;) {
-      Order order{};
-      if (steps) order = next_order();
-      if (clustered) order = shared_order(order);
-      if (order.sample >= visual.layout.samples) return;
-      produce(order);
+    for (int64_t sample = team_; sample < visual_.layout.samples; sample += memory_.teams) {
+      sample_ = sample;
+      span_ = span_of(visual_.layout, sample);
+      select(span_of(picks_.slots, sample));
     }
+    if (leads_ && threadIdx.x == 0) add_release(memory_.over(), 1u);
   }
 
 private:
-  // The steps up to the next pick that needs a product.
-  __device__ Order next_order() {
-    for (; sample < visual.layout.samples; sample += memory.teams, picked = products = 0) {
-      const Span span = span_of(visual.layout, sample), slots = span_of(picks.slots, sample);
-      const int64_t pick = advance(span, slots);
-      if (pick >= 0) return {sample, pick, products++ % memory.generations, scale_of(selection, picked - 1)};
-      const Deal deal = dealt_for_steps();
-      clear_slots(picks, slots, picked, deal.block * kTileThreads + threadIdx.x, deal.blocks * kTileThreads);
-    }
-    return {visual.layout.samples, 0, 0, 0};
-  }
+  using Held = RowQuad[kHeldQuads];
 
-  // Picks until one needs a product: that one; or until the sample is done: -1.
-  __device__ int64_t advance(const Span& span, const Span& slots) {
-    const int64_t limit = limit_of(picks, sample, span, slots);
-    RowQuad held[kHeldQuads];
-    take_up(span, held);
-    ClusterExchange<Tile> exchange(shared, round, member);
-    const float* const rows = memory.rows + team * memory.cached() * memory.row_stride;
-    int64_t pick = -1;
-    bool missing = false;
-    while (picked < limit && !missing) {
-      const Post own = step(span, held, exchange, pick);
-      const Post best = clustered ? exchange.agree(own, held, rows, memory.row_stride, span.count) : agree(own);
-      if (best.key == 0 || gain_of(best.key) < picks.min_gain) break;
-      pick = index_of(best.key);
-      if (member == 0 && threadIdx.x == 0) {
-        picks.indices[slots.begin + picked] = pick;
-        picks.gains[slots.begin + picked] = gain_of(best.key);
+  __device__ void select(const Span& slots) {
+    const int limit = static_cast<int>(limit_of(picks_, sample_, span_, slots));
+    const float* const rows = memory_.rows + team_ * memory_.cached() * memory_.row_stride;
+    picked_ = offered_ = 0;
+    quads_ = deal_.quads(span_.count);
+    Held held;
+    start(held);
+    int pick = -1;
+    while (picked_ < limit) {
+      const Post best = exchange_.agree(step(held, pick), rows, memory_.row_stride, span_.count);
+      if (best.key == 0 || gain_of(best.key) < picks_.min_gain) break;
+      pick = static_cast<int>(index_of(best.key));
+      if (leads_ && threadIdx.x == 0) {
+        picks_.indices[slots.begin + picked_] = pick;
+        picks_.gains[slots.begin + picked_] = gain_of(best.key);
       }
-      if (++picked == limit) break;
-      remove(span, held, pick);
-      if (selection.redundancy == Redundancy::kChain) weight = expf(densities.log_prior[span.begin + pick]);
-      missing = best.slot == kNoRow;
-      place = missing ? products % memory.generations * kTileRows : best.slot;
+      const float scale = scale_of(selection_, picked_);
+      if (++picked_ == limit) break;
+      remove(held, pick);
+      if (selection_.redundancy == Redundancy::kChain) weight_ = expf(densities_.log_prior[span_.begin + pick]);
+      place_ = best.slot;
+      if (best.is_done != 0) take_in();
+      if (place_ == kNoRow) find_row(held, pick, scale);
+      // Not over the row that is about to be read.
+      if (!on_offer_ && static_cast<int>(place_) / kProductRows != next_generation()) offer(held, -1, scale);
     }
-    wait_for_copies<0>(); // the next product, or sample, overwrites what they read
-    if (missing) put_down(span, held);
-    return missing ? pick : -1;
+    drop();
+    const int64_t threads = int64_t{deal_.blocks} * kTileThreads;
+    clear_slots(picks_, slots, picked_, deal_.block * kTileThreads + threadIdx.x, threads);
   }
 
-  __device__ Deal dealt_for_steps() const { return {clustered ? kClusterBlocks : memory.members, member}; }
+  // The row of a pick that had none when it was sent: maybe it has one by now.
+  __device__ void find_row(Held& held, int pick, float scale) {
+    if (on_offer_) {
+      help(held);
+      take_in();
+    }
+    place_ = place_of(pick);
+    if (place_ != kNoRow) return;
+    offer(held, pick, scale);
+    help(held);
+    take_in();
+    place_ = static_cast<unsigned>(base_);
+  }
 
-  __device__ void take_up(const Span& span, RowQuad (&held)[kHeldQuads]) const {
-    const Deal deal = dealt_for_steps();
+  // In the product that was taken in last.
+  __device__ unsigned place_of(int pick) const {
+    unsigned place = kNoRow;
+    for (int first = 0; first < kProductRows && offered_ > 0; first += 32) {
+      const unsigned here = __ballot_sync(kFullWarp, shared_.chosen[first + threadIdx.x % 32] == pick);
+      if (here != 0) place = static_cast<unsigned>(base_ + first + __ffs(static_cast<int>(here)) - 1);
+    }
+    return place;
+  }
+
+  // ---- tokens ----------------------------------------------------------------------------------------------------
+  __device__ void start(Held& held) {
 #pragma unroll
     for (int k = 0; k < kHeldQuads; ++k) {
-      if (picked == 0)
-        held[k].start(scores, densities.log_prior, span, deal.first(k));
-      else
-        held[k].load(scores, densities.log_prior, memory, span, deal.first(k));
+      held[k].start(scores_, densities_.log_prior, span_, deal_.first(k));
+#pragma unroll
+      for (int e = 0; e < kQuad; ++e)
+        own_slot(k, e) = held[k].has(e) ? kNoRow : kPicked;
     }
-    if (picked > 0) return;
-    for (int k = kHeldQuads; deal.first(k) < span.count; ++k) {
+    for (int k = kHeldQuads; deal_.first(k) < span_.count; ++k) {
       RowQuad other;
-      other.start(scores, densities.log_prior, span, deal.first(k));
-      other.store(memory, span);
+      other.start(scores_, densities_.log_prior, span_, deal_.first(k));
+      other.store(memory_.rho, span_, deal_.first(k));
+      for (int e = 0; e < kQuad; ++e)
+        if (deal_.first(k) + e < span_.count) slot_in_memory(deal_.first(k) + e) = other.has(e) ? kNoRow : kPicked;
     }
+    __syncthreads(); // slots are written by others, too
   }
 
-  __device__ void put_down(const Span& span, const RowQuad (&held)[kHeldQuads]) const {
+  __device__ uint16_t& own_slot(int k, int e) const { return shared_.slot[k][threadIdx.x][e]; }
+  __device__ uint16_t& slot_in_memory(int token) const { return memory_.slot[span_.begin + token]; }
+
+  // Of a token of this block.
+  __device__ uint16_t& slot_of(int token) const {
+    if (token >= deal_.held()) return slot_in_memory(token);
+    return shared_.slot[deal_.quad_of(token)][deal_.thread_of(token)][token % kQuad];
+  }
+
+  __device__ void load(RowQuad& other, int first) const {
+    other.load(scores_, densities_.log_prior, memory_.rho, span_, first,
+               [&](int e) { return slot_in_memory(first + e); });
+  }
+
+  __device__ void remove(Held& held, int pick) const {
+    if (!deal_.gives_thread(pick)) return;
+    slot_of(pick) = kPicked;
 #pragma unroll
     for (int k = 0; k < kHeldQuads; ++k)
-      held[k].store(memory, span);
+      held[k].remove(pick - deal_.first(k));
   }
 
-  __device__ void remove(const Span& span, RowQuad (&held)[kHeldQuads], int64_t pick) const {
-#pragma unroll
-    for (int k = 0; k < kHeldQuads; ++k)
-      held[k].remove(pick);
-    const Deal deal = dealt_for_steps();
-    if (pick >= deal.held() && deal.gives_thread(pick)) memory.slot[span.begin + pick] = kPicked;
-  }
-
-  // rho with the row in `place`, of `pick` (-1: unknown, after a product); returns this thread's best.
-  __device__ Post step(const Span& span, RowQuad (&held)[kHeldQuads], const ClusterExchange<Tile>& exchange,
-                       int64_t pick) const {
-    const int64_t at = team * memory.cached() + place;
-    const float* const row = memory.rows + at * memory.row_stride;
-    const float log_z = picked == 0 ? 0.0f : __ldcg(memory.log_z + at), scale = scale_of(selection, picked);
-    if (picked > 0) {
-      const bool fetched = clustered && exchange.has(pick);
+  // rho with the row in place_, of `pick` (-1: none yet); returns the warp's best, and what the first warp knows of the
+  // product.
+  __device__ Post step(Held& held, int pick) {
+    unsigned done = 0;
+    const bool looks = on_offer_ && leads_ && threadIdx.x < 32;
+    if (looks) done = load_relaxed(memory_.done(team_)); // beside the row
+    const int64_t at = team_ * memory_.cached() + place_;
+    const float* const row = memory_.rows + at * memory_.row_stride;
+    const float log_z = pick < 0 ? 0.0f : __ldcg(memory_.log_z + at), scale = scale_of(selection_, picked_);
+    if (pick >= 0) {
+      const bool fetched = exchange_.has(pick);
       float4 log_kernels[kHeldQuads] = {};
 #pragma unroll
       for (int k = 0; k < kHeldQuads; ++k)
-        if (held[k].first < span.count)
-          log_kernels[k] = fetched ? exchange.at(k) : __ldcg(reinterpret_cast<const float4*>(row + held[k].first));
+        if (deal_.first(k) < span_.count)
+          log_kernels[k] = fetched ? exchange_.at(k) : __ldcg(reinterpret_cast<const float4*>(row + deal_.first(k)));
 #pragma unroll
       for (int k = 0; k < kHeldQuads; ++k)
-        held[k].join(log_kernels[k], log_z, weight, selection.redundancy, picked);
+        if (k < quads_) held[k].join(log_kernels[k], log_z, weight_, selection_.redundancy, picked_);
     }
     Post best = best_of(held, scale);
-    const Deal deal = dealt_for_steps();
-    for (int k = kHeldQuads; deal.first(k) < span.count; ++k) {
-      RowQuad others[1], &other = others[0];
-      other.load(scores, densities.log_prior, memory, span, deal.first(k));
-      if (picked > 0) {
-        other.join(__ldcg(reinterpret_cast<const float4*>(row + other.first)), log_z, weight, selection.redundancy,
-                   picked);
-        other.store(memory, span);
+    for (int k = kHeldQuads; deal_.first(k) < span_.count; ++k) {
+      const int first = deal_.first(k);
+      RowQuad other;
+      load(other, first);
+      if (pick >= 0) {
+        other.join(__ldcg(reinterpret_cast<const float4*>(row + first)), log_z, weight_, selection_.redundancy,
+                   picked_);
+        other.store(memory_.rho, span_, first);
       }
-      const Post post = best_of(others, scale);
-      if (post.key > best.key) best = post;
+      float gain[kQuad];
+      const float most = other.most(scale, gain);
+#pragma unroll
+      for (int e = kQuad - 1; e >= 0; --e)
+        if (gain[e] == most && key_of(most, first + e) > best.key)
+          best = {key_of(most, first + e), slot_in_memory(first + e)};
+    }
+    best = warp_best(best);
+    if (looks) best.is_done = done == static_cast<unsigned>(taken_);
+    return best;
+  }
+
+  // Of the tokens in registers, which are in ascending order: gains are compared as they are, and make one key.
+  __device__ Post best_of(const Held& held, float scale) const {
+    float gain[kHeldQuads][kQuad], most = MI_PRUNER_NAN;
+#pragma unroll
+    for (int k = 0; k < kHeldQuads; ++k)
+      if (k < quads_) most = fmaxf(most, held[k].most(scale, gain[k]));
+    int at = 0;
+#pragma unroll
+    for (int k = kHeldQuads - 1; k >= 0; --k)
+      if (k < quads_)
+#pragma unroll
+        for (int e = kQuad - 1; e >= 0; --e)
+          if (gain[k][e] == most) at = k * kQuad + e;
+    const int index = deal_.first(at / kQuad) + at % kQuad;
+    return {isnan(most) ? 0 : key_of(most, index), own_slot(at / kQuad, at % kQuad)};
+  }
+
+  // ---- products --------------------------------------------------------------------------------------------------
+  __device__ int next_generation() const { return static_cast<int>(offered_ % memory_.generations); }
+
+  // Puts the next product on offer: of `pick`, unless that is -1, and of the tokens of largest gain that have no row;
+  // nothing where there are none.
+  __device__ void offer(const Held& held, int pick, float scale) {
+    base_ = next_generation() * kProductRows;
+    if (offered_ >= memory_.generations) forget();
+    propose(held, pick, scale);
+    on_offer_ = shared_.chosen[0] >= 0;
+    if (!on_offer_) return;
+    ++offered_;
+    if (!leads_) return;
+    products_.wait(team_, taken_); // of a product that was dropped
+    Order* const order = memory_.orders + team_;
+    if (threadIdx.x < kProductRows) order->chosen[threadIdx.x] = shared_.chosen[threadIdx.x];
+    taken_ = products_.parts_of(span_.count);
+    if (threadIdx.x == 0) {
+      order->sample = sample_;
+      order->base = base_;
+      order->parts = taken_;
+      *memory_.done(team_) = 0; // nobody waits for the former product: all of the team have sent posts after it
+    }
+    __syncthreads();
+    if (threadIdx.x == 0) store_release(memory_.left(team_), static_cast<unsigned>(taken_));
+  }
+
+  // The rows that are about to be overwritten.
+  __device__ void forget() {
+    exchange_.forget();
+    const auto clear = [&](uint16_t& slot) {
+      if (slot >= base_ && slot < base_ + kProductRows) slot = kNoRow;
+    };
+    for (int k = 0; k < kHeldQuads; ++k)
+      for (int e = 0; e < kQuad; ++e)
+        clear(own_slot(k, e));
+    for (int k = kHeldQuads; deal_.first(k) < span_.count; ++k)
+      for (int e = 0; e < kQuad && deal_.first(k) + e < span_.count; ++e)
+        clear(slot_in_memory(deal_.first(k) + e));
+  }
+
+  // The tokens of the next product, to shared.chosen of all blocks.
+  __device__ void propose(const Held& held, int pick, float scale) {
+    const int count = exchange_.warps();
+    uint64_t below = ~uint64_t{0};
+    for (int first = 0; first < kProposals; first += count) {
+      below = warp_best(best_without_row(held, scale, below));
+      exchange_.gather({below, kNoRow}, first);
+    }
+    if (threadIdx.x < kProductRows) shared_.chosen[threadIdx.x] = threadIdx.x == 0 ? pick : -1;
+    __syncthreads();
+    if (threadIdx.x < kProposals) {
+      const uint64_t key = shared_.candidates[threadIdx.x];
+      int rank = pick < 0 ? 0 : 1;
+      for (const uint64_t other : shared_.candidates)
+        rank += other > key;
+      if (key != 0 && rank < kProductRows) shared_.chosen[rank] = static_cast<int>(index_of(key));
+    }
+    __syncthreads();
+  }
+
+  // The thread's largest key below this one.
+  __device__ uint64_t best_without_row(const Held& held, float scale, uint64_t below) const {
+    uint64_t best = 0;
+    const auto look = [&](const RowQuad& quad, int first, const auto& slot) {
+      float gain[kQuad];
+      quad.most(scale, gain);
+#pragma unroll
+      for (int e = 0; e < kQuad; ++e) {
+        if (slot(e) != kNoRow) continue;
+        const uint64_t key = key_of(gain[e], first + e);
+        if (key < below && key > best) best = key;
+      }
+    };
+#pragma unroll
+    for (int k = 0; k < kHeldQuads; ++k)
+      if (k < quads_) look(held[k], deal_.first(k), [&](int e) { return own_slot(k, e); });
+    for (int k = kHeldQuads; deal_.first(k) < span_.count; ++k) {
+      const int first = deal_.first(k);
+      RowQuad other;
+      load(other, first);
+      look(other, first, [&](int e) { return first + e < span_.count ? slot_in_memory(first + e) : kPicked; });
     }
     return best;
   }
 
-  // The best token of a team without a cluster: each member posts its own, and reads all.
-  __device__ Post agree(const Post& own) {
-    const Post best = block_best(own, shared);
-    Post* const posts = memory.posts + (round++ % 2 * memory.teams + team) * memory.members;
-    if (threadIdx.x == 0) posts[member] = best;
-    barrier.wait();
-    Post top{0, kNoRow};
-    for (int64_t m = threadIdx.x; m < memory.members; m += kTileThreads) {
-      const Post post = load_whole(posts + m);
-      if (post.key > top.key) top = post;
-    }
-    return block_best(top, shared);
-  }
-
-  // The cluster's order, to all members: the others wait here.
-  __device__ Order shared_order(const Order& order) {
-    Order* const common = memory.orders + team;
-    if (member == 0 && threadIdx.x == 0) *common = order;
-    barrier.wait();
-    return {__ldcg(&common->sample), __ldcg(&common->pick), __ldcg(&common->generation), __ldcg(&common->scale)};
-  }
-
-  // f(token) for the tokens of this thread, where all members share in the work.
-  template <typename F> __device__ void for_each_own(const Span& span, const F& f) const {
-    const Deal deal{memory.members, member};
-    for (int k = 0; deal.first(k) < span.count; ++k)
-      for (int64_t i = deal.first(k), end = i + kQuad < span.count ? i + kQuad : span.count; i < end; ++i)
-        f(i);
-  }
-
-  // The tokens of the next product, in shared.chosen: the pick, then the best of those that have no row.
-  __device__ void choose(const Span& span, const Order& order) {
-    const int64_t busy = Deal{memory.members, member}.busy(span.count), each = (kProposals + busy - 1) / busy,
-                  count = each * busy;
-    uint64_t* const proposed = memory.candidates + team * kMostCandidates;
-    uint64_t below = ~uint64_t{0};
-    for (int64_t k = 0; k < each && member < busy; ++k) {
-      uint64_t best = 0;
-      if (below != 0)
-        for_each_own(span, [&](int64_t i) {
-          const int64_t token = span.begin + i;
-          if (__ldcg(memory.slot + token) != kNoRow) return;
-          const uint64_t key = key_of(gain_from(pickable(scores[token]), __ldcg(memory.rho + token), order.scale), i);
-          if (key < below && key > best) best = key;
-        });
-      below = block_best({best, kNoRow}, shared).key;
-      if (threadIdx.x == 0) proposed[member * each + k] = below;
-    }
-    if (threadIdx.x < kTileRows) shared.chosen[threadIdx.x] = threadIdx.x == 0 ? order.pick : -1;
-    barrier.wait();
-    for (int64_t k = threadIdx.x; k < count; k += kTileThreads)
-      shared.candidates[k] = __ldcg(proposed + k);
-    __syncthreads();
-    for (int64_t k = threadIdx.x; k < count; k += kTileThreads) {
-      const uint64_t key = shared.candidates[k];
-      int64_t rank = 1; // after the pick
-      for (int64_t other = 0; other < count; ++other)
-        rank += shared.candidates[other] > key;
-      if (key != 0 && rank < kTileRows) shared.chosen[rank] = index_of(key);
-    }
-    __syncthreads();
-  }
-
-  // Rows of log K of the chosen tokens with all, and their normalisers, in the places from `base` on.
-  __device__ void multiply(const Span& span, int64_t number, int64_t base) {
-    const Rows<T> features = rows_of<T>(visual, number, span);
-    const int64_t tiles = (span.count + kTileColumns - 1) / kTileColumns, places = team * memory.cached() + base;
-    for (int64_t at = member; at < tiles; at += memory.members) {
-      const int64_t first = at * kTileColumns, left = span.count - first;
-      const auto row_token = [&](int r) { return shared.chosen[r]; };
-      const auto column_token = [&](int c) { return first + c < span.count ? first + c : -1; };
-      for (int k = threadIdx.x; k < Tile::kTokens; k += kTileThreads) {
-        const int64_t token = k < kTileRows ? row_token(k) : column_token(k - kTileRows);
-        shared.tile.set_norm(k, token < 0 ? 0.0f : norms[span.begin + token]);
-      }
-      TileSource<T, Tile> source(features, row_token, features, column_token, 0, shared.tile);
-      multiply_tile<false>(source, dim, kTileRows, left < kTileColumns ? static_cast<int>(left) : kTileColumns, 0,
-                           shared.tile);
-      store_weights(visual.prior, span.begin, first, span.count, kTileRows, kTileColumns, shared.tile);
-      const auto sums = shared.tile.sums();
-      take_cosines(
-          0, kTileRows, kTileRows, [&](int row, int quad) { return four_of(sums.four(row, quad)); },
-          [&](float cosine) { return log_kernel(cosine, selection.kappa); }, sums, shared.tile);
-      __syncthreads();
-      for_each_row(kTileRows, [&](int row) {
-        LaneRow x;
+  // Does parts of the product until it is done.
+  __device__ void help(Held& held) {
+    exchange_.forget();
+    __syncthreads(); // all have what was fetched: the tiles come to its place
 #pragma unroll
-        for (int k = 0; k < kLaneQuads; ++k)
-          x[k] = four_of(sums.four(row, lane_quad(k)));
-        const LogSum part = part_of(x, shared.tile.weight + kTileRows);
-        if (shared.chosen[row] < 0) return;
-        store_row(x, memory.rows + (places + row) * memory.row_stride, first, span.count);
-        if (threadIdx.x % kRowLanes == 0) memory.parts[(places + row) * memory.tiles + at] = part;
-      });
-      __syncthreads(); // before the next tile's stages
-    }
-    barrier.wait();
-    for (int64_t row = member * (kTileThreads / 32) + threadIdx.x / 32; row < kTileRows;
-         row += memory.members * (kTileThreads / 32)) {
-      if (shared.chosen[row] < 0) continue;
-      const float log_z = log_of_parts<kHeldParts>(memory.parts + (places + row) * memory.tiles, tiles);
-      if (threadIdx.x % 32 == 0) memory.log_z[places + row] = log_z - densities.log_total[number];
-    }
-    barrier.wait();
+    for (int k = 0; k < kHeldQuads; ++k)
+      held[k].store(memory_.rho, span_, deal_.first(k));
+    while (products_.help(team_))
+      ;
+    products_.wait(team_, products_.parts_of(span_.count));
+#pragma unroll
+    for (int k = 0; k < kHeldQuads; ++k)
+      held[k].load(scores_, densities_.log_prior, memory_.rho, span_, deal_.first(k),
+                   [&](int e) { return own_slot(k, e); });
   }
 
-  // Gives the pick and other candidates rows in a generation of the ring, whose former rows are forgotten.
-  __device__ void produce(const Order& order) {
-    const Span span = span_of(visual.layout, order.sample);
-    const int32_t base = static_cast<int32_t>(order.generation * kTileRows);
-    for_each_own(span, [&](int64_t i) {
-      int32_t* const slot = memory.slot + span.begin + i;
-      const int32_t old = __ldcg(slot);
-      if (old >= base && old < base + kTileRows) *slot = kNoRow;
-    });
-    choose(span, order);
-    if (threadIdx.x > 0 && threadIdx.x < kTileRows) {
-      const int64_t token = shared.chosen[threadIdx.x];
-      if (token >= 0 && Deal{memory.members, member}.gives_block(token))
-        memory.slot[span.begin + token] = base + static_cast<int32_t>(threadIdx.x);
+  // The product on offer is done: its rows are there.
+  __device__ void take_in() {
+    load_acquire(memory_.done(team_));
+    if (threadIdx.x < kProductRows) {
+      const int token = shared_.chosen[threadIdx.x];
+      if (token >= 0 && deal_.gives_block(token) && slot_of(token) != kPicked)
+        slot_of(token) = static_cast<uint16_t>(base_ + threadIdx.x);
     }
-    multiply(span, order.sample, base);
+    __syncthreads();
+    on_offer_ = false;
   }
 
-  const Tokens& visual;
-  const float* const norms;
-  const int64_t dim;
-  const float* const scores;
-  const Densities& densities;
-  const Selection& selection;
-  const RowMemory& memory;
-  const Picks& picks;
-  RowShared<Tile>& shared;
-  const bool clustered;
-  const unsigned team, member;
-  TeamBarrier barrier;
-  unsigned round = 0; // agreements so far: posts alternate between two places
-  // Where the team is: its sample, picks and products of it; the last pick's row, and its weight in rho.
-  int64_t sample, picked = 0, products = 0, place = 0;
-  float weight = 1;
+  // Nobody needs the product any more.
+  __device__ void drop() {
+    if (!on_offer_) return;
+    on_offer_ = false;
+    if (!leads_ || threadIdx.x > 0) return;
+    const int left = static_cast<int>(swap_acquire_release(memory_.left(team_), 0));
+    if (left > 0) taken_ -= left;
+  }
+
+  const Tokens& visual_;
+  const float* const scores_;
+  const Densities& densities_;
+  const Selection& selection_;
+  const RowMemory& memory_;
+  const Picks& picks_;
+  RowShared<Tile>& shared_;
+  const unsigned team_;
+  const Deal deal_;
+  const bool leads_;
+  RowProducts<T, Tile>& products_;
+  Exchange<Tile> exchange_;
+  // The sample, its picks and products; the last pick's row, and its weight in rho.
+  int64_t sample_ = 0;
+  Span span_{};
+  int quads_ = 0, picked_ = 0;
+  unsigned place_ = 0;
+  float weight_ = 1;
+  int64_t offered_ = 0;
+  bool on_offer_ = false;
+  int base_ = 0;  // of the last product's rows
+  int taken_ = 0; // parts of it that are, or will be, done
 };
 
-// One block a multiprocessor: more members would only make the barrier slower.
+// Does parts of what the teams have on offer, until all are done.
+template <typename T, typename Tile>
+__device__ void serve(const RowMemory& memory, unsigned first, RowProducts<T, Tile>& products,
+                      RowShared<Tile>& shared) {
+  const unsigned teams = static_cast<unsigned>(memory.teams);
+  const auto look = [&] {
+    for (;; wait_a_moment()) {
+      for (unsigned k = 0; k < teams; ++k)
+        if (products.offers((first + k) % teams)) return static_cast<int>((first + k) % teams);
+      if (load_acquire(memory.over()) == teams) return -1;
+    }
+  };
+  for (;;) {
+    if (threadIdx.x == 0) shared.found = look();
+    __syncthreads();
+    const int team = shared.found;
+    __syncthreads();
+    if (team < 0) return;
+    products.help(static_cast<unsigned>(team));
+  }
+}
+
+// The number of this block, or of its cluster, among those that have started.
+template <typename Tile> __device__ unsigned take_role(const RowMemory& memory, RowShared<Tile>& shared) {
+  const bool first = !memory.clustered || blockIdx.x % kClusterBlocks == 0;
+  if (first && threadIdx.x == 0) shared.role = add_acquire_release(memory.roles(), 1u);
+  if (!memory.clustered) {
+    __syncthreads();
+    return shared.role;
+  }
+  Exchange<Tile>::prepare(shared);
+  return load_from(&shared.role, 0);
+}
+
+// One block a multiprocessor.
 template <typename T, typename Tile>
 __global__ void __launch_bounds__(runs_here<Tile>() ? kTileThreads : 32, 1)
     rows_kernel(const Tokens visual, const float* const norms, const int64_t dim, const float* const scores,
                 const Densities densities, const Selection selection, const RowMemory memory, const Picks picks) {
   MI_PRUNER_SHARED(RowShared<Tile>, shared);
-  if constexpr (runs_here<Tile>())
-    RowTeam<T, Tile>(visual, norms, dim, scores, densities, selection, memory, picks, shared).run();
+  if constexpr (runs_here<Tile>()) {
+    RowProducts<T, Tile> products(visual, norms, dim, densities, selection, memory, shared);
+    const unsigned role = take_role(memory, shared);
+    const Deal deal{memory.clustered ? kClusterBlocks : 1,
+                    memory.clustered ? static_cast<int>(blockIdx.x % kClusterBlocks) : 0};
+    if (role < memory.teams)
+      RowTeam<T, Tile>(visual, scores, densities, selection, memory, picks, role, deal, products, shared).run();
+    else
+      serve(memory, role, products, shared);
+    if (memory.clustered) cluster_end();
+  }
 }
 
 } // namespace mi_pruner::cuda

@@ -17,7 +17,7 @@ cudaError_t gram(Dtype dtype, const Tokens& visual, const Tokens& text, const La
       const auto launch_if = [&](bool wanted, auto tile) {
         using Tile = decltype(tile);
         if (launched || error != cudaSuccess || !wanted) return;
-        const Shape shape{tiles * Tile::kBlocks, kTileThreads, sizeof(SimilarityShared<Tile>), false, Tile::kBlocks};
+        const Shape shape{tiles * Tile::kBlocks, kTileThreads, sizeof(SimilarityShared<Tile>), Tile::kBlocks};
         error = run_if_it_can(gram_kernel<T, Tile>, shape, Tile::kGroups, launched, stream, visual, text, slots, dim,
                               found, row_tiles);
       };

@@ -48,7 +48,7 @@ cudaError_t greedy_by_warp(const Layout& visual, const float* scores, const Simi
       const int64_t blocks = visual.samples * kGreedyBlocks<kHow>,
                     sharing = std::clamp<int64_t>(ceil_div(blocks, processors), 1, TheWay::kSharing);
       room.fill((most + kReserved) / sharing - kReserved, Fetchers{selecting}.count(kWarps));
-      Shape shape{blocks, 32 * kWarps, room.bytes(), false, kGreedyBlocks<kHow>};
+      Shape shape{blocks, 32 * kWarps, room.bytes(), kGreedyBlocks<kHow>};
       shape.most_shared = static_cast<size_t>(most);
       return run_if_it_can(greedy_warp_kernel<kMode, TheWay::kQuads, kHow>, shape, false, launched, stream, visual,
                            scores, found, densities, selection, picks, room, selecting);

@@ -3,6 +3,9 @@
 
 #include <cstddef>
 #include <limits>
+#include <map>
+#include <mutex>
+#include <tuple>
 #include <type_traits>
 
 #include "cuda/base/arguments.h"
@@ -16,7 +19,6 @@ struct Shape {
   int64_t blocks;
   unsigned threads;
   size_t shared;            // bytes
-  bool cooperative = false; // all blocks are resident at a time
   unsigned cluster = 1;     // neighbouring blocks that run side by side and see each other's shared memory
   size_t most_shared = 0;   // bytes that another launch of the kernel may have; 0: as many
 };
@@ -36,6 +38,10 @@ inline cudaError_t most_shared(int& bytes) {
   return cudaSuccess;
 }
 inline int64_t row_bytes() { return host::row_bytes(); }
+inline cudaError_t count_processors(int& processors) {
+  processors = host::processors();
+  return cudaSuccess;
+}
 #else
 class Launch {
 public:
@@ -46,59 +52,96 @@ public:
     config.blockDim = dim3(shape.threads);
     config.dynamicSmemBytes = shape.shared;
     config.stream = stream;
-    config.attrs = attributes_;
-    if (shape.cooperative) add(cudaLaunchAttributeCooperative).cooperative = 1;
-    if (shape.cluster > 1) {
-      auto& dimension = add(cudaLaunchAttributeClusterDimension).clusterDim;
-      dimension.x = shape.cluster;
-      dimension.y = dimension.z = 1;
-    }
+    config.attrs = &attribute_;
+    if (shape.cluster == 1) return;
+    config.numAttrs = 1;
+    attribute_.id = cudaLaunchAttributeClusterDimension;
+    attribute_.val.clusterDim.x = shape.cluster;
+    attribute_.val.clusterDim.y = attribute_.val.clusterDim.z = 1;
   }
   Launch(const Launch&) = delete; // it points to itself
   Launch& operator=(const Launch&) = delete;
 
 private:
-  cudaLaunchAttributeValue& add(cudaLaunchAttributeID id) {
-    cudaLaunchAttribute& attribute = attributes_[config.numAttrs++];
-    attribute.id = id;
-    return attribute.val;
-  }
-
-  cudaLaunchAttribute attributes_[2]{};
+  cudaLaunchAttribute attribute_{};
 };
 
 constexpr int64_t row_bytes() { return kRowBytes; }
 
-// Bytes of shared memory that a block may have on the current device.
-inline cudaError_t most_shared(int& bytes) {
-  int device = 0;
-  const cudaError_t error = cudaGetDevice(&device);
-  return error == cudaSuccess ? cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) : error;
+// Before a launch, where a block has more shared memory than by default. Always the same for a kernel: less would be too
+// little for a launch of another thread that is on its way.
+template <typename... Parameters> cudaError_t allow_shared(void (*kernel)(Parameters...), const Shape& shape) {
+  const size_t most = shape.most_shared > shape.shared ? shape.most_shared : shape.shared;
+  if (most <= kSharedByDefault) return cudaSuccess;
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(most));
 }
 
-// Whether the current device runs the kernel in this shape: what was compiled for it has a body (else its launch bounds
-// say so), and a block may have so much shared memory. `groups`: the kernel multiplies by groups of warps.
-template <typename... Parameters>
-cudaError_t runs(void (*kernel)(Parameters...), const Shape& shape, bool /* groups: for the host twin */, bool& does) {
-  cudaFuncAttributes attributes{};
-  int most = 0;
-  cudaError_t error = cudaFuncGetAttributes(&attributes, kernel);
-  if (error == cudaSuccess) error = most_shared(most);
-  does = error == cudaSuccess && attributes.maxThreadsPerBlock >= static_cast<int>(shape.threads) &&
-         static_cast<size_t>(most) >= shape.shared;
+// What the runtime says about a kernel on the current device (null: about the device): asked once in a process.
+template <typename Ask> cudaError_t ask_once(const void* kernel, int64_t question, int& answer, const Ask& ask) {
+  static std::mutex mutex;
+  static std::map<std::tuple<int, const void*, int64_t>, int> answers;
+  int device = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error != cudaSuccess) return error;
+  const std::lock_guard<std::mutex> lock(mutex);
+  const std::tuple<int, const void*, int64_t> key(device, kernel, question);
+  if (const auto known = answers.find(key); known != answers.end()) {
+    answer = known->second;
+    return cudaSuccess;
+  }
+  error = ask(device);
+  if (error == cudaSuccess) answers[key] = answer;
   return error;
 }
 
-// Clusters of such a launch that the current device runs at a time: none where it has no clusters.
+inline cudaError_t attribute(cudaDeviceAttr which, int& value) {
+  return ask_once(nullptr, which, value, [&](int device) { return cudaDeviceGetAttribute(&value, which, device); });
+}
+
+// Bytes of shared memory that a block may have.
+inline cudaError_t most_shared(int& bytes) { return attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, bytes); }
+
+inline cudaError_t count_processors(int& processors) {
+  return attribute(cudaDevAttrMultiProcessorCount, processors);
+}
+
+// Clusters of such a launch that the current device runs at a time: none where it has no clusters, or the process so
+// small a part of it that none has room.
 template <typename... Parameters>
 cudaError_t resident_clusters(void (*kernel)(Parameters...), const Shape& shape, int& clusters) {
   clusters = 0;
-  int device = 0, supported = 0;
-  cudaError_t error = cudaGetDevice(&device);
-  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&supported, cudaDevAttrClusterLaunch, device);
+  int supported = 0;
+  const cudaError_t error = attribute(cudaDevAttrClusterLaunch, supported);
   if (error != cudaSuccess || supported == 0) return error;
-  const Launch launch(shape, nullptr);
-  return cudaOccupancyMaxActiveClusters(&clusters, kernel, &launch.config);
+  const void* const address = reinterpret_cast<const void*>(kernel);
+  return ask_once(address, static_cast<int64_t>(shape.shared), clusters, [&](int) {
+    const cudaError_t allowed = allow_shared(kernel, shape);
+    if (allowed != cudaSuccess) return allowed;
+    const Launch launch(shape, nullptr);
+    return cudaOccupancyMaxActiveClusters(&clusters, kernel, &launch.config);
+  });
+}
+
+// Whether the current device runs the kernel in this shape: what was compiled for it has a body (else its launch bounds
+// say so), a block may have so much shared memory, and a cluster has room. `groups`: the kernel multiplies by groups of
+// warps.
+template <typename... Parameters>
+cudaError_t runs(void (*kernel)(Parameters...), const Shape& shape, bool /* groups: for the host twin */, bool& does) {
+  constexpr int64_t kThreads = -1; // the question, beside bytes
+  int threads = 0, most = 0, clusters = 1;
+  const void* const address = reinterpret_cast<const void*>(kernel);
+  cudaError_t error = ask_once(address, kThreads, threads, [&](int) {
+    cudaFuncAttributes attributes{};
+    const cudaError_t found = cudaFuncGetAttributes(&attributes, kernel);
+    threads = attributes.maxThreadsPerBlock;
+    return found;
+  });
+  if (error == cudaSuccess) error = most_shared(most);
+  does = error == cudaSuccess && threads >= static_cast<int>(shape.threads) &&
+         static_cast<size_t>(most) >= shape.shared;
+  if (does && shape.cluster > 1) error = resident_clusters(kernel, shape, clusters);
+  does = does && error == cudaSuccess && clusters > 0;
+  return error;
 }
 #endif
 
@@ -108,16 +151,11 @@ cudaError_t run(void (*kernel)(Parameters...), const Shape& shape, cudaStream_t 
   if (shape.blocks > std::numeric_limits<int>::max()) return cudaErrorInvalidConfiguration;
 #ifdef MI_PRUNER_CUDA_HOST
   static_cast<void>(stream);
-  return host::run(static_cast<unsigned>(shape.blocks), shape.threads, shape.shared, shape.cooperative, shape.cluster,
+  return host::run(static_cast<unsigned>(shape.blocks), shape.threads, shape.shared, shape.cluster,
                    [&] { kernel(static_cast<Parameters>(arguments)...); });
 #else
-  if (shape.shared > kSharedByDefault) {
-    // Always the same for a kernel: less would be too little for a launch of another thread that is on its way.
-    const size_t most = shape.most_shared > shape.shared ? shape.most_shared : shape.shared;
-    const cudaError_t error =
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(most));
-    if (error != cudaSuccess) return error;
-  }
+  const cudaError_t error = allow_shared(kernel, shape);
+  if (error != cudaSuccess) return error;
   const Launch launch(shape, stream);
   return cudaLaunchKernelEx(&launch.config, kernel, static_cast<Parameters>(arguments)...);
 #endif
@@ -153,13 +191,6 @@ template <typename F> cudaError_t by_mode(Redundancy mode, const F& f) {
   default:
     return f(std::integral_constant<Redundancy, Redundancy::kMax>());
   }
-}
-
-// Of the current device.
-inline cudaError_t count_processors(int& processors) {
-  int device = 0;
-  const cudaError_t error = cudaGetDevice(&device);
-  return error == cudaSuccess ? cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device) : error;
 }
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }

@@ -27,9 +27,9 @@ cudaError_t greedy_by_warp(const Layout& visual, const float* scores, const Simi
 cudaError_t top_k(const Layout& visual, const float* scores, const float* log_prior, const Picks& picks,
                   cudaStream_t stream);
 
-// Blocks that the current device runs at a time, in teams for the samples of `visual`, and the rows that they keep for
-// `picks` of one at the most: fills the sizes in `memory`.
-cudaError_t size_teams(Dtype dtype, const Layout& visual, int64_t picks, RowMemory& memory);
+// Blocks and teams for the samples of `visual`, and the rows that they keep for `picks` of one at the most: fills the
+// sizes in `memory`.
+cudaError_t size_rows(Dtype dtype, const Layout& visual, int64_t picks, RowMemory& memory);
 
 cudaError_t greedy_on_rows(Dtype dtype, const Tokens& visual, const float* norms, int64_t dim, const float* scores,
                            const Densities& densities, const Selection& selection, const RowMemory& memory,

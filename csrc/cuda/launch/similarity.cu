@@ -31,7 +31,7 @@ cudaError_t similarity(Dtype dtype, const Tokens& visual, const Tokens& text, co
       using Tile = decltype(tile);
       if (launched || error != cudaSuccess || !wanted) return;
       const Shape shape{visual.layout.samples * tiles * Tile::kBlocks, kTileThreads, sizeof(SimilarityShared<Tile>),
-                        false, Tile::kBlocks};
+                        Tile::kBlocks};
       error = run_if_it_can(similarity_kernel<T, Tile>, shape, Tile::kGroups, launched, stream, visual, text, slots,
                             dim, found, tiles);
     };

@@ -135,7 +135,7 @@ public:
       const int column = k / kFours, row = rank_ * kOwnRows<Tile> + k % kFours * 4;
       if (first_column_ + column < rows.count && at_.first_row + row < rows.count)
         *reinterpret_cast<float4*>(found_.gram + (rows.begin + first_column_ + column) * found_.gram_stride +
-                                   at_.first_row + row) = four_here(row, column);
+                                   at_.first_row + row) = sums_.four_down(row, column);
     }
   }
 
@@ -178,11 +178,6 @@ private:
       }
     };
     ((rank_ == kRanks ? load(std::integral_constant<int, kRanks>()) : void()), ...);
-  }
-
-  // Four of a column, from this row on, of those that are here.
-  __device__ float4 four_here(int row, int column) const {
-    return {*sums_.at(row, column), *sums_.at(row + 1, column), *sums_.at(row + 2, column), *sums_.at(row + 3, column)};
   }
 
   const Similarities& found_;

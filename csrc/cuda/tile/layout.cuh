@@ -26,11 +26,14 @@ template <typename T> constexpr bool long_enough(int64_t dim) { return stages_of
 
 // 128 rows, and 64 columns or 128 (by groups alone), multiplied warp by warp, or by groups of four warps (halves, on
 // the GPUs that have these: kHasGroups). By a block, or a share each by the blocks of a cluster. kNormsGiven: norms are
-// not summed beside the products, as never by groups (but of text beside wide tiles).
-template <int kTheColumns, int kTheBlocks, bool kByGroups = kTheColumns == kWideColumns, bool kGivenNorms = kByGroups>
+// not summed beside the products, as never by groups (but of text beside wide tiles). kGathered: columns are tokens from
+// anywhere; else, as rows always, neighbours.
+template <int kTheColumns, int kTheBlocks, bool kByGroups = kTheColumns == kWideColumns, bool kGivenNorms = kByGroups,
+          bool kGatheredColumns = false>
 struct TileShape {
   static constexpr int kBlocks = kTheBlocks, kRows = kTileRows, kColumns = kTheColumns, kTokens = kRows + kColumns;
-  static constexpr bool kWide = kColumns == kWideColumns, kGroups = kByGroups, kNormsGiven = kGivenNorms;
+  static constexpr bool kWide = kColumns == kWideColumns, kGroups = kByGroups, kNormsGiven = kGivenNorms,
+                        kGathered = kGatheredColumns;
   static_assert(kWide ? kGroups : kColumns == kTileColumns);
   static_assert(kNormsGiven || !kGroups);
   static_assert(kBlocks == 1 || kBlocks == kShares);
@@ -81,6 +84,10 @@ template <int kColumns> struct Sums {
     return start + row * kColumns + (quad ^ (row / 4 + 2 * row) % 8) * 4;
   }
   __device__ float* at(int row, int column) const { return four(row, column / 4) + column % 4; }
+  // Four of a column, from this row on.
+  __device__ float4 four_down(int row, int column) const {
+    return {*at(row, column), *at(row + 1, column), *at(row + 2, column), *at(row + 3, column)};
+  }
 };
 
 template <typename Tile> struct TileShared {

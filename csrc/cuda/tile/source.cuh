@@ -14,13 +14,12 @@ template <typename T, typename Tile> struct TileSource {
   static_assert(kApart % 8 == 0); // a thread's pieces have one place in their rows
   const T* const* token;
   // The next stage's piece threadIdx % 8 of rows and columns threadIdx / 8 + kApart k: those of the first that is
-  // there, and how far after it the others are. Columns are neighbours, as are a cluster's rows: then a number of bytes
-  // is enough; of rows that are not, so many pieces each (addresses would take twice the registers).
-  static constexpr int kRowCopies = Tile::kRows / kApart;
-  static constexpr bool kNeighbours = Tile::kBlocks > 1 || Tile::kWide;
+  // there, and how far after it the others are. Of neighbours a number of bytes is enough; of columns that are not, so
+  // many pieces each (addresses would take twice the registers).
+  static constexpr int kRowCopies = Tile::kRows / kApart, kColumnCopies = kCopies - kRowCopies;
   const T *row, *column;
-  unsigned row_step, column_step;
-  int after[kRowCopies];
+  unsigned row_step, column_step; // columns: where they are neighbours
+  int after[kColumnCopies];       // where they are not
   int place;            // of the first piece, in a stage
   unsigned present = 0; // a bit each
   bool aligned;
@@ -39,30 +38,35 @@ template <typename T, typename Tile> struct TileSource {
       shared.token[r] = number < 0 ? nullptr : features_of(r, number);
     }
     const int own = threadIdx.x / kPieces;
-    const auto start = [&](int from, int to, const T*& first) {
+    const auto start = [&](int from, int to, const T*& first) { // where the first is not there, none is
       first = nullptr;
-      if constexpr (kNeighbours) { // where the first is not there, none is
 #pragma unroll
-        for (int k = from; k < to; ++k)
-          if (number_of(own + k * kApart) >= 0) present |= 1u << k;
-        if (present >> from & 1) first = features_of(own + from * kApart, number_of(own + from * kApart));
-      } else {
-#pragma unroll
-        for (int k = from; k < to; ++k) {
-          const T* const features = token[own + k * kApart];
-          if (k < kRowCopies) after[k] = 0;
-          if (features == nullptr) continue;
-          if (first == nullptr) first = features;
-          if (k < kRowCopies) after[k] = static_cast<int>((features - first) / kElements);
-          present |= 1u << k;
-        }
-      }
+      for (int k = from; k < to; ++k)
+        if (number_of(own + k * kApart) >= 0) present |= 1u << k;
+      if (present >> from & 1) first = features_of(own + from * kApart, number_of(own + from * kApart));
+    };
+    const auto begin = [&](const T*& first) {
       if (first == nullptr) first = rows.base;
       first += threadIdx.x % kPieces * kElements + int64_t{first_stage} * kDepth<T>;
     };
-    if constexpr (!kNeighbours) __syncthreads();
     start(0, kRowCopies, row);
-    start(kRowCopies, kCopies, column);
+    if constexpr (Tile::kGathered) {
+      __syncthreads();
+      column = nullptr;
+#pragma unroll
+      for (int k = 0; k < kColumnCopies; ++k) {
+        const T* const features = token[Tile::kRows + own + k * kApart];
+        after[k] = 0;
+        if (features == nullptr) continue;
+        if (column == nullptr) column = features;
+        after[k] = static_cast<int>((features - column) / kElements);
+        present |= 1u << (kRowCopies + k);
+      }
+    } else {
+      start(kRowCopies, kCopies, column);
+    }
+    begin(row);
+    begin(column);
     row_step = static_cast<unsigned>(kApart * rows.stride * int64_t{sizeof(T)});
     column_step = static_cast<unsigned>(kApart * columns.stride * int64_t{sizeof(T)});
     place = piece_offset(own, threadIdx.x % kPieces);
@@ -81,8 +85,10 @@ template <typename T, typename Tile> struct TileSource {
   }
 
   __device__ const void* next(int k) const {
-    if (k >= kRowCopies) return at_multiple(column, k - kRowCopies, column_step);
-    return kNeighbours ? at_multiple(row, k, row_step) : static_cast<const void*>(row + int64_t{after[k]} * kElements);
+    if (k < kRowCopies) return at_multiple(row, k, row_step);
+    k -= kRowCopies;
+    return Tile::kGathered ? static_cast<const void*>(column + int64_t{after[k]} * kElements)
+                           : at_multiple(column, k, column_step);
   }
 
   // Any stage: the elements from `depth` on, and zeros from `dim` on.
