@@ -96,15 +96,33 @@ def low_rank(n):
     ("redundancy", "clusters", "row_bytes"), [("max", 0, 0), ("chain", 2, 0), ("max", 0, 2**30)], ids=str
 )
 def test_rows_are_computed_again_when_the_ring_has_gone_round(redundancy, clusters, row_bytes, monkeypatch):
-    """It has 512 rows; and where there is memory, as many as are picked, so that none is forgotten."""
+    """It has 256 rows; and where there is memory, as many as are picked, so that none is forgotten."""
     monkeypatch.setenv("MI_PRUNER_HOST_ROW_BYTES", str(row_bytes))
-    in_clusters(monkeypatch, clusters)  # of two, one takes the steps, and both the products
+    in_clusters(monkeypatch, clusters)
     assert_same([low_rank(560)], [560], redundancy=redundancy, redundancy_weight=50.0, visual_bandwidth=0.2)
 
 
-def test_rows_stop_at_min_gain():
+@pytest.mark.parametrize("blocks", ["1", "2", "5"])
+def test_rows_stop_at_min_gain(blocks, monkeypatch):
+    """A team of one block goes on to the next sample with a product on offer that nobody needs any more."""
+    monkeypatch.setenv("MI_PRUNER_HOST_BLOCKS", blocks)
     samples = [inputs.make_sample("clustered", n, 3, 16, torch.float32, n, "float") for n in (200, 90)]
-    assert_same(samples, [150, 60], min_gain=0.002)
+    for seed in "01":
+        monkeypatch.setenv("MI_PRUNER_HOST_SEED", seed)
+        assert_same(samples, [150, 60], min_gain=0.002)
+
+
+@pytest.mark.parametrize("clusters", [0, 3])
+@pytest.mark.parametrize("together", ["1", "2", "4"])
+def test_who_computes_rows_changes_no_bit(together, clusters, monkeypatch):
+    """A team by itself, as where the process has a small part of the GPU, the rest of the launch after it; or others
+    beside it, which do what is on offer while it takes steps, also of a sample that is given up."""
+    in_clusters(monkeypatch, clusters)
+    monkeypatch.setenv("MI_PRUNER_HOST_TOGETHER", together)
+    samples = [low_rank(230), inputs.make_sample("clustered", 100, 3, 20, torch.float32, 1, "float")]
+    for seed in "012":
+        monkeypatch.setenv("MI_PRUNER_HOST_SEED", seed)
+        assert_same(samples, [170, 70], visual_bandwidth=0.2, min_gain=-0.05)
 
 
 MANY_CLUSTERS = 8  # so that one or two samples are selected from by a cluster each

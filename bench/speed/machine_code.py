@@ -26,6 +26,8 @@ _UPPER = re.compile(r"\s*/\* 0x([0-9a-f]{16}) \*/")
 _BRANCH = re.compile(r"(@!?\w+\s+)?BRA (?:!?\w+, )?(0x[0-9a-f]+)")
 _COMPILER = re.compile(rb"Cuda compilation tools, release [\d.]+, V([\d.]+)")
 
+_MEETS = "WARPSYNC.COLLECTIVE"
+
 
 @dataclass(frozen=True)
 class Instruction:
@@ -36,20 +38,23 @@ class Instruction:
 
 @dataclass(frozen=True)
 class Loop:
-    """Of the kernel whose mangled name contains `kernel`, the loop with the most `mark`; of its ways, that with the
-    most `way` (none: `mark`). The bounds of a turn lie a little above what nvcc 13.0 makes."""
+    """Of the kernel whose mangled name contains `kernel`, the loop with the most `mark`, of several the shortest or the
+    `longest`; of its ways, that with the most `way` (none: `mark`). The bounds of a turn lie a little above what nvcc
+    13.0 makes."""
 
     kernel: str
     mark: str
     most_instructions: int
     most_stalls: int
     way: str | None = None
+    longest: bool = False
 
 
-GREEDY_WARP, GREEDY_CLUSTER, GREEDY_ROWS = (
+GREEDY_WARP, GREEDY_CLUSTER, GREEDY_FEW_ROWS, GREEDY_ROWS = (
     "greedy step, one warp, N ≤ 640",
     "greedy step, a cluster, N ≤ 3,072",
-    "greedy step, rows, cluster",
+    "greedy step, rows, N ≤ 8,192",
+    "greedy step, rows, N ≤ 32,768",
 )
 STAGE_BLOCK, STAGE_CLUSTER, STAGE_WARPS = "stage, wgmma, a block", "stage, wgmma, a cluster", "stage, mma.sync"
 STAGE_ROWS = "stage, wgmma, rows as needed"
@@ -60,7 +65,8 @@ LOOPS = {
     GREEDY_CLUSTER: Loop(
         "greedy_warp_kernelILNS0_10RedundancyE0ELi3ELNS0_8TogetherE2E", "FFMA", 170, 350, way="REDUX|LDS.128"
     ),
-    GREEDY_ROWS: Loop(_ROWS, "STAS", 550, 1230, way="STAS|MUFU.EX2"),
+    GREEDY_FEW_ROWS: Loop(_ROWS, "REDUX", 550, 1230, way="STAS|MUFU.EX2"),
+    GREEDY_ROWS: Loop(_ROWS, "REDUX", 550, 1230, way="STAS|MUFU.EX2", longest=True),
     STAGE_BLOCK: Loop("gram_kernelINS0_5BrainENS0_9TileShapeILi128ELi1E", "HGMMA.64x128", 125, 215),
     STAGE_CLUSTER: Loop("gram_kernelINS0_5BrainENS0_9TileShapeILi128ELi8E", "HGMMA.64x128", 120, 230),
     STAGE_ROWS: Loop(_ROWS, "HGMMA.64x64", 115, 180),
@@ -160,7 +166,8 @@ def turn_of(library: str, loop: Loop) -> list[Instruction]:
         LookupError: if the library has no such kernel, or the kernel no such loop.
         subprocess.CalledProcessError: if it has none for ARCHITECTURE.
     """
-    return turn(instructions(dump(library, "-sass", "-arch", ARCHITECTURE), loop.kernel), loop.mark, loop.way)
+    code = instructions(dump(library, "-sass", "-arch", ARCHITECTURE), loop.kernel)
+    return turn(code, loop.mark, loop.way, loop.longest)
 
 
 def instructions(code: str, kernel: str) -> list[Instruction]:
@@ -181,9 +188,9 @@ def stalls(way: list[Instruction]) -> int:
     return sum(x.stall for x in way)
 
 
-def turn(code: list[Instruction], mark: str, way: str | None = None) -> list[Instruction]:
-    """One turn of the shortest of the loops with the most instructions that match `mark`, of those that have no other
-    such loop inside; by the cheapest of the ways that meet as many that match `way` (none: `mark`) as any does, and
+def turn(code: list[Instruction], mark: str, way: str | None = None, longest: bool = False) -> list[Instruction]:
+    """One turn of the shortest (`longest`) of the loops with the most instructions that match `mark`, of those that
+    have no other such loop inside; by the cheapest of the ways that meet as many that match `way` (none: `mark`) as any does, and
     that stay out of loops inside if any does.
 
     Raises:
@@ -195,11 +202,14 @@ def turn(code: list[Instruction], mark: str, way: str | None = None) -> list[Ins
         for end, branch in enumerate(_BRANCH.match(x.text) for x in code)
         if branch and place.get(int(branch[2], 16), end + 1) <= end
     ]
+    # Where lanes may have come apart, nvcc has a warp meet out of line, and branch back: that is no loop.
+    loops = [loop for loop in loops if not any(_MEETS in x.text for x in code[loop[0] : loop[1] + 1])]
     marked = {loop: sum(re.search(mark, x.text) is not None for x in code[loop[0] : loop[1] + 1]) for loop in loops}
     candidates = [loop for loop in loops if marked[loop] and not any(marked[x] for x in loops if _inside(x, loop))]
     if not candidates:
         raise LookupError(f"no loop with {mark}")
-    start, end = max(candidates, key=lambda loop: (marked[loop], loop[0] - loop[1], loop))
+    sign = 1 if longest else -1
+    start, end = max(candidates, key=lambda loop: (marked[loop], sign * (loop[1] - loop[0]), loop))
     nested = {i for loop in loops if _inside(loop, (start, end)) for i in range(loop[0], loop[1] + 1)}
     best: dict[int, tuple[int, list[int]]] = {start: (0, [])}  # instruction -> cost of the way to it, which that is
     for i in range(start, end + 1):

@@ -16,9 +16,8 @@ namespace mi_pruner::cuda::host {
 
 constexpr size_t kStack = 128 * 1024, kPage = 4096;
 // Threads to the thread sanitizer, which knows 8,128 at most, and to which each costs half a megabyte and 2 ms. Of
-// blocks of 256 threads, the ninth after a block has its places, and to it comes after it: not the same of the next
-// cluster.
-constexpr size_t kSeenPlaces = 9 * 256;
+// blocks of 256 threads, the 17th after a block has its places, and to it comes after it: not one of the next cluster.
+constexpr size_t kSeenPlaces = 17 * 256;
 
 struct Barrier {
   unsigned arrived = 0;

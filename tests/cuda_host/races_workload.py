@@ -45,9 +45,12 @@ def with_bound(g, dtype, clusters, groups="0", bound=1030, width=8, blocks="16")
     mi_pruner.prune_varlen(features(g, dtype, 300, width), features(g, dtype, 4, width), *cu, bound, 4, 12, 12)
 
 
-def rows(g, dtype, blocks, clusters):
-    os.environ.update(MI_PRUNER_HOST_BLOCKS=blocks, MI_PRUNER_HOST_CLUSTERS=clusters)
-    mi_pruner.greedy_select(torch.rand(1, MANY, generator=g), features(g, dtype, 1, MANY, 8), 12)
+def rows(g, dtype, clusters):
+    """A team of a block or a cluster, and another one beside it that does parts of its products, in a random order."""
+    os.environ.update(MI_PRUNER_HOST_BLOCKS="2", MI_PRUNER_HOST_CLUSTERS=clusters, MI_PRUNER_HOST_GROUPS="0")
+    os.environ.update(MI_PRUNER_HOST_TOGETHER="2", MI_PRUNER_HOST_SEED="1")
+    mi_pruner.greedy_select(torch.rand(1, MANY, generator=g), features(g, dtype, 1, MANY, 8), 70)
+    del os.environ["MI_PRUNER_HOST_TOGETHER"], os.environ["MI_PRUNER_HOST_SEED"]
 
 
 def main():
@@ -67,8 +70,8 @@ def main():
             with_bound(g, torch.float32, "0")
             with_bound(g, torch.bfloat16, "1", groups="1")
         else:
-            rows(g, torch.float32, "2", "0")
-            rows(g, torch.bfloat16, "8", "1")
+            rows(g, torch.float32, "0")
+            rows(g, torch.bfloat16, "2")
             with_bound(g, torch.float16, "0", groups="1", bound=MANY, width=456, blocks="2")  # rows
     print("all was run")
 

@@ -46,15 +46,14 @@ public:
     cluster_barrier();
   }
 
-  __device__ Exchange(RowShared<Tile>& shared, const Deal& deal, bool clustered)
-      : shared_(shared), deal_(deal), clustered_(clustered), seen_{}, ahead_{} {}
+  __device__ Exchange(RowShared<Tile>& shared, const Deal& deal) : shared_(shared), deal_(deal), seen_{}, ahead_{} {}
 
-  __device__ int warps() const { return deal_.blocks * kRowWarps; }
+  __device__ int warps() const { return deal_.blocks() * kRowWarps; }
 
   // The best of all, and the first warp's word. `rows`: of the team's ring. While the others come, fetches the row of
   // the last step's runner-up.
-  __device__ Post agree(const Post& mine, const float* rows, int64_t stride, int64_t count) {
-    meet(mine, [&] { fetch_ahead(rows, stride, count); });
+  template <int kQuads> __device__ Post agree(const Post& mine, const float* rows, int64_t stride, int64_t count) {
+    meet(mine, [&] { fetch_ahead<kQuads>(rows, stride, count); });
     const unsigned is_done = __shfl_sync(kFullWarp, seen_[0].is_done, 0);
     Post top = warp_best(best_seen());
     top.is_done = is_done;
@@ -101,10 +100,10 @@ private:
     Post* const posts = shared_.posts[round_ % 2];
     Arrivals* const arrivals = &shared_.arrivals[round_ % 2];
     __syncwarp(); // all lanes have read the last posts, which others may overwrite once they have this one
-    if (!clustered_ && lane == 0) posts[place] = mine;
-    if (clustered_ && lane < kClusterBlocks) send_async(posts + place, mine, arrivals, lane);
+    if (!deal_.clustered && lane == 0) posts[place] = mine;
+    if (deal_.clustered && lane < kClusterBlocks) send_async(posts + place, mine, arrivals, lane);
     meanwhile();
-    if (clustered_) {
+    if (deal_.clustered) {
       wait_for_arrivals(arrivals, round_ / 2);
       if (threadIdx.x == 0) expect_arrivals(arrivals, kBytes); // before this warp sends again, so before any may
     } else {
@@ -125,14 +124,14 @@ private:
   }
 
   // From registers: the posts may be overwritten once this warp has sent its own.
-  __device__ void fetch_ahead(const float* rows, int64_t stride, int64_t count) {
+  template <int kQuads> __device__ void fetch_ahead(const float* rows, int64_t stride, int64_t count) {
     const Post next = warp_best(best_seen());
     if (next.key == 0 || next.slot == kNoRow) return;
     if (ahead_.key != 0 && index_of(ahead_.key) == index_of(next.key)) return;
     wait_for_copies<0>(); // of a row that was not picked
     ahead_ = next;
 #pragma unroll
-    for (int k = 0; k < kHeldQuads; ++k)
+    for (int k = 0; k < kQuads; ++k)
       if (deal_.first(k) < count)
         copy_async(shared_address(&shared_.ahead[k][threadIdx.x]), rows + next.slot * stride + deal_.first(k));
     commit_copies();
@@ -140,7 +139,6 @@ private:
 
   RowShared<Tile>& shared_;
   const Deal deal_;
-  const bool clustered_;
   unsigned round_ = 0; // exchanges of the block so far
   Post seen_[kSeen];   // posts of the last step, without its pick
   Post ahead_;         // whose row is fetched

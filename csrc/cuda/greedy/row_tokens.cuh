@@ -12,34 +12,39 @@ constexpr int kRowWarps = kTileThreads / 32;
 constexpr int kHeldQuads = kHeldTokens / kQuad;
 constexpr int kChunk = 32 * kQuad; // neighbouring tokens: a warp's
 
-// Chunks of 128 tokens are dealt to `blocks` blocks in turns, and those of a block to its warps.
+// Chunks of 128 tokens are dealt to the blocks, 1 or kClusterBlocks, in turns, and those of a block to its warps.
 struct Deal {
-  int blocks, block;
+  bool clustered;
+  int block;
+
+  __device__ int blocks() const { return clustered ? kClusterBlocks : 1; }
 
   // Of the thread's k-th quad.
   __device__ int first(int k) const {
     const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-    return kChunk * (block + blocks * (warp + kRowWarps * k)) + kQuad * lane;
+    return kChunk * (block + blocks() * (warp + kRowWarps * k)) + kQuad * lane;
   }
 
   // Tokens before it are held in registers.
-  __device__ int held() const { return kChunk * kRowWarps * kHeldQuads * blocks; }
+  __device__ int held() const { return kChunk * kRowWarps * kHeldQuads * blocks(); }
 
-  // Quads that a thread of the first block has of `count` tokens, up to what it holds: no other has more.
-  __device__ int quads(int64_t count) const {
-    const int64_t each = int64_t{kChunk} * kRowWarps * blocks, quads = (count + each - 1) / each;
-    return quads < kHeldQuads ? static_cast<int>(quads) : kHeldQuads;
-  }
+  // Whether no thread has more than so many quads of `count` tokens.
+  __device__ bool within(int quads, int64_t count) const { return count <= kChunk * kRowWarps * quads * blocks(); }
 
-  __device__ bool gives_block(int token) const { return token / kChunk % blocks == block; }
+  __device__ bool gives_block(unsigned token) const { return chunk_of(token) * blocks() + block == token / kChunk; }
 
-  __device__ bool gives_thread(int token) const { return gives_block(token) && thread_of(token) == threadIdx.x; }
+  __device__ bool gives_thread(unsigned token) const { return gives_block(token) && thread_of(token) == threadIdx.x; }
 
   // Of the block that has the token: the thread, and which of its quads it is in.
-  __device__ unsigned thread_of(int token) const {
-    return static_cast<unsigned>(token / kChunk / blocks % kRowWarps * 32 + token % kChunk / kQuad);
+  __device__ unsigned thread_of(unsigned token) const {
+    return chunk_of(token) % kRowWarps * 32 + token % kChunk / kQuad;
   }
-  __device__ int quad_of(int token) const { return token / kChunk / blocks / kRowWarps; }
+  __device__ unsigned quad_of(unsigned token) const { return chunk_of(token) / kRowWarps; }
+
+private:
+  __device__ unsigned chunk_of(unsigned token) const {
+    return clustered ? token / (kChunk * kClusterBlocks) : token / kChunk;
+  }
 };
 
 // Four neighbouring tokens and what a greedy step needs of them, in the registers of a thread, from log K.

@@ -34,7 +34,7 @@ public:
                      RowProducts<T, Tile>& products, RowShared<Tile>& shared)
       : visual_(visual), scores_(scores), densities_(densities), selection_(selection), memory_(memory), picks_(picks),
         shared_(shared), team_(team), deal_(deal), leads_(deal.block == 0), products_(products),
-        exchange_(shared, deal, memory.clustered) {}
+        exchange_(shared, deal) {}
 
   __device__ void run() {
     for (int64_t sample = team_; sample < visual_.layout.samples; sample += memory_.teams) {
@@ -49,52 +49,59 @@ private:
   using Held = RowQuad[kHeldQuads];
 
   __device__ void select(const Span& slots) {
-    const int limit = static_cast<int>(limit_of(picks_, sample_, span_, slots));
-    const float* const rows = memory_.rows + team_ * memory_.cached() * memory_.row_stride;
+    limit_ = static_cast<int>(limit_of(picks_, sample_, span_, slots));
     picked_ = offered_ = 0;
-    quads_ = deal_.quads(span_.count);
+    pick_ = -1;
     Held held;
     start(held);
-    int pick = -1;
-    while (picked_ < limit) {
-      const Post best = exchange_.agree(step(held, pick), rows, memory_.row_stride, span_.count);
-      if (best.key == 0 || gain_of(best.key) < picks_.min_gain) break;
-      pick = static_cast<int>(index_of(best.key));
-      if (leads_ && threadIdx.x == 0) {
-        picks_.indices[slots.begin + picked_] = pick;
-        picks_.gains[slots.begin + picked_] = gain_of(best.key);
+    for (bool is_done; advance(slots, held, is_done);) {
+      if (is_done) take_in();
+      for (;;) { // once; more often for a pick that has no row
+        const bool missing = place_ == kNoRow;
+        // Not over the row that is about to be read.
+        if (!on_offer_ && static_cast<int>(place_) / kProductRows != next_generation())
+          offer(held, missing ? pick_ : -1);
+        if (!missing) break;
+        help(held);
+        take_in();
+        place_ = place_in_last(pick_);
       }
-      const float scale = scale_of(selection_, picked_);
-      if (++picked_ == limit) break;
-      remove(held, pick);
-      if (selection_.redundancy == Redundancy::kChain) weight_ = expf(densities_.log_prior[span_.begin + pick]);
-      place_ = best.slot;
-      if (best.is_done != 0) take_in();
-      if (place_ == kNoRow) find_row(held, pick, scale);
-      // Not over the row that is about to be read.
-      if (!on_offer_ && static_cast<int>(place_) / kProductRows != next_generation()) offer(held, -1, scale);
     }
     drop();
-    const int64_t threads = int64_t{deal_.blocks} * kTileThreads;
-    clear_slots(picks_, slots, picked_, deal_.block * kTileThreads + threadIdx.x, threads);
+    clear_slots(picks_, slots, picked_, deal_.block * kTileThreads + threadIdx.x, deal_.blocks() * kTileThreads);
   }
 
-  // The row of a pick that had none when it was sent: maybe it has one by now.
-  __device__ void find_row(Held& held, int pick, float scale) {
-    if (on_offer_) {
-      help(held);
-      take_in();
+  // Picks until there is something else to be done: the product is done, a pick has no row, or none is on offer; false:
+  // that was the last one.
+  __device__ bool advance(const Span& slots, Held& held, bool& is_done) {
+    if (deal_.within(1, span_.count)) return advance_by<1>(slots, held, is_done);
+    if (deal_.within(2, span_.count)) return advance_by<2>(slots, held, is_done);
+    return advance_by<kHeldQuads>(slots, held, is_done);
+  }
+
+  // By what a thread has of the tokens: so many quads at the most.
+  template <int kQuads> __device__ bool advance_by(const Span& slots, Held& held, bool& is_done) {
+    const float* const rows = memory_.rows + team_ * memory_.cached() * memory_.row_stride;
+    while (picked_ < limit_) {
+      const Post best = exchange_.template agree<kQuads>(step<kQuads>(held), rows, memory_.row_stride, span_.count);
+      if (best.key == 0 || gain_of(best.key) < picks_.min_gain) break;
+      pick_ = static_cast<int>(index_of(best.key));
+      if (leads_ && threadIdx.x == 0) {
+        picks_.indices[slots.begin + picked_] = pick_;
+        picks_.gains[slots.begin + picked_] = gain_of(best.key);
+      }
+      if (++picked_ == limit_) break;
+      remove(held);
+      if (selection_.redundancy == Redundancy::kChain) weight_ = expf(densities_.log_prior[span_.begin + pick_]);
+      place_ = best.slot;
+      is_done = best.is_done != 0;
+      if (is_done || place_ == kNoRow || !on_offer_) return true;
     }
-    place_ = place_of(pick);
-    if (place_ != kNoRow) return;
-    offer(held, pick, scale);
-    help(held);
-    take_in();
-    place_ = static_cast<unsigned>(base_);
+    return false;
   }
 
-  // In the product that was taken in last.
-  __device__ unsigned place_of(int pick) const {
+  // Where the product that was taken in last has it.
+  __device__ unsigned place_in_last(int pick) const {
     unsigned place = kNoRow;
     for (int first = 0; first < kProductRows && offered_ > 0; first += 32) {
       const unsigned here = __ballot_sync(kFullWarp, shared_.chosen[first + threadIdx.x % 32] == pick);
@@ -136,40 +143,41 @@ private:
                [&](int e) { return slot_in_memory(first + e); });
   }
 
-  __device__ void remove(Held& held, int pick) const {
-    if (!deal_.gives_thread(pick)) return;
-    slot_of(pick) = kPicked;
+  // The pick.
+  __device__ void remove(Held& held) const {
+    if (!deal_.gives_thread(pick_)) return;
+    slot_of(pick_) = kPicked;
 #pragma unroll
     for (int k = 0; k < kHeldQuads; ++k)
-      held[k].remove(pick - deal_.first(k));
+      held[k].remove(pick_ - deal_.first(k));
   }
 
-  // rho with the row in place_, of `pick` (-1: none yet); returns the warp's best, and what the first warp knows of the
+  // rho with the row of the last pick, if there is one; returns the warp's best, and what the first warp knows of the
   // product.
-  __device__ Post step(Held& held, int pick) {
+  template <int kQuads> __device__ Post step(Held& held) {
     unsigned done = 0;
     const bool looks = on_offer_ && leads_ && threadIdx.x < 32;
     if (looks) done = load_relaxed(memory_.done(team_)); // beside the row
     const int64_t at = team_ * memory_.cached() + place_;
     const float* const row = memory_.rows + at * memory_.row_stride;
-    const float log_z = pick < 0 ? 0.0f : __ldcg(memory_.log_z + at), scale = scale_of(selection_, picked_);
-    if (pick >= 0) {
-      const bool fetched = exchange_.has(pick);
-      float4 log_kernels[kHeldQuads] = {};
+    const float log_z = pick_ < 0 ? 0.0f : __ldcg(memory_.log_z + at), scale = scale_of(selection_, picked_);
+    if (pick_ >= 0) {
+      const bool fetched = exchange_.has(pick_);
+      float4 log_kernels[kQuads] = {};
 #pragma unroll
-      for (int k = 0; k < kHeldQuads; ++k)
+      for (int k = 0; k < kQuads; ++k)
         if (deal_.first(k) < span_.count)
           log_kernels[k] = fetched ? exchange_.at(k) : __ldcg(reinterpret_cast<const float4*>(row + deal_.first(k)));
 #pragma unroll
-      for (int k = 0; k < kHeldQuads; ++k)
-        if (k < quads_) held[k].join(log_kernels[k], log_z, weight_, selection_.redundancy, picked_);
+      for (int k = 0; k < kQuads; ++k)
+        held[k].join(log_kernels[k], log_z, weight_, selection_.redundancy, picked_);
     }
-    Post best = best_of(held, scale);
-    for (int k = kHeldQuads; deal_.first(k) < span_.count; ++k) {
+    Post best = best_of<kQuads>(held, scale);
+    for (int k = kHeldQuads; kQuads == kHeldQuads && deal_.first(k) < span_.count; ++k) {
       const int first = deal_.first(k);
       RowQuad other;
       load(other, first);
-      if (pick >= 0) {
+      if (pick_ >= 0) {
         other.join(__ldcg(reinterpret_cast<const float4*>(row + first)), log_z, weight_, selection_.redundancy,
                    picked_);
         other.store(memory_.rho, span_, first);
@@ -182,23 +190,21 @@ private:
           best = {key_of(most, first + e), slot_in_memory(first + e)};
     }
     best = warp_best(best);
-    if (looks) best.is_done = done == static_cast<unsigned>(taken_);
+    // One lane's: each of them tells another block.
+    if (looks) best.is_done = __shfl_sync(kFullWarp, done, 0) == static_cast<unsigned>(taken_);
     return best;
   }
 
   // Of the tokens in registers, which are in ascending order: gains are compared as they are, and make one key.
-  __device__ Post best_of(const Held& held, float scale) const {
-    float gain[kHeldQuads][kQuad], most = MI_PRUNER_NAN;
+  template <int kQuads> __device__ Post best_of(const Held& held, float scale) const {
+    float gain[kQuads][kQuad], most = MI_PRUNER_NAN;
 #pragma unroll
-    for (int k = 0; k < kHeldQuads; ++k)
-      if (k < quads_) most = fmaxf(most, held[k].most(scale, gain[k]));
+    for (int k = 0; k < kQuads; ++k)
+      most = fmaxf(most, held[k].most(scale, gain[k]));
     int at = 0;
 #pragma unroll
-    for (int k = kHeldQuads - 1; k >= 0; --k)
-      if (k < quads_)
-#pragma unroll
-        for (int e = kQuad - 1; e >= 0; --e)
-          if (gain[k][e] == most) at = k * kQuad + e;
+    for (int place = kQuads * kQuad - 1; place >= 0; --place)
+      if (gain[place / kQuad][place % kQuad] == most) at = place;
     const int index = deal_.first(at / kQuad) + at % kQuad;
     return {isnan(most) ? 0 : key_of(most, index), own_slot(at / kQuad, at % kQuad)};
   }
@@ -208,10 +214,10 @@ private:
 
   // Puts the next product on offer: of `pick`, unless that is -1, and of the tokens of largest gain that have no row;
   // nothing where there are none.
-  __device__ void offer(const Held& held, int pick, float scale) {
+  __device__ void offer(const Held& held, int pick) {
     base_ = next_generation() * kProductRows;
     if (offered_ >= memory_.generations) forget();
-    propose(held, pick, scale);
+    propose(held, pick);
     on_offer_ = shared_.chosen[0] >= 0;
     if (!on_offer_) return;
     ++offered_;
@@ -245,7 +251,8 @@ private:
   }
 
   // The tokens of the next product, to shared.chosen of all blocks.
-  __device__ void propose(const Held& held, int pick, float scale) {
+  __device__ void propose(const Held& held, int pick) {
+    const float scale = scale_of(selection_, picked_ - 1); // of the gains that the pick was found by
     const int count = exchange_.warps();
     uint64_t below = ~uint64_t{0};
     for (int first = 0; first < kProposals; first += count) {
@@ -279,7 +286,7 @@ private:
     };
 #pragma unroll
     for (int k = 0; k < kHeldQuads; ++k)
-      if (k < quads_) look(held[k], deal_.first(k), [&](int e) { return own_slot(k, e); });
+      look(held[k], deal_.first(k), [&](int e) { return own_slot(k, e); });
     for (int k = kHeldQuads; deal_.first(k) < span_.count; ++k) {
       const int first = deal_.first(k);
       RowQuad other;
@@ -341,7 +348,7 @@ private:
   // The sample, its picks and products; the last pick's row, and its weight in rho.
   int64_t sample_ = 0;
   Span span_{};
-  int quads_ = 0, picked_ = 0;
+  int limit_ = 0, picked_ = 0, pick_ = -1;
   unsigned place_ = 0;
   float weight_ = 1;
   int64_t offered_ = 0;
@@ -393,8 +400,7 @@ __global__ void __launch_bounds__(runs_here<Tile>() ? kTileThreads : 32, 1)
   if constexpr (runs_here<Tile>()) {
     RowProducts<T, Tile> products(visual, norms, dim, densities, selection, memory, shared);
     const unsigned role = take_role(memory, shared);
-    const Deal deal{memory.clustered ? kClusterBlocks : 1,
-                    memory.clustered ? static_cast<int>(blockIdx.x % kClusterBlocks) : 0};
+    const Deal deal{memory.clustered, memory.clustered ? static_cast<int>(blockIdx.x % kClusterBlocks) : 0};
     if (role < memory.teams)
       RowTeam<T, Tile>(visual, scores, densities, selection, memory, picks, role, deal, products, shared).run();
     else

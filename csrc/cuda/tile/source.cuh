@@ -15,11 +15,13 @@ template <typename T, typename Tile> struct TileSource {
   const T* const* token;
   // The next stage's piece threadIdx % 8 of rows and columns threadIdx / 8 + kApart k: those of the first that is
   // there, and how far after it the others are. Of neighbours a number of bytes is enough; of columns that are not, so
-  // many pieces each (addresses would take twice the registers).
+  // many pieces each (addresses would take twice the registers), and of rows where there are registers for it: that is
+  // sooner done.
   static constexpr int kRowCopies = Tile::kRows / kApart, kColumnCopies = kCopies - kRowCopies;
+  static constexpr bool kRowsApart = Tile::kBlocks == 1 && !Tile::kWide, kColumnsApart = Tile::kGathered;
   const T *row, *column;
-  unsigned row_step, column_step; // columns: where they are neighbours
-  int after[kColumnCopies];       // where they are not
+  unsigned row_step, column_step;
+  int after_row[kRowCopies], after_column[kColumnCopies];
   int place;            // of the first piece, in a stage
   unsigned present = 0; // a bit each
   bool aligned;
@@ -38,35 +40,13 @@ template <typename T, typename Tile> struct TileSource {
       shared.token[r] = number < 0 ? nullptr : features_of(r, number);
     }
     const int own = threadIdx.x / kPieces;
-    const auto start = [&](int from, int to, const T*& first) { // where the first is not there, none is
-      first = nullptr;
-#pragma unroll
-      for (int k = from; k < to; ++k)
-        if (number_of(own + k * kApart) >= 0) present |= 1u << k;
-      if (present >> from & 1) first = features_of(own + from * kApart, number_of(own + from * kApart));
-    };
-    const auto begin = [&](const T*& first) {
-      if (first == nullptr) first = rows.base;
-      first += threadIdx.x % kPieces * kElements + int64_t{first_stage} * kDepth<T>;
-    };
-    start(0, kRowCopies, row);
-    if constexpr (Tile::kGathered) {
-      __syncthreads();
-      column = nullptr;
-#pragma unroll
-      for (int k = 0; k < kColumnCopies; ++k) {
-        const T* const features = token[Tile::kRows + own + k * kApart];
-        after[k] = 0;
-        if (features == nullptr) continue;
-        if (column == nullptr) column = features;
-        after[k] = static_cast<int>((features - column) / kElements);
-        present |= 1u << (kRowCopies + k);
-      }
-    } else {
-      start(kRowCopies, kCopies, column);
+    if constexpr (kRowsApart || kColumnsApart) __syncthreads();
+    start<kRowsApart>(0, own, number_of, features_of, row, after_row);
+    start<kColumnsApart>(kRowCopies, own, number_of, features_of, column, after_column);
+    for (const T** first : {&row, &column}) {
+      if (*first == nullptr) *first = rows.base;
+      *first += threadIdx.x % kPieces * kElements + int64_t{first_stage} * kDepth<T>;
     }
-    begin(row);
-    begin(column);
     row_step = static_cast<unsigned>(kApart * rows.stride * int64_t{sizeof(T)});
     column_step = static_cast<unsigned>(kApart * columns.stride * int64_t{sizeof(T)});
     place = piece_offset(own, threadIdx.x % kPieces);
@@ -85,10 +65,8 @@ template <typename T, typename Tile> struct TileSource {
   }
 
   __device__ const void* next(int k) const {
-    if (k < kRowCopies) return at_multiple(row, k, row_step);
-    k -= kRowCopies;
-    return Tile::kGathered ? static_cast<const void*>(column + int64_t{after[k]} * kElements)
-                           : at_multiple(column, k, column_step);
+    if (k < kRowCopies) return next<kRowsApart>(row, k, row_step, after_row);
+    return next<kColumnsApart>(column, k - kRowCopies, column_step, after_column);
   }
 
   // Any stage: the elements from `depth` on, and zeros from `dim` on.
@@ -109,6 +87,34 @@ template <typename T, typename Tile> struct TileSource {
           reinterpret_cast<T*>(to)[e] = e < count ? features[from + e] : T{};
       }
     }
+  }
+
+private:
+  // The tokens `from` and following: of neighbours, where the first is not there, none is.
+  template <bool kApartFromFirst, int kNumber, typename Number, typename Features>
+  __device__ void start(int from, int own, const Number& number_of, const Features& features_of, const T*& first,
+                        int (&after)[kNumber]) {
+    first = nullptr;
+#pragma unroll
+    for (int k = 0; k < kNumber; ++k) {
+      if constexpr (kApartFromFirst) {
+        const T* const features = token[own + (from + k) * kApart];
+        after[k] = 0;
+        if (features == nullptr) continue;
+        if (first == nullptr) first = features;
+        after[k] = static_cast<int>((features - first) / kElements);
+        present |= 1u << (from + k);
+      } else if (number_of(own + (from + k) * kApart) >= 0) {
+        present |= 1u << (from + k);
+        if (k == 0) first = features_of(own + from * kApart, number_of(own + from * kApart));
+      }
+    }
+  }
+
+  template <bool kApartFromFirst, int kNumber>
+  static __device__ const void* next(const T* first, int k, unsigned step, const int (&after)[kNumber]) {
+    if constexpr (kApartFromFirst) return first + int64_t{after[k]} * kElements;
+    return at_multiple(first, k, step);
   }
 };
 
