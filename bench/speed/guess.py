@@ -139,14 +139,14 @@ def by_gain(visual: Tensor, text: Tensor, keep: int, block: int) -> Work:
             gains[pick] = torch.inf
             best = gains.topk(min(block, keep - 1 - step))
             chosen = best.indices[best.values > -torch.inf]
-            rows |= dict(zip(chosen.tolist(), _rows(features, chosen), strict=True))
+            rows |= dict(zip(chosen.tolist(), redundancies(features, chosen), strict=True))
             computed += len(chosen)
             products += 1
         redundancy += rows.pop(pick)
     return Work(computed, products, 0)
 
 
-def _rows(features: Tensor, chosen: Tensor) -> Tensor:
+def redundancies(features: Tensor, chosen: Tensor) -> Tensor:
     """(C, N): R[., s] for the chosen s, docs/maths.md, "Selection"."""
     count = len(features)
     logits = (features[chosen] @ features.T - 1) / BANDWIDTH**2

@@ -315,6 +315,7 @@ private:
   // The product on offer is done: its rows are there.
   __device__ void take_in() {
     load_acquire(memory_.done(team_));
+    __syncthreads(); // the pick has been removed
     if (threadIdx.x < kProductRows) {
       const int token = shared_.chosen[threadIdx.x];
       if (token >= 0 && deal_.gives_block(token) && slot_of(token) != kPicked)
