@@ -14,8 +14,8 @@ from mi_pruner._dispatch import BACKENDS
 
 WAYS = {  # name -> backend, and (B, N, M, D, K) of the calls
     "gram": ("cuda", ((1, 1, 1, 1, 1), (2, 576, 32, 4096, 64), (1, 2880, 32, 512, 320))),
-    "rows-cluster": ("cuda", ((1, 5000, 32, 512, 300), (2, 32768, 8, 64, 200))),
-    "rows-team": ("cuda", ((1, 33000, 8, 64, 200),)),
+    "rows": ("cuda", ((1, 5000, 32, 512, 300), (2, 32768, 8, 64, 200))),
+    "rows-in-memory": ("cuda", ((1, 33000, 8, 64, 200),)),
     "triton": ("triton", ((2, 576, 32, 4096, 64), (1, 5000, 32, 512, 300))),
 }
 ALLOWED = 1e-4  # standard deviations of the scores, as tests/test_gpu.py allows

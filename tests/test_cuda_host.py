@@ -142,6 +142,20 @@ def test_a_cluster_gives_the_bits_of_the_whole_matrix(options, dtype, monkeypatc
     assert_same(samples, [60, 20, 0], **options)
 
 
+@pytest.mark.parametrize("options", MODES[:4], ids=str)
+def test_tokens_in_memory_give_the_bits_of_those_in_registers(options, monkeypatch):
+    """The one block of a team holds 4,096 tokens; a cluster holds all of these."""
+    n = GRAM_TOKENS + 300
+    s = inputs.make_sample("clustered", n, 2, 8, torch.float32, 5, "odd")
+    scores = torch.rand(1, n, generator=torch.Generator().manual_seed(n))
+    outputs = []
+    for clusters in (0, 1):
+        in_clusters(monkeypatch, clusters)
+        outputs.append(mi_pruner.greedy_select(scores, s.visual[None], 150, visual_prior=s.visual_prior[None], **options))
+    assert (outputs[0][0] >= GRAM_TOKENS).sum() > 5
+    assert all(inputs.same_bits(a, b) for a, b in zip(*outputs, strict=True))
+
+
 @pytest.mark.parametrize("options", MODES[:3], ids=str)
 @pytest.mark.parametrize(("n", "keep"), [(SHORT_TOKENS + 1, 30), (2300, 12), (GRAM_TOKENS, 9)])
 def test_the_warps_of_a_cluster_give_the_bits_of_those_of_a_block(n, keep, options, monkeypatch):
