@@ -438,7 +438,7 @@ def test_pictures_and_tables_from_a_run(tiny_run, tmp_path, capsys):
 
 
 def test_the_blocks_of_the_documents_are_those_that_are_filled():
-    blocks = dict.fromkeys(tables.blocks(Kept({}, [], [], [], [], [], [], [], [], [], []), []), "")
+    blocks = dict.fromkeys(tables.blocks(Kept({}, [], [], [], [], [], [], [], [], [], [], []), []), "")
     for name in plot.DOCUMENTS:
         text = (record.ROOT / name).read_text(encoding="utf-8")
         assert documents.fill(text, blocks, "bench") != text

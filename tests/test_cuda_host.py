@@ -151,7 +151,8 @@ def test_tokens_in_memory_give_the_bits_of_those_in_registers(options, monkeypat
     outputs = []
     for clusters in (0, 1):
         in_clusters(monkeypatch, clusters)
-        outputs.append(mi_pruner.greedy_select(scores, s.visual[None], 150, visual_prior=s.visual_prior[None], **options))
+        priors = {"visual_prior": s.visual_prior[None]}
+        outputs.append(mi_pruner.greedy_select(scores, s.visual[None], 150, **priors, **options))
     assert (outputs[0][0] >= GRAM_TOKENS).sum() > 5
     assert all(inputs.same_bits(a, b) for a, b in zip(*outputs, strict=True))
 

@@ -111,7 +111,8 @@ def by_cluster(tokens: int, keep: int) -> Floor:
 def rows(tokens: int, keep: int) -> Floor:
     """The steps of a cluster, without the products."""
     return Floor(
-        "greedy_select", 1, tokens, keep, "rows", machine_code.GREEDY_ROWS,
+        "greedy_select", 1, tokens, keep, "rows",
+        machine_code.GREEDY_FEW_ROWS if tokens <= 8192 else machine_code.GREEDY_ROWS,
         turns=keep,
         warps=BLOCK_WARPS // SCHEDULERS,
         l2=keep * tokens * FLOAT,

@@ -7,7 +7,7 @@ from pathlib import Path
 from bench import record, robustness
 from bench.competitors import COMPETITORS, OURS
 from bench.photographs import make
-from bench.speed import busy, goals, guess, instructions, machine_code, prefill, shared
+from bench.speed import busy, goals, guess, instructions, machine_code, prefill, shared, waits
 from bench.speed.rows import Row, newest
 
 Newest = dict[tuple[str, str], Row]
@@ -29,6 +29,7 @@ class Kept:
     fidelities: list[make.Fidelity]
     guesses: list[guess.Guess]
     waits: list[busy.Wait]
+    row_waits: list[waits.RowWait]
 
 
 def read(folder: Path) -> Kept:
@@ -52,6 +53,7 @@ def read(folder: Path) -> Kept:
         record.read_if_there(folder / make.RECORDS, make.Fidelity),
         record.read_if_there(folder / guess.FILE, guess.Guess),
         record.read_if_there(folder / busy.FILE, busy.Wait),
+        record.read_if_there(folder / waits.FILE, waits.RowWait),
     )
 
 

@@ -9,7 +9,7 @@ from bench import robustness
 from bench.cases import CASES, CORE, SETS
 from bench.competitors import BASELINE, COMPETITORS, OURS, RANKING
 from bench.photographs.make import Fidelity
-from bench.speed import busy, goals, guess, shared
+from bench.speed import busy, goals, guess, shared, waits
 from bench.speed.language_models import EFFICIENCY, MODELS, PROMPT, SHOWN
 from bench.speed.rows import Row, newest
 
@@ -70,6 +70,7 @@ def blocks(kept: Kept, drawn: Iterable[Path]) -> dict[str, str]:
     filled["shared"] = shared_table(kept.latencies)
     filled["guess"] = guess_table(kept.guesses)
     filled["busy"] = busy_table(kept.waits)
+    filled["row-waits"] = row_waits_table(kept.row_waits)
     filled["photographs"] = fidelity(kept.fidelities)
     filled["goals"] = goal_table(kept.figures)
     filled["expected"] = expected.block(kept.loops, kept.kernels)
@@ -327,9 +328,25 @@ def guess_table(guesses: list[guess.Guess]) -> str:
     return f"{table(head, lines)}\n\n{made(last[-1])}"
 
 
-def busy_table(waits: list[busy.Wait]) -> str:
+def row_waits_table(found: list[waits.RowWait]) -> str:
+    """What a selection on rows waits for them, in the last run."""
+    last = [w for w in found if w.date == found[-1].date]
+    if not last:
+        return NONE
+    cells = {(w.case, w.way): w for w in last}
+    lines = [
+        [case, way, f"{w.rows_a_pick:.2f} ({w.products})", f"{w.waits}", short(w.waited_us), short(w.us)]
+        for case in dict.fromkeys(w.case for w in last)
+        for way in waits.BLOCKS
+        for w in (cells[case, way],)
+    ]
+    head = ("simulated", "products are made", "rows a pick (in so many products)", "picks that wait", "us waited", "us")
+    return f"{table(head, lines)}\n\n{made(last[-1])}"
+
+
+def busy_table(found: list[busy.Wait]) -> str:
     """What a call took on a CPU, alone and beside busy processes, in the last run of each policy."""
-    newest_of = {(w.policy, w.used, w.competitor, w.neighbours): w for w in waits if w.machine == waits[-1].machine}
+    newest_of = {(w.policy, w.used, w.competitor, w.neighbours): w for w in found if w.machine == found[-1].machine}
     if not newest_of:
         return NONE
     lines = []
@@ -339,7 +356,7 @@ def busy_table(waits: list[busy.Wait]) -> str:
         lines.append([COMPETITORS[name].label, f"{used}", policy, *cells])
     head = ("ms: p50 (p90)", "threads", "`OMP_WAIT_POLICY`", *(_beside(n) for n in busy.NEIGHBOURS))
     shown = newest_of.values()
-    return f"{table(head, lines)}\n\n{shape(waits[-1].case)}, {waits[-1].threads} cores. {made(*shown)}"
+    return f"{table(head, lines)}\n\n{shape(found[-1].case)}, {found[-1].threads} cores. {made(*shown)}"
 
 
 def _beside(neighbours: int) -> str:

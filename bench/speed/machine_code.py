@@ -25,7 +25,6 @@ _LINE = re.compile(r"\s*/\*([0-9a-f]{4,})\*/\s+(.*?);\s*/\* 0x[0-9a-f]{16} \*/")
 _UPPER = re.compile(r"\s*/\* 0x([0-9a-f]{16}) \*/")
 _BRANCH = re.compile(r"(@!?\w+\s+)?BRA (?:!?\w+, )?(0x[0-9a-f]+)")
 _COMPILER = re.compile(rb"Cuda compilation tools, release [\d.]+, V([\d.]+)")
-
 _MEETS = "WARPSYNC.COLLECTIVE"
 
 
@@ -190,8 +189,8 @@ def stalls(way: list[Instruction]) -> int:
 
 def turn(code: list[Instruction], mark: str, way: str | None = None, longest: bool = False) -> list[Instruction]:
     """One turn of the shortest (`longest`) of the loops with the most instructions that match `mark`, of those that
-    have no other such loop inside; by the cheapest of the ways that meet as many that match `way` (none: `mark`) as any does, and
-    that stay out of loops inside if any does.
+    have no other such loop inside; by the cheapest of the ways that meet as many that match `way` (none: `mark`) as any
+    does, and that stay out of loops inside if any does.
 
     Raises:
         LookupError: without such a loop.

@@ -42,7 +42,7 @@ CASES = (
 
 
 @dataclass(frozen=True)
-class Wait(record.Run):
+class RowWait(record.Run):
     """One way in one case."""
 
     case: str
@@ -68,10 +68,11 @@ def main(options: argparse.Namespace) -> int:
     for case in CASES:
         given = cases.inputs(case)[0]
         kept = [simulated(run, case, way, given.visual[0], given.text[0]) for way in BLOCKS]
-        record.append(options.out / FILE, Wait, kept)
+        record.append(options.out / FILE, RowWait, kept)
         for w in kept:
             rows = f"{w.rows_a_pick:.2f} rows a pick in {w.products} products"
-            print(f"{case.name:28}{w.way:18}{w.us:8,.0f} us, {w.waited_us:6,.0f} of them {w.waits} waits; {rows}", flush=True)
+            time = f"{w.us:8,.0f} us, {w.waited_us:6,.0f} of them {w.waits} waits"
+            print(f"{case.name:28}{w.way:18}{time}; {rows}", flush=True)
     print(f"\nappended to {options.out / FILE}")
     return 0
 
@@ -93,7 +94,7 @@ def candidates(way: str, gains: Tensor, count: int) -> list[int]:
     dealt = torch.nn.functional.pad(gains, (0, padded), value=-torch.inf).view(-1, WARPS, CHUNK)
     places = torch.arange(dealt.numel()).view_as(dealt).transpose(0, 1).flatten(1)
     own = dealt.transpose(0, 1).flatten(1).topk(A_WARP, dim=1)
-    best = own.values.flatten().topk(count)
+    best = own.values.flatten().topk(min(count, own.values.numel()))
     tokens = places.gather(1, own.indices).flatten()[best.indices]
     return tokens[best.values > -torch.inf].tolist()
 
@@ -115,7 +116,7 @@ class Ring:
                 self.rows.pop(token, None)
 
 
-def simulated(run: record.Run, case: Case, way: str, visual: Tensor, text: Tensor) -> Wait:
+def simulated(run: record.Run, case: Case, way: str, visual: Tensor, text: Tensor) -> RowWait:
     """The selection of case.keep of visual (N, D) given text (M, D), mode "mean"."""
     block, product = BLOCKS[way], product_us(way, case.tokens, case.width)
     features = torch.nn.functional.normalize(visual, dim=1)
@@ -156,7 +157,16 @@ def simulated(run: record.Run, case: Case, way: str, visual: Tensor, text: Tenso
             now += CHOICE
             going = begin(gains, [])
         redundancy += ring.rows[pick]
-    return Wait(
-        **asdict(run), case=case.name, tokens=case.tokens, keep=case.keep, width=case.width, way=way,
-        rows_a_pick=rounded(rows / case.keep), products=products, waits=waits, waited_us=rounded(waited), us=rounded(now),
-    )  # fmt: skip
+    return RowWait(
+        **asdict(run),
+        case=case.name,
+        tokens=case.tokens,
+        keep=case.keep,
+        width=case.width,
+        way=way,
+        rows_a_pick=rounded(rows / case.keep),
+        products=products,
+        waits=waits,
+        waited_us=rounded(waited),
+        us=rounded(now),
+    )
