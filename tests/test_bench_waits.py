@@ -11,13 +11,13 @@ from bench.cases import Case
 from bench.pages import kept, tables
 from bench.speed import guess, waits
 
-CASE = cases.of_photographs(Case("photograph", 576, 64, 1024))
+CASE = Case("clusters", 1152, 100, 512)
 
 
 @pytest.fixture(autouse=True)
 def _a_short_case(monkeypatch):
     monkeypatch.setattr(waits, "CASES", (CASE,))
-    monkeypatch.setattr(waits, "PRODUCT", {CASE.tokens: 20.0})
+    monkeypatch.setattr(waits, "PRODUCT", {CASE.tokens: 70.0})
 
 
 def simulated(way):
@@ -32,12 +32,12 @@ def test_before_a_pick_every_product_is_waited_for(monkeypatch):
     counted = guess.by_gain(given.visual[0], given.text[0], CASE.keep, waits.BLOCKS[waits.BEFORE])
     found = simulated(waits.BEFORE)
     assert found.waits == found.products <= counted.products
-    assert found.us == pytest.approx(63 * waits.STEP + 20 * found.products, rel=1e-3)
+    assert found.us == pytest.approx(99 * waits.STEP + 70 * found.products, rel=1e-3)
 
 
 def test_products_beside_the_steps_are_waited_for_less():
     before, beside = simulated(waits.BEFORE), simulated(waits.BESIDE)
-    assert beside.rows_a_pick * CASE.keep >= 63
+    assert beside.rows_a_pick * CASE.keep >= 99
     assert beside.products > before.products
     assert beside.waited_us < before.waited_us
     assert beside.us < before.us
@@ -58,6 +58,6 @@ def test_the_command_keeps_both_ways(tmp_path, capsys):
     found = kept.read(tmp_path).row_waits
     assert [(w.case, w.way) for w in found] == [(CASE.name, way) for way in waits.BLOCKS]
     table = tables.row_waits_table([dataclasses.replace(found[0], date="before", case="old"), *found])
-    assert "photograph" in table
+    assert "clusters" in table
     assert "old" not in table
     assert tables.row_waits_table([]) == tables.NONE
