@@ -11,13 +11,12 @@ from bench.cases import Case
 from bench.pages import kept, tables
 from bench.speed import guess, waits
 
-CASE = Case("clusters", 1152, 100, 512)
+CASE = Case("clusters", 8192, 200, 64)
 
 
 @pytest.fixture(autouse=True)
 def _a_short_case(monkeypatch):
     monkeypatch.setattr(waits, "CASES", (CASE,))
-    monkeypatch.setattr(waits, "PRODUCT", {CASE.tokens: 70.0})
 
 
 def simulated(way):
@@ -32,12 +31,12 @@ def test_before_a_pick_every_product_is_waited_for(monkeypatch):
     counted = guess.by_gain(given.visual[0], given.text[0], CASE.keep, waits.BLOCKS[waits.BEFORE])
     found = simulated(waits.BEFORE)
     assert found.waits == found.products <= counted.products
-    assert found.us == pytest.approx(99 * waits.STEP + 70 * found.products, rel=1e-3)
+    assert found.us == pytest.approx(199 * waits.STEP + 74 * found.products, rel=1e-3)
 
 
 def test_products_beside_the_steps_are_waited_for_less():
     before, beside = simulated(waits.BEFORE), simulated(waits.BESIDE)
-    assert beside.rows_a_pick * CASE.keep >= 99
+    assert beside.rows_a_pick * CASE.keep >= 199
     assert beside.products > before.products
     assert beside.waited_us < before.waited_us
     assert beside.us < before.us
