@@ -1,4 +1,4 @@
-"""Greedy selection of a sample of many tokens by one program: their gains lie in memory, a step goes over them in chunks.
+"""Greedy selection of a sample of many tokens by one program: they lie in memory, and a step takes them in chunks.
 
 Algorithm: that of `greedy_on_gram.py`. A pass adds the redundancy of the last pick, which it reads from one row of
 log K, and finds the next.

@@ -175,8 +175,8 @@ def tile_options(tile: tiles.Tile, dtype: torch.dtype) -> dict:
 def similarities(
     visual: Tokens, text: Tokens | None, gram_rows: int, visual_kappa: float, samples: range | None = None
 ) -> Similarities:
-    """Norms of the tokens of all samples or of some, cosines with the text, and log K of the visual tokens in a table of
-    `gram_rows`: `visual.total` for all samples, `visual.longest` for one, 0 for none."""
+    """Norms of the tokens of all samples, or of some, cosines with the text, and log K of the visual tokens in a table
+    of `gram_rows`: `visual.total` for all samples, `visual.longest` for one, 0 for none."""
     samples = range(visual.samples) if samples is None else samples
     size = tiles.tile(visual.features.dtype, _architecture(visual.features.device))
     row_tiles = triton.cdiv(visual.longest, size.rows)
@@ -190,7 +190,7 @@ def similarities(
         size,
         visual.floats(visual.total),
         visual.floats(text.total),
-        visual.floats(visual.total, round_up(text.longest, 16)),
+        visual.floats(visual.total if text.longest else 0, round_up(max(1, text.longest), 16)),  # never a stride of 1
         visual.floats(visual.samples, row_tiles, text_tiles, 3),
         visual.floats(gram_rows, round_up(visual.longest, 16)),
         visual.floats(row_tiles, gram_rows),

@@ -22,8 +22,8 @@ def long_picks(visual: Tokens, ranks: Tensor, slots: Slots, how: Selection) -> t
 def _pick(
     visual: Tokens, sample: int, ranks: Tensor, slots: Slots, how: Selection, indices: Tensor, gains: Tensor
 ) -> None:
-    """Leaves the picks of one sample. Its tables are free on return, for the next one's: torch hands memory out again in
-    the order of the stream."""
+    """Leaves the picks of one sample. Its tables are free on return, for the next one's: PyTorch's allocator knows the
+    order of the stream."""
     found = similarities(visual, None, visual.longest, how.kappa, range(sample, sample + 1))
     left = normalisers(visual, None, found, None)
     greedy_in_chunks.chunked_greedy_kernel[(1,)](
