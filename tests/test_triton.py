@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ pytest.importorskip("triton", reason="triton is not installed")
 if not (inputs.INTERPRETED or torch.cuda.is_available()):
     pytest.skip("no GPU; `make test` runs these on CPU tensors with TRITON_INTERPRET=1", allow_module_level=True)
 
-from mi_pruner.triton_kernels import greedy_on_rows, row_launches, rows, tiles
+from mi_pruner.triton_kernels import greedy_in_chunks, launches, long_launches, tiles
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SHAPES = ((1, 1, 1, 1), (2, 5, 3, 7), (2, 140, 70, 33))  # B, N, M, D: the last spans tiles of every kernel
@@ -58,18 +59,17 @@ def test_rows_not_finite_or_of_extreme_norm(dtype, device):
     check_selection(s, device, 37)
 
 
-@pytest.fixture(params=["gram", "rows"])
-def path(request, monkeypatch, small_blocks):
+@pytest.fixture(params=["gram", "long"])
+def path(request, monkeypatch, small_chunks):
     """Which path selections take, whatever the number of tokens."""
     monkeypatch.setattr(tiles, "GRAM_TOKENS", 10**9 if request.param == "gram" else 0)
     return request.param
 
 
 @pytest.fixture
-def small_blocks(monkeypatch):
-    """Blocks of 64 candidates, steps of 1024 tokens: the interpreter runs every kernel with less work."""
-    monkeypatch.setattr(rows, "BLOCK", 64)
-    monkeypatch.setattr(greedy_on_rows, "STEP_CHUNK", 1024)
+def small_chunks(monkeypatch):
+    """Steps in chunks of 128 tokens: samples of a few tiles have several, and the interpreter less work."""
+    monkeypatch.setattr(greedy_in_chunks, "STEP_CHUNK", 128)
 
 
 def exact_features(n, m, d, seed=0):
@@ -79,7 +79,7 @@ def exact_features(n, m, d, seed=0):
 
 
 def of_each_path(monkeypatch, call):
-    """What `call` returns on the Gram path and on the row path."""
+    """What `call` returns on the Gram path and on that of long samples."""
     results = []
     for limit in (10**9, 0):
         monkeypatch.setattr(tiles, "GRAM_TOKENS", limit)
@@ -99,42 +99,44 @@ def test_a_sample_gives_the_same_bits_alone_in_a_batch_and_packed(redundancy, pa
 
 
 @pytest.mark.parametrize("redundancy", ["mean", "chain", "max"])
-def test_both_paths_give_the_same_bits(redundancy, device, monkeypatch, small_blocks):
-    """160 tokens are two tiles of rows; most of them get a row, in three blocks."""
+def test_both_paths_give_the_same_bits(redundancy, device, monkeypatch, small_chunks):
+    """160 tokens are two tiles of rows, and two chunks."""
     visual, text = (x.to(device) for x in exact_features(160, 3, 16))
     prior = torch.rand(2, 160, generator=torch.Generator().manual_seed(1)).round(decimals=1).to(device)
     options = {"visual_prior": prior, "redundancy": redundancy, "redundancy_weight": 3.0, "min_gain": -0.02}
     check_same_bits(of_each_path(monkeypatch, lambda: mi_pruner.prune(visual, text, 80, **options)))
 
 
-def test_picks_that_the_planned_rounds_do_not_reach_are_exact_too(device, monkeypatch, small_blocks):
-    """In three dimensions each pick reorders the rest; one round, then the last kernel computes rows by itself."""
-    monkeypatch.setattr(row_launches, "row_rounds", lambda samples, tokens, picks: 1)
-    visual, _ = (x.to(device) for x in exact_features(160, 1, 3))
-    scores = torch.rand(2, 160, generator=torch.Generator().manual_seed(1)).to(device) * 1e-3
-    check_same_bits(
-        of_each_path(monkeypatch, lambda: mi_pruner.greedy_select(scores, visual, 140, redundancy_weight=50.0))
-    )
+def test_one_table_of_all_pairs_lives_at_a_time(device, monkeypatch):
+    """Of the longest sample's size, whatever the batch."""
+    monkeypatch.setattr(tiles, "GRAM_TOKENS", 0)
+    tables = []
 
+    def watched(*arguments):
+        assert all(table() is None for table in tables)
+        found = launches.similarities(*arguments)
+        assert found.gram.shape == (40, 48)
+        tables.append(weakref.ref(found.gram))
+        return found
 
-def test_rounds_are_enough_for_one_and_a_half_rows_a_pick_and_never_more_than_all():
-    assert row_launches.row_rounds(1, 8192, 512) == 26  # six rows a pick, and two rounds more
-    assert row_launches.row_rounds(1, 32768, 2048) == 48  # 768 MB
-    assert row_launches.row_rounds(4, 32768, 2048) == 26  # 1.5 rows a pick, whatever that takes
-    assert row_launches.row_rounds(1, 5000, 5000) == 40  # 40 × 128 > 5000: every row
-    assert row_launches.row_rounds(1, 1, 1) == 1
+    monkeypatch.setattr(long_launches, "similarities", watched)
+    visual, text = torch.randn(70, 16, device=device), torch.randn(3, 16, device=device)
+    cu = [torch.tensor(x, dtype=torch.int32, device=device) for x in ([0, 20, 60, 70], [0, 1, 2, 3], [0, 4, 8, 12])]
+    mi_pruner.prune_varlen(visual, text, *cu, 40, 1, 4, 12)
+    assert len(tables) == 3
 
 
 @pytest.mark.usefixtures("_overflows_seen")
-def test_packed_samples_of_any_length_and_garbage_in_cu(path, device):
-    """Slots and tokens of no sample, an empty sample, more slots than tokens."""
+@pytest.mark.parametrize("longest", [140, 1000])
+def test_packed_samples_of_any_length_and_garbage_in_cu(longest, path, device):
+    """Slots and tokens of no sample, an empty sample, more slots than tokens; a bound, and one above all tokens."""
     visual, text = (x[0].to(device) for x in exact_features(150, 12, 10))
     cu_visual, cu_text, cu_keep = (
         torch.tensor(x, dtype=torch.int32, device=device)
         for x in ([3, 140, 140, 100, 149], [1, 6, 6, 9, 50], [2, 12, 15, 15, 900])
     )
-    tokens, indices, gains = mi_pruner.prune_varlen(visual, text, cu_visual, cu_text, cu_keep, 140, 9, 12, 30)
-    scores = mi_pruner.mi_scores_varlen(visual, text, cu_visual, cu_text, 140, 9)
+    tokens, indices, gains = mi_pruner.prune_varlen(visual, text, cu_visual, cu_text, cu_keep, longest, 9, 12, 30)
+    scores = mi_pruner.mi_scores_varlen(visual, text, cu_visual, cu_text, longest, 9)
     assert scores[[0, 1, 2, 149]].tolist() == [0.0] * 4
     for (v, v_end), (t, t_end), (k, k_end) in (
         ((3, 140), (1, 6), (2, 12)), ((140, 149), (9, 12), (15, 24)),
@@ -267,16 +269,16 @@ def test_a_step_of_the_gram_path_reads_one_row(traffic, device):
     assert rows <= traffic["greedy_kernel"]["loaded"] <= rows + 4 * 4 * n + 16 * keep
 
 
-def test_a_step_of_the_row_path_moves_twenty_bytes_a_token(traffic, device, monkeypatch, small_blocks):
+def test_a_step_in_chunks_moves_twenty_bytes_a_token(traffic, device, monkeypatch, small_chunks):
     monkeypatch.setattr(tiles, "GRAM_TOKENS", 0)
-    n, keep, d = 500, 60, 64
-    visual = torch.randn(1, n, d, dtype=torch.bfloat16)
-    mi_pruner.greedy_select(torch.rand(1, n), visual, keep)
-    blocks = traffic["rows_kernel"]["flops"] // (2 * 512 * rows.BLOCK * d)
-    assert traffic["rows_kernel"]["launches"] == row_launches.row_rounds(1, n, keep)
-    assert traffic["finish_kernel"].get("flops", 0) == 0
-    assert 1 <= blocks <= 2
-    steps = 20 * n * (keep - 1)
-    found = traffic["advance_kernel"]["loaded"] + traffic["advance_kernel"]["stored"]
-    scans = (8 * n + blocks * (12 * n + rows.BLOCK * 12 * 256)) * 2  # when a round begins, and for its candidates
-    assert steps <= found <= steps + scans
+    n, keep = 500, 40
+    visual = torch.randn(2, n, 64, dtype=torch.bfloat16)
+    mi_pruner.greedy_select(torch.rand(2, n), visual, keep)
+    assert traffic["similarity_kernel"]["flops"] == 2 * (2 * 512 * 512 * 64)
+    found = traffic["chunked_greedy_kernel"]
+    assert {kernel: counts["launches"] for kernel, counts in traffic.items()} == {
+        "similarity_kernel": 2, "normaliser_kernel": 2, "chunked_greedy_kernel": 2,
+    }  # fmt: skip
+    steps = 2 * 20 * n * (keep - 1)
+    first = 2 * (20 * n + 8 * n)  # the state before any pick, and the pass for the first
+    assert 0 <= found["loaded"] + found["stored"] - steps - first <= 2 * 32 * keep  # of the pick itself

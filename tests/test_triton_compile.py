@@ -25,10 +25,11 @@ pytestmark = pytest.mark.slow
 ARCHITECTURES = (80, 90, 100)
 SHARED = {80: 164, 90: 228, 100: 228}  # KB a multiprocessor
 MMA = {80: "mma.sync", 90: "wgmma", 100: "tcgen05"}
-TILED = {"similarity_kernel", "rows_kernel", "finish_kernel"}
+TILED = {"similarity_kernel"}
 COUNTING = {"bin_kernel", "histogram_kernel"}
 REGISTERS = 65536  # of a multiprocessor
-SUMMING = {"similarity_kernel", "normaliser_kernel", "score_kernel", "start_kernel", "rows_kernel"}  # across lanes
+SUMMING = {"similarity_kernel", "normaliser_kernel", "score_kernel"}  # across lanes
+OF_ALL_SIZES = SUMMING | {"chunked_greedy_kernel"}  # one program
 BINS = (16, 32, 64)  # each another tile; fewer than 16 are counted as 16
 
 
@@ -123,8 +124,7 @@ def test_every_kernel_compiles_within_its_budget(architecture):
     with recorded(architecture, compiles=True) as launches:
         calls(torch.bfloat16)
     assert check_budgets(launches, architecture) == TILED | {
-        "normaliser_kernel", "score_kernel", "greedy_kernel", "top_k_kernel", "start_kernel", "advance_kernel",
-        "gather_kernel",
+        "normaliser_kernel", "score_kernel", "greedy_kernel", "chunked_greedy_kernel", "top_k_kernel", "gather_kernel",
     }  # fmt: skip
 
 
@@ -138,9 +138,9 @@ def test_a_step_of_the_selection_is_short(n, most_instructions, most_stalls):
     assert machine_code.stalls(step) <= most_stalls
 
 
-def test_a_step_on_rows_reduces_once_not_once_a_chunk():
+def test_a_step_in_chunks_reduces_once_not_once_a_chunk():
     visual, _ = features(1, 5000, 1, 4096, torch.bfloat16)
-    with recorded(90, compiles={"advance_kernel"}) as launches:
+    with recorded(90, compiles={"chunked_greedy_kernel"}) as launches:
         call("greedy_select", prior(1, 5000), visual, 64)
     chunk = " ".join(x.text for x in machine_code.turn(launches[0].instructions(), "FFMA"))
     assert "BAR" not in chunk
@@ -178,7 +178,7 @@ def test_the_grid_of_histograms_covers_every_pair_once():
 
 def launches_of_many_sizes(d, padding, packed):
     """Samples of several lengths, in rows of `d` features that may lie inside wider ones."""
-    with recorded(90, compiles=SUMMING) as launches:
+    with recorded(90, compiles=OF_ALL_SIZES) as launches:
         for n, m in ((576, 32), (577, 20), (2880, 77), (5000, 1), (6001, 64)):
             visual, text = (x[..., :d] for x in features(2, n, m, d + padding, torch.bfloat16))
             if packed:
@@ -196,37 +196,27 @@ def test_no_size_changes_the_machine_code(d, padding):
     layouts = []
     for packed in (False, True):
         launches = launches_of_many_sizes(d, padding, packed)
-        for kernel in SUMMING:
+        for kernel in OF_ALL_SIZES:
             assert len({x.compiled.hash for x in launches if x.kernel == kernel}) == 1, kernel
         layouts.append({launch.kernel: layouts_of_sums(launch) for launch in launches})
     assert layouts[0] == layouts[1]
     assert layouts[0]["similarity_kernel"]
     totals = {name: {x for x in sums if x[0] == (tokens.LOG_CHUNK.value,)} for name, sums in layouts[0].items()}
-    of_priors = [totals[name] for name in ("normaliser_kernel", "score_kernel", "start_kernel")]
-    assert of_priors[0], "the sum of a prior: the same wherever it is taken"
-    assert of_priors == [of_priors[0]] * 3
+    assert totals["normaliser_kernel"], "the sum of a prior: the same wherever it is taken"
+    assert totals["normaliser_kernel"] == totals["score_kernel"]
+    assert not layouts[0]["chunked_greedy_kernel"], "in the steps no sum crosses lanes"
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_a_norm_is_summed_in_the_same_layout_wherever_cosines_are_computed(architecture):
-    """Sums across lanes follow the layout of registers: the Gram path and the row path agree bit for bit only if
-    theirs is the same."""
-    visual, _ = features(1, 2880, 1, 4096, torch.bfloat16)
-    longer, _ = features(1, 5000, 1, 4096, torch.bfloat16)
+def test_cosines_are_of_one_program_on_both_paths(architecture):
+    """With the text, among the visual tokens of all samples, and of one: equal bits rest on it."""
     with recorded(architecture, compiles=TILED) as launches:
-        call("greedy_select", prior(1, 2880), visual, 320)
-        call("greedy_select", prior(1, 5000), longer, 320)
-    sums = {}
-    for launch in launches:
-        sums.setdefault(launch.kernel, set()).add(tuple(layouts_of_tile_sums(launch)))
-    assert all(len(layouts) == 1 for layouts in sums.values()), sums  # similarity_kernel: with and without the Gram
-    assert len(set.union(*sums.values())) == 1, sums
-
-
-def layouts_of_tile_sums(launch):
-    """Shapes and layouts of the floating-point sums over a whole tile, in the order of the program."""
-    tile = {launch.options["ROWS"], launch.options["COLUMNS"], launch.options["DEPTH"]}
-    return [(shape, layout) for shape, layout in layouts_of_sums(launch) if len(shape) == 2 and set(shape) <= tile]
+        for n in (2880, 5000):
+            visual, text = features(2, n, 32, 4096, torch.bfloat16)
+            call("prune", visual, text, 320)
+            call("greedy_select", prior(2, n), visual, 320)
+    assert len(launches) == 2 + 5
+    assert len({launch.compiled.hash for launch in launches}) == 1
 
 
 def layouts_of_sums(launch):
@@ -241,17 +231,21 @@ def layouts_of_sums(launch):
     return found
 
 
-def test_a_prune_is_at_most_five_launches_and_no_row_path_launches_per_token():
+def test_a_prune_is_five_launches_and_three_a_sample_above_4096_tokens():
     visual, text = features(2, 576, 32, 4096, torch.bfloat16)
     with recorded(90, compiles=False) as launches:
         call("prune", visual, text, 64)
     assert [launch.kernel for launch in launches] == [
         "similarity_kernel", "normaliser_kernel", "score_kernel", "greedy_kernel", "gather_kernel",
     ]  # fmt: skip
-    visual, text = features(1, 32768, 32, 4096, torch.bfloat16)
+    visual, text = features(2, 32768, 32, 4096, torch.bfloat16)
     with recorded(90, compiles=False) as launches:
         call("prune", visual, text, 2048)
-    assert len(launches) == 3 + 1 + 2 * 48 + 1 + 1  # 48 blocks of 128 rows: 768 MB
+    of_a_sample = [("similarity_kernel", 256 * 512), ("normaliser_kernel", 128), ("chunked_greedy_kernel", 1)]
+    assert [(launch.kernel, *launch.grid) for launch in launches[3:-1]] == of_a_sample * 2
+    assert [launch.kernel for launch in launches[:3] + launches[-1:]] == [
+        "similarity_kernel", "normaliser_kernel", "score_kernel", "gather_kernel",
+    ]  # fmt: skip
     with recorded(90, compiles=False) as launches:
         call("prune", visual, text, 2048, redundancy="none")
     assert len(launches) == 5

@@ -6,7 +6,7 @@ NaN; its ρ is computed, too, and never looked at.
 Mapping: program = sample; token = lane.
 Cost a step: N exponentials, one reduction, N floats read. Bound by latency: K × (reduction + row read).
 Determinism: no sum crosses lanes; the sum over picks runs in their order.
-For more tokens than a program's registers hold see `greedy_on_rows.py`.
+For more tokens than a program's registers hold see `greedy_in_chunks.py`.
 """
 
 from __future__ import annotations

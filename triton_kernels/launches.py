@@ -100,10 +100,10 @@ class Selection:
     budget: Tensor | None = None  # packed samples have none beside their slots
 
     def path(self, tokens: int) -> str:
-        """ "top-k", "gram" or "rows", for samples of at most `tokens`; a pure function of the call."""
+        """ "top-k", "gram" or "long", for samples of at most `tokens`; a pure function of the call."""
         if self.redundancy == "none" or self.redundancy_weight == 0:
             return "top-k"
-        return "gram" if tokens <= tiles.GRAM_TOKENS else "rows"
+        return "gram" if tokens <= tiles.GRAM_TOKENS else "long"
 
     @property
     def kappa(self) -> float:
@@ -121,15 +121,16 @@ class Selection:
 
 @dataclass(frozen=True)
 class Similarities:
-    """What `similarity_kernel` leaves."""
+    """What `similarity_kernel` leaves, of some of the batch's samples."""
 
+    samples: range
     tile: tiles.Tile
     visual_inverse: Tensor  # (total N,)
     text_inverse: Tensor  # (total M,)
     cosines: Tensor  # (total N, M)
     moments: Tensor  # (B, row tiles, text tiles, 3)
-    gram: Tensor  # (total N, N) log K
-    part_top: Tensor  # (row tiles, total N)
+    gram: Tensor  # (total N, or N of one sample; N) log K
+    part_top: Tensor  # (row tiles, as many)
     part_sum: Tensor
     row_tiles: int
     text_tiles: int
@@ -158,7 +159,7 @@ def round_up(value: int, to: int) -> int:
 
 
 def tile_options(tile: tiles.Tile, dtype: torch.dtype) -> dict:
-    """The constants of every kernel that multiplies tiles, and its warps: the same everywhere, for the same bits."""
+    """The constants of `similarity_kernel`, and its warps."""
     return {
         "ROWS": tile.rows,
         "COLUMNS": tile.columns,
@@ -171,28 +172,33 @@ def tile_options(tile: tiles.Tile, dtype: torch.dtype) -> dict:
     }
 
 
-def similarities(visual: Tokens, text: Tokens | None, gram: bool, visual_kappa: float) -> Similarities:
-    """Norms of all tokens, cosines with the text, and with `gram` log K of the visual tokens."""
+def similarities(
+    visual: Tokens, text: Tokens | None, gram_rows: int, visual_kappa: float, samples: range | None = None
+) -> Similarities:
+    """Norms of the tokens of all samples, or of some, cosines with the text, and log K of the visual tokens in a table
+    of `gram_rows`: `visual.total` for all samples, `visual.longest` for one, 0 for none."""
+    samples = range(visual.samples) if samples is None else samples
     size = tiles.tile(visual.features.dtype, _architecture(visual.features.device))
     row_tiles = triton.cdiv(visual.longest, size.rows)
-    visual_tiles = triton.cdiv(visual.longest, size.columns) if gram else 0
+    visual_tiles = triton.cdiv(visual.longest, size.columns) if gram_rows else 0
     text = text or Tokens(visual.rows, None, visual.cu, 0)
     text_tiles = triton.cdiv(text.longest, size.columns)
     if visual_tiles == 0:
         text_tiles = max(1, text_tiles)  # one tile, if an empty one, takes the norms
     found = Similarities(
+        samples,
         size,
         visual.floats(visual.total),
         visual.floats(text.total),
-        visual.floats(visual.total, round_up(text.longest, 16)),
+        visual.floats(visual.total if text.longest else 0, round_up(max(1, text.longest), 16)),  # never a stride of 1
         visual.floats(visual.samples, row_tiles, text_tiles, 3),
-        visual.floats(visual.total if gram else 0, round_up(visual.longest, 16)),
-        visual.floats(row_tiles if gram else 0, visual.total),
-        visual.floats(row_tiles if gram else 0, visual.total),
+        visual.floats(gram_rows, round_up(visual.longest, 16)),
+        visual.floats(row_tiles, gram_rows),
+        visual.floats(row_tiles, gram_rows),
         row_tiles,
         text_tiles,
     )
-    similarity.similarity_kernel[(visual.samples * row_tiles * (text_tiles + visual_tiles),)](
+    similarity.similarity_kernel[(len(samples) * row_tiles * (text_tiles + visual_tiles),)](
         visual.rows,
         *visual.strides(visual.rows),
         *visual.place,
@@ -209,9 +215,11 @@ def similarities(visual: Tokens, text: Tokens | None, gram: bool, visual_kappa: 
         found.cosines.stride(0),
         found.moments,
         found.gram,
+        gram_rows,
         found.gram.stride(0),
         found.part_top,
         found.part_sum,
+        samples.start,
         row_tiles,
         text_tiles,
         visual_tiles,
@@ -220,22 +228,21 @@ def similarities(visual: Tokens, text: Tokens | None, gram: bool, visual_kappa: 
     return found
 
 
-def normalisers(
-    visual: Tokens, text: Tokens | None, found: Similarities, gram: bool, bandwidth: float | None
-) -> Normalisers:
-    """Of the text, and with `gram` of the visual tokens."""
+def normalisers(visual: Tokens, text: Tokens | None, found: Similarities, bandwidth: float | None) -> Normalisers:
+    """Of the text and, where log K was found, of the visual tokens."""
+    gram_rows = found.gram.shape[0]
     text_programs = 0 if text is None else max(1, triton.cdiv(text.longest, normaliser.NORMALISER_COLUMNS))
     chunks = triton.cdiv(visual.longest, normaliser.NORMALISER_CHUNK)
-    visual_programs = triton.cdiv(visual.longest, normaliser.NORMALISER_ROWS) if gram else 0
+    visual_programs = triton.cdiv(visual.longest, normaliser.NORMALISER_ROWS) if gram_rows else 0
     text = text or Tokens(visual.rows, None, visual.cu, 0)
     left = Normalisers(
         visual.floats(chunks, text.total),
         visual.floats(chunks, text.total),
         visual.floats(visual.samples),
         visual.floats(visual.samples),
-        visual.floats(visual.total if gram else 0),
+        visual.floats(visual.total if gram_rows else 0),
     )
-    normaliser.normaliser_kernel[(visual.samples * (text_programs * chunks + visual_programs),)](
+    normaliser.normaliser_kernel[(len(found.samples) * (text_programs * chunks + visual_programs),)](
         *visual.place,
         visual.prior,
         *text.place,
@@ -252,7 +259,9 @@ def normalisers(
         left.log_total,
         found.part_top,
         found.part_sum,
+        gram_rows,
         left.visual_log_z,
+        found.samples.start,
         chunks,
         text_programs * chunks,
         visual_programs,

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from .similarity import log_kernel, normaliser_part
-from .tokens import COUNTS, add_exp, log_total, log_weight, span
+from .tokens import COUNTS, add_exp, first_gram_row, log_total, log_weight, span
 
 PARTS = tl.constexpr(128)  # tiles' moments combined at a time
 NORMALISER_COLUMNS = 8  # 32 bytes of a row of cosines: one sector of memory
@@ -116,7 +116,9 @@ def normaliser_kernel(
     log_total_ptr,
     part_top_ptr,
     part_sum_ptr,
+    gram_rows,
     visual_log_z_ptr,
+    first_sample,
     chunks,
     text_programs,
     visual_programs,
@@ -128,7 +130,7 @@ def normaliser_kernel(
     CHUNK: tl.constexpr,
 ):
     which = tl.program_id(0) % (text_programs + visual_programs)
-    sample = tl.program_id(0) // (text_programs + visual_programs)
+    sample = first_sample + tl.program_id(0) // (text_programs + visual_programs)
     start, count = span(cu_visual_ptr, sample, visual_total, longest_visual)
     if which < text_programs:
         text_start, text_count = span(cu_text_ptr, sample, text_total, longest_text)
@@ -165,8 +167,8 @@ def normaliser_kernel(
         tl.store(log_total_ptr + sample, prior_total)
     if which >= text_programs:
         rows = (which - text_programs) * ROWS + tl.arange(0, ROWS)
-        part = start + rows
+        part = first_gram_row(start, visual_total, gram_rows) + rows
         log_z = combined_parts(
-            part_top_ptr + part, part_sum_ptr + part, visual_total, tl.cdiv(count, TILE_ROWS), rows < count
+            part_top_ptr + part, part_sum_ptr + part, gram_rows, tl.cdiv(count, TILE_ROWS), rows < count
         )
-        tl.store(visual_log_z_ptr + part, log_z - prior_total, mask=rows < count)
+        tl.store(visual_log_z_ptr + start + rows, log_z - prior_total, mask=rows < count)

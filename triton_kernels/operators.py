@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from . import histogram_launches, launches, row_launches
+from . import histogram_launches, launches, long_launches
 from .launches import Selection, Slots, Tokens
 
 
@@ -37,8 +37,8 @@ def _run_scores(visual: Tokens, text: Tokens, bandwidth: float | None, marginal:
     if _no_work(visual):
         return visual.features.new_zeros(visual.features.shape[:-1], dtype=torch.float32)
     with torch.cuda.device_of(visual.features):
-        found = launches.similarities(visual, text, False, 0.0)
-        left = launches.normalisers(visual, text, found, False, bandwidth)
+        found = launches.similarities(visual, text, 0, 0.0)
+        left = launches.normalisers(visual, text, found, bandwidth)
         return launches.scores(visual, text, found, left, marginal)
 
 
@@ -48,16 +48,18 @@ def _picks(visual: Tokens, ranks: Tensor, found, left, slots: Slots, how: Select
         return launches.top_k_picks(visual, ranks, found.visual_inverse, slots, how)
     if path == "gram":
         return launches.gram_picks(visual, ranks, found, left, slots, how)
-    return row_launches.row_picks(visual, ranks, found, slots, how)
+    return long_launches.long_picks(visual, ranks, slots, how)
 
 
 def _run_select(scores: Tensor, visual: Tokens, slots: Slots, how: Selection) -> tuple[Tensor, Tensor]:
     if _no_work(visual, slots):
         return _empty_picks(visual, slots)
-    gram = how.path(visual.longest) == "gram"
+    path = how.path(visual.longest)
     with torch.cuda.device_of(visual.features):
-        found = launches.similarities(visual, None, gram, how.kappa)
-        left = launches.normalisers(visual, None, found, True, None) if gram else None
+        if path == "long":  # norms, too, are found a sample at a time
+            return long_launches.long_picks(visual, scores, slots, how)
+        found = launches.similarities(visual, None, visual.total if path == "gram" else 0, how.kappa)
+        left = launches.normalisers(visual, None, found, None) if path == "gram" else None
         return _picks(visual, scores, found, left, slots, how)
 
 
@@ -65,10 +67,10 @@ def _run_prune(visual: Tokens, text: Tokens, slots: Slots, bandwidth: float | No
     if _no_work(visual, slots):
         indices, gains = _empty_picks(visual, slots)
         return visual.features.new_zeros((*indices.shape, visual.features.shape[-1])), indices, gains
-    gram = how.path(visual.longest) == "gram"
+    gram_rows = visual.total if how.path(visual.longest) == "gram" else 0
     with torch.cuda.device_of(visual.features):
-        found = launches.similarities(visual, text, gram, how.kappa)
-        left = launches.normalisers(visual, text, found, gram, bandwidth)
+        found = launches.similarities(visual, text, gram_rows, how.kappa)
+        left = launches.normalisers(visual, text, found, bandwidth)
         scores = launches.scores(visual, text, found, left, marginal)
         indices, gains = _picks(visual, scores, found, left, slots, how)
         return launches.gathered(visual, indices, gains, slots)

@@ -4,14 +4,13 @@ Algorithm: a tile of ROWS visual tokens times COLUMNS tokens of either kind, sum
 norms are summed beside it, and the epilogue divides by them, so that no normalised feature is ever written. A tile of
 text columns leaves cosines (total N, M) and its share of the bandwidth rule: the count, mean and sum of squared
 deviations of its valid pairs. A tile of visual columns leaves log K transposed (a token's row contiguous) and, for each
-column, the tile's part of its normaliser: max and sum of exp over the rows.
+column, the tile's part of its normaliser: max and sum of exp over the rows. A launch is for all samples or, where log K
+of all would take too much memory, for one.
 Mapping: one program a tile; column tiles next to one another share their rows in L2.
 Cost: 2·D flops a cosine. Bytes: `visual` once a column tile (from memory once: then L2), its COLUMNS' features once a
 row tile, the cosines once. Bound by memory for few text tokens, by the tensor cores for visual columns.
 Determinism: an element's sum over D has one order whatever its tile, the batch or N; parts are kept apart, not added
-by atomics. `rows.py` computes single columns to the same bits with the same functions, in the same layouts, and both
-launch without fused multiply-adds, which the compiler may form in one kernel and not in the other. fp32 features are
-multiplied as three TF32 products.
+by atomics. fp32 features are multiplied as three TF32 products.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .tokens import COUNTS, first_row, inverse_norm, log_weight, span
+from .tokens import COUNTS, first_gram_row, first_row, inverse_norm, log_weight, span
 
 
 @triton.jit
@@ -105,9 +104,11 @@ def similarity_kernel(
     cosine_stride,
     moment_ptr,
     gram_ptr,
+    gram_rows,
     gram_stride,
     part_top_ptr,
     part_sum_ptr,
+    first_sample,
     row_tiles,
     text_tiles,
     visual_tiles,
@@ -119,7 +120,7 @@ def similarity_kernel(
 ):
     tile = tl.program_id(0) % (text_tiles + visual_tiles)
     row_tile = tl.program_id(0) // (text_tiles + visual_tiles) % row_tiles
-    sample = tl.program_id(0) // (text_tiles + visual_tiles) // row_tiles
+    sample = first_sample + tl.program_id(0) // (text_tiles + visual_tiles) // row_tiles
     start, count = span(cu_visual_ptr, sample, visual_total, longest_visual)
     visual_ptr = first_row(visual_ptr, visual_batch_stride, visual_stride, cu_visual_ptr, sample, start)
     rows = row_tile * ROWS + tl.arange(0, ROWS)
@@ -172,10 +173,11 @@ def similarity_kernel(
             tl.store(moment_ptr + 1, mean)
             tl.store(moment_ptr + 2, tl.sum(deviation * deviation))
         else:
-            at = gram_ptr + (start + columns)[None, :] * gram_stride + rows[:, None]
+            gram_row = first_gram_row(start, visual_total, gram_rows) + columns
+            at = gram_ptr + gram_row[None, :] * gram_stride + rows[:, None]
             log_kernels = log_kernel(cosines, kappa)
             tl.store(at, log_kernels, mask=row_mask[:, None] & column_mask[None, :])
             top, total = normaliser_part(log_kernels, log_prior)
-            part = row_tile.to(tl.int64) * visual_total + start + columns
+            part = row_tile.to(tl.int64) * gram_rows + gram_row
             tl.store(part_top_ptr + part, top, mask=column_mask)
             tl.store(part_sum_ptr + part, total, mask=column_mask)

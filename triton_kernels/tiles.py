@@ -22,9 +22,9 @@ class Tile:
     stages: int
 
 
-# Up to so many tokens in the longest sample of a call: log K of all pairs (the Gram path, `greedy_on_gram.py`); more:
-# rows of the best candidates (`greedy_on_rows.py`). Not a matter of dtype, D or architecture: 4096 tokens are 8 a lane
-# of 16 warps, in registers, and 64 MB of log K a sample. Both paths give the same bits.
+# Up to so many tokens in the longest sample of a call: log K of all samples at once (`greedy_on_gram.py`); more: of one
+# at a time (`greedy_in_chunks.py`). Not a matter of dtype, D or architecture: 4096 tokens are 8 a lane of 16 warps, in
+# registers, and 64 MB of log K a sample. Both paths give the same bits.
 GRAM_TOKENS = 4096
 
 # 128 rows: 64 text columns are read from L2 half as often as 64 rows would. 8 warps: the squares of a step's features

@@ -15,8 +15,8 @@ import triton.language as tl
 # for a sample alone and in any batch: `launches.py` sees to the strides.
 COUNTS = (
     "visual_total", "longest_visual", "text_total", "longest_text", "keep_total", "longest_keep", "samples",
-    "programs", "row_programs", "text_programs", "visual_programs", "chunks", "row_tiles", "text_tiles",
-    "visual_tiles", "row_slots", "longest", "bins", "ratio_bits",
+    "sample", "first_sample", "programs", "row_programs", "text_programs", "visual_programs", "chunks", "row_tiles",
+    "text_tiles", "visual_tiles", "gram_rows", "longest", "bins", "ratio_bits",
 )  # fmt: skip
 LOG_CHUNK = tl.constexpr(1024)  # tokens a step of `log_total`: 8 a lane
 FILL_CHUNK = tl.constexpr(512)  # not LOG_CHUNK: vectors of one length may get one layout, and the sums its order
@@ -58,6 +58,12 @@ def first_row(ptr, batch_stride, stride, cu_ptr, sample, start):
     else:
         ptr += start * stride
     return ptr
+
+
+@triton.jit
+def first_gram_row(start, total, gram_rows):
+    """A sample's first row (int64) in a table of log K: `start` in one of all `total` tokens, 0 in one of itself."""
+    return tl.where(gram_rows == total, start, 0)
 
 
 @triton.jit
