@@ -83,10 +83,11 @@ def test_no_kernel_spills_or_needs_more_than_its_budget(kernels):
     for kernel in kernels:
         (budget,) = (registers for name, registers in BUDGETS.items() if name in kernel.name)
         # Beside the products registers are short; what is put aside is read once a stage or seldom. Of the normalisers
-        # nvcc puts something aside for the oldest architecture alone.
+        # nvcc puts something aside for the oldest architecture alone, of floats' tiles by clusters for the newest.
         old = kernel.architecture == "sm_80" and "normaliser" in kernel.name
+        new = kernel.architecture == "sm_100" and "similarity_kernelIf" in kernel.name
         beside = "similarity_kernel" in kernel.name and "ILi64ELi1E" in kernel.name
-        stack = 48 if beside else 32 if old else 0
+        stack = 48 if beside else 32 if old else 8 if new else 0
         assert kernel.stack <= stack, kernel
         assert kernel.local == 0, kernel
         assert kernel.registers <= budget, kernel

@@ -64,11 +64,11 @@ LOOPS = {
     GREEDY_CLUSTER: Loop(
         "greedy_warp_kernelILNS0_10RedundancyE0ELi3ELNS0_8TogetherE2E", "FFMA", 170, 350, way="REDUX|LDS.128"
     ),
-    GREEDY_FEW_ROWS: Loop(_ROWS, "REDUX", 550, 1230, way="STAS|MUFU.EX2"),
-    GREEDY_ROWS: Loop(_ROWS, "REDUX", 550, 1230, way="STAS|MUFU.EX2", longest=True),
-    STAGE_BLOCK: Loop("gram_kernelINS0_5BrainENS0_9TileShapeILi128ELi1E", "HGMMA.64x128", 125, 215),
-    STAGE_CLUSTER: Loop("gram_kernelINS0_5BrainENS0_9TileShapeILi128ELi8E", "HGMMA.64x128", 120, 230),
-    STAGE_ROWS: Loop(_ROWS, "HGMMA.64x64", 115, 180),
+    GREEDY_FEW_ROWS: Loop(_ROWS, "REDUX", 305, 1010, way="STAS|MUFU.EX2"),
+    GREEDY_ROWS: Loop(_ROWS, "REDUX", 495, 1350, way="STAS|MUFU.EX2", longest=True),
+    STAGE_BLOCK: Loop("gram_kernelINS0_5BrainENS0_9TileShapeILi128ELi1E", "HGMMA.64x128", 125, 195),
+    STAGE_CLUSTER: Loop("gram_kernelINS0_5BrainENS0_9TileShapeILi128ELi8E", "HGMMA.64x128", 120, 210),
+    STAGE_ROWS: Loop(_ROWS, "HGMMA.64x64", 105, 170),
     STAGE_WARPS: Loop("similarity_kernelINS0_5BrainENS0_9TileShapeILi64ELi1E", "HMMA", 168, 495),
 }
 

@@ -40,7 +40,7 @@ public:
     for (int64_t sample = team_; sample < visual_.layout.samples; sample += memory_.teams) {
       sample_ = sample;
       span_ = span_of(visual_.layout, sample);
-      select(span_of(picks_.slots, sample));
+      select();
     }
     if (leads_ && threadIdx.x == 0) add_release(memory_.over(), 1u);
   }
@@ -48,13 +48,15 @@ public:
 private:
   using Held = RowQuad[kHeldQuads];
 
-  __device__ void select(const Span& slots) {
-    limit_ = static_cast<int>(limit_of(picks_, sample_, span_, slots));
+  __device__ Span slots() const { return span_of(picks_.slots, sample_); }
+
+  __device__ void select() {
+    limit_ = static_cast<int>(limit_of(picks_, sample_, span_, slots()));
     picked_ = offered_ = 0;
     pick_ = -1;
     Held held;
     start(held);
-    for (bool is_done; advance(slots, held, is_done);) {
+    for (bool is_done; advance(held, is_done);) {
       if (is_done) take_in();
       for (;;) { // once; more often for a pick that has no row
         const bool missing = place_ == kNoRow;
@@ -68,27 +70,28 @@ private:
       }
     }
     drop();
-    clear_slots(picks_, slots, picked_, deal_.block * kTileThreads + threadIdx.x, deal_.blocks() * kTileThreads);
+    clear_slots(picks_, slots(), picked_, deal_.block * kTileThreads + threadIdx.x, deal_.blocks() * kTileThreads);
   }
 
   // Picks until there is something else to be done: the product is done, a pick has no row, or none is on offer; false:
   // that was the last one.
-  __device__ bool advance(const Span& slots, Held& held, bool& is_done) {
-    if (deal_.within(1, span_.count)) return advance_by<1>(slots, held, is_done);
-    if (deal_.within(2, span_.count)) return advance_by<2>(slots, held, is_done);
-    return advance_by<kHeldQuads>(slots, held, is_done);
+  __device__ bool advance(Held& held, bool& is_done) {
+    if (deal_.within(1, span_.count)) return advance_by<1>(held, is_done);
+    if (deal_.within(2, span_.count)) return advance_by<2>(held, is_done);
+    return advance_by<kHeldQuads>(held, is_done);
   }
 
   // By what a thread has of the tokens: so many quads at the most.
-  template <int kQuads> __device__ bool advance_by(const Span& slots, Held& held, bool& is_done) {
+  template <int kQuads> __device__ bool advance_by(Held& held, bool& is_done) {
+    const int64_t first_slot = slots().begin;
     const float* const rows = memory_.rows + team_ * memory_.cached() * memory_.row_stride;
     while (picked_ < limit_) {
       const Post best = exchange_.template agree<kQuads>(step<kQuads>(held), rows, memory_.row_stride, span_.count);
       if (best.key == 0 || gain_of(best.key) < picks_.min_gain) break;
       pick_ = static_cast<int>(index_of(best.key));
       if (leads_ && threadIdx.x == 0) {
-        picks_.indices[slots.begin + picked_] = pick_;
-        picks_.gains[slots.begin + picked_] = gain_of(best.key);
+        picks_.indices[first_slot + picked_] = pick_;
+        picks_.gains[first_slot + picked_] = gain_of(best.key);
       }
       if (++picked_ == limit_) break;
       remove(held);
@@ -306,6 +309,7 @@ private:
     while (products_.help(team_))
       ;
     products_.wait(team_, products_.parts_of(span_.count));
+    span_ = span_of(visual_.layout, sample_); // anew: no registers for it beside the tiles
 #pragma unroll
     for (int k = 0; k < kHeldQuads; ++k)
       held[k].load(scores_, densities_.log_prior, memory_.rho, span_, deal_.first(k),

@@ -43,10 +43,9 @@ template <typename T, typename Tile> struct TileSource {
     if constexpr (kRowsApart || kColumnsApart) __syncthreads();
     start<kRowsApart>(0, own, number_of, features_of, row, after_row);
     start<kColumnsApart>(kRowCopies, own, number_of, features_of, column, after_column);
-    for (const T** first : {&row, &column}) {
-      if (*first == nullptr) *first = rows.base;
-      *first += threadIdx.x % kPieces * kElements + int64_t{first_stage} * kDepth<T>;
-    }
+    const int64_t piece = threadIdx.x % kPieces * kElements + int64_t{first_stage} * kDepth<T>;
+    row = (row == nullptr ? rows.base : row) + piece;
+    column = (column == nullptr ? rows.base : column) + piece;
     row_step = static_cast<unsigned>(kApart * rows.stride * int64_t{sizeof(T)});
     column_step = static_cast<unsigned>(kApart * columns.stride * int64_t{sizeof(T)});
     place = piece_offset(own, threadIdx.x % kPieces);
