@@ -1,8 +1,8 @@
 """How many rows a selection computes for a pick: of the tokens of largest gain, or of those that a draft picks.
 
 The exact greedy selection needs the rows R[., s] of picked tokens only, and computes them in blocks, ahead of the
-picks. Which tokens a block is of is a guess: those of the largest current gains (here, and in the GPUs' row paths), or
-those that the loop would pick next on a sketch of the features (the CPU backend, whose sources are compiled and run
+picks. Which tokens a block is of is a guess: those of the largest current gains (a GPU's, beside its steps: waits.py),
+or those that the loop would pick next on a sketch of the features (the CPU backend, whose sources are compiled and run
 here, so that its rows are counted, not simulated).
 """
 
@@ -26,7 +26,7 @@ from bench.record import rounded
 from . import instructions
 
 FILE = "guess.csv"
-BLOCKS = (20, 48, 128)  # of the tokens of largest gain; 128 is the GPU's
+BLOCKS = (20, 48, 128)  # of the tokens of largest gain
 BLOCK = 64  # of the draft: kBlock in csrc/cpu/greedy.cpp
 GAIN, DRAFT = "largest gain", "draft"
 SAMPLES = 3  # pictures, whose figures are averaged
