@@ -179,8 +179,7 @@ int main(int, char** arguments) {
       if (is("divergent-warp")) divergent_warp(out.data());
       if (is("ends-early")) ends_early();
       if (is("spins")) spins(&flag);
-      if (waits)
-        waits_for_a_block(out.data(), &flag, is("waits-for-a-block"));
+      if (waits) waits_for_a_block(out.data(), &flag, is("waits-for-a-block"));
       if (is("two-writers")) two_writers();
       if (is("collective-for-a-barrier")) collective_for_a_barrier(out.data());
       if (is("copy-over-what-others-read")) copy_over_what_others_read(out.data(), &parcel);

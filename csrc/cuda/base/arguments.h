@@ -143,19 +143,19 @@ constexpr int64_t kMostTeams = 8;
 // A product that a team has on offer: the rows of the chosen tokens.
 struct Order {
   int64_t sample;
-  int base;                  // of the rows in the ring
-  int parts;                 // see row_products.cuh
-  int chosen[kProductRows];  // tokens; -1: none
+  int base;                 // of the rows in the ring
+  int parts;                // see row_products.cuh
+  int chosen[kProductRows]; // tokens; -1: none
 };
 
 struct RowMemory {
   int64_t blocks, teams;
-  bool clustered; // a cluster of blocks takes a team's steps, else one
+  bool clustered;                         // a cluster of blocks takes a team's steps, else one
   int64_t generations, row_stride, tiles; // of kTileColumns tokens, of a row
-  float* rows;    // (teams, cached, row_stride)
-  float* log_z;   // (teams, cached)
-  LogSum* parts;  // (teams, kProductRows, tiles)
-  float* rho;     // (N) while no thread holds it in registers
+  float* rows;                            // (teams, cached, row_stride)
+  float* log_z;                           // (teams, cached)
+  LogSum* parts;                          // (teams, kProductRows, tiles)
+  float* rho;                             // (N) while no thread holds it in registers
   uint16_t* slot; // (N) of the tokens that no registers hold: the number of a row, kNoRow or kPicked
   Order* orders;  // (teams)
   // 0 at the start (counter_count): of blocks or clusters that have a role, of teams that are done; of each team, parts

@@ -21,9 +21,9 @@ template <typename Tile> struct RowShared {
     TileShared<Tile> tile;
     float4 ahead[kHeldQuads][kTileThreads]; // each thread's own part of the row of a likely next pick
   };
-  Post posts[2][kMostWarps];                                    // of the warps, for odd and even steps
-  Arrivals arrivals[2];                                         // of these posts, in a cluster
-  alignas(8) uint16_t slot[kHeldQuads][kTileThreads][kQuad];    // of the tokens that threads hold
+  Post posts[2][kMostWarps];                                 // of the warps, for odd and even steps
+  Arrivals arrivals[2];                                      // of these posts, in a cluster
+  alignas(8) uint16_t slot[kHeldQuads][kTileThreads][kQuad]; // of the tokens that threads hold
   uint64_t candidates[kProposals];
   int chosen[kProductRows]; // of the product that is on offer, or that the block helps with
   int found;                // by the first thread, for all

@@ -93,8 +93,7 @@ private:
       const LogSum part = part_of(x, shared_.tile.weight + side);
       if (shared_.chosen[column] < 0 || first + side >= span.count) return;
       store_row(x, memory_.rows + (places + column) * memory_.row_stride, first + side, span.count);
-      if (threadIdx.x % kRowLanes == 0)
-        parts[column * memory_.tiles + (first + side) / kTileColumns] = part;
+      if (threadIdx.x % kRowLanes == 0) parts[column * memory_.tiles + (first + side) / kTileColumns] = part;
     });
   }
 

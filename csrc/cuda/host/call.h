@@ -127,7 +127,8 @@ struct Call {
   void normalise(const std::optional<double>& bandwidth, const std::string& marginal, float* to) {
     const float kappa = bandwidth ? static_cast<float>(1 / (*bandwidth * *bandwidth)) : 0.0f;
     MI_PRUNER_CUDA_CHECK(normalisers(visual.layout, text.layout, found, kappa, ratio.value_or(0), densities,
-                                     {to, marginal == "joint"}, memory.counters, rows ? memory.counter_count() : 0, stream));
+                                     {to, marginal == "joint"}, memory.counters, rows ? memory.counter_count() : 0,
+                                     stream));
   }
 
   void select(const float* from, const Selecting& selecting, Picks picks) {

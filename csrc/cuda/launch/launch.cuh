@@ -18,9 +18,9 @@ constexpr size_t kSharedByDefault = 48 * 1024; // more has to be asked for
 struct Shape {
   int64_t blocks;
   unsigned threads;
-  size_t shared;            // bytes
-  unsigned cluster = 1;     // neighbouring blocks that run side by side and see each other's shared memory
-  size_t most_shared = 0;   // bytes that another launch of the kernel may have; 0: as many
+  size_t shared;          // bytes
+  unsigned cluster = 1;   // neighbouring blocks that run side by side and see each other's shared memory
+  size_t most_shared = 0; // bytes that another launch of the kernel may have; 0: as many
 };
 
 #ifdef MI_PRUNER_CUDA_HOST
@@ -68,8 +68,8 @@ private:
 
 constexpr int64_t row_bytes() { return kRowBytes; }
 
-// Before a launch, where a block has more shared memory than by default. Always the same for a kernel: less would be too
-// little for a launch of another thread that is on its way.
+// Before a launch, where a block has more shared memory than by default. Always the same for a kernel: less would be
+// too little for a launch of another thread that is on its way.
 template <typename... Parameters> cudaError_t allow_shared(void (*kernel)(Parameters...), const Shape& shape) {
   const size_t most = shape.most_shared > shape.shared ? shape.most_shared : shape.shared;
   if (most <= kSharedByDefault) return cudaSuccess;
@@ -101,9 +101,7 @@ inline cudaError_t attribute(cudaDeviceAttr which, int& value) {
 // Bytes of shared memory that a block may have.
 inline cudaError_t most_shared(int& bytes) { return attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, bytes); }
 
-inline cudaError_t count_processors(int& processors) {
-  return attribute(cudaDevAttrMultiProcessorCount, processors);
-}
+inline cudaError_t count_processors(int& processors) { return attribute(cudaDevAttrMultiProcessorCount, processors); }
 
 // Clusters of such a launch that the current device runs at a time: none where it has no clusters, or the process so
 // small a part of it that none has room.
@@ -137,8 +135,8 @@ cudaError_t runs(void (*kernel)(Parameters...), const Shape& shape, bool /* grou
     return found;
   });
   if (error == cudaSuccess) error = most_shared(most);
-  does = error == cudaSuccess && threads >= static_cast<int>(shape.threads) &&
-         static_cast<size_t>(most) >= shape.shared;
+  does =
+      error == cudaSuccess && threads >= static_cast<int>(shape.threads) && static_cast<size_t>(most) >= shape.shared;
   if (does && shape.cluster > 1) error = resident_clusters(kernel, shape, clusters);
   does = does && error == cudaSuccess && clusters > 0;
   return error;

@@ -26,8 +26,8 @@ template <typename T> constexpr bool long_enough(int64_t dim) { return stages_of
 
 // 128 rows, and 64 columns or 128 (by groups alone), multiplied warp by warp, or by groups of four warps (halves, on
 // the GPUs that have these: kHasGroups). By a block, or a share each by the blocks of a cluster. kNormsGiven: norms are
-// not summed beside the products, as never by groups (but of text beside wide tiles). kGathered: columns are tokens from
-// anywhere; else, as rows always, neighbours.
+// not summed beside the products, as never by groups (but of text beside wide tiles). kGathered: columns are tokens
+// from anywhere; else, as rows always, neighbours.
 template <int kTheColumns, int kTheBlocks, bool kByGroups = kTheColumns == kWideColumns, bool kGivenNorms = kByGroups,
           bool kGatheredColumns = false>
 struct TileShape {
