@@ -68,6 +68,7 @@ cudaError_t run(unsigned blocks, unsigned threads, size_t shared, unsigned clust
 void* shared_memory() { return grid->block().shared.get(); }
 
 void wait_a_moment() { grid->pause(); }
+void maybe_wait() { grid->maybe_wait(); }
 
 int processors() { return static_cast<int>(number("MI_PRUNER_HOST_BLOCKS", 5)); }
 int resident_clusters() { return static_cast<int>(number("MI_PRUNER_HOST_CLUSTERS", 0)); }

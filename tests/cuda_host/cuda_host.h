@@ -66,6 +66,7 @@ void begin(std::function<void()> work);
 void commit_work();
 void finish_work(unsigned pending);
 void wait_a_moment();                             // until others have had their turn
+void maybe_wait();                                // in random orders: before what other blocks see, or see done
 int block_barrier(bool vote, const Where& where); // returns the number of votes
 void cluster_barrier(const Where& where);
 void warp_barrier(const Where& where);
@@ -186,17 +187,28 @@ inline void copy_async(SharedAddress shared, const void* global) {
 void commit_copies();
 void wait_for_copies(unsigned pending);
 template <int kPending> void wait_for_copies() { wait_for_copies(kPending); }
-inline void add_release(unsigned* global, unsigned value) { __atomic_fetch_add(global, value, __ATOMIC_RELEASE); }
+inline void add_release(unsigned* global, unsigned value) {
+  host::maybe_wait();
+  __atomic_fetch_add(global, value, __ATOMIC_RELEASE);
+}
 inline unsigned add_acquire_release(unsigned* global, unsigned value) {
+  host::maybe_wait();
   return __atomic_fetch_add(global, value, __ATOMIC_ACQ_REL);
 }
 inline unsigned swap_acquire_release(unsigned* global, unsigned value) {
+  host::maybe_wait();
   return __atomic_exchange_n(global, value, __ATOMIC_ACQ_REL);
 }
-inline void store_release(unsigned* global, unsigned value) { __atomic_store_n(global, value, __ATOMIC_RELEASE); }
-inline void store_relaxed(uint64_t* global, uint64_t word) { __atomic_store_n(global, word, __ATOMIC_RELAXED); }
+inline void store_release(unsigned* global, unsigned value) {
+  host::maybe_wait();
+  __atomic_store_n(global, value, __ATOMIC_RELEASE);
+}
+template <typename T> void store_relaxed(T* global, T word) { __atomic_store_n(global, word, __ATOMIC_RELAXED); }
 template <typename T> T load_relaxed(const T* global) { return __atomic_load_n(global, __ATOMIC_RELAXED); }
-inline unsigned load_acquire(const unsigned* global) { return __atomic_load_n(global, __ATOMIC_ACQUIRE); }
+inline unsigned load_acquire(const unsigned* global) {
+  host::maybe_wait();
+  return __atomic_load_n(global, __ATOMIC_ACQUIRE);
+}
 template <typename T> T* at_address(SharedAddress at) { return reinterpret_cast<T*>(at); }
 inline void store_hint(SharedAddress at, uint64_t word) {
   __atomic_store_n(at_address<uint64_t>(at), word, __ATOMIC_RELAXED);

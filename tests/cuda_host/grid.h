@@ -147,6 +147,15 @@ public:
     leave();
   }
 
+  // In random orders: now and then, some others go on first.
+  void maybe_wait() {
+    if (random_ == 0 || random(8) != 0) return;
+    for (unsigned turns = 1 + random(40); turns > 0; --turns) {
+      make_ready(current_);
+      leave();
+    }
+  }
+
   void body() {
 #ifdef MI_PRUNER_HOST_ADDRESSES
     const void* bottom = nullptr; // of who was left: at first the host

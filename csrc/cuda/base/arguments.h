@@ -158,16 +158,19 @@ struct RowMemory {
   float* rho;                             // (N) while no thread holds it in registers
   uint16_t* slot; // (N) of the tokens that no registers hold: the number of a row, kNoRow or kPicked
   Order* orders;  // (teams)
-  // 0 at the start (counter_count): of blocks or clusters that have a role, of teams that are done; of each team, parts
-  // of its product that nobody has taken (negative: none), and that are done.
+  // 0 at the start (counter_count): of blocks or clusters that have a role, of teams that are over; of each team, its
+  // products so far, parts of the last one that nobody has taken (negative: none), and that are done. Not in one line
+  // of L2 what some look at while others count.
   unsigned* counters;
 
   constexpr int64_t cached() const { return generations * kProductRows; }
-  constexpr int64_t counter_count() const { return 2 + 2 * teams; }
+  static constexpr unsigned kLine = 32;
+  constexpr int64_t counter_count() const { return kLine * (2 + 3 * teams); }
   constexpr unsigned* roles() const { return counters; }
-  constexpr unsigned* over() const { return counters + 1; }
-  constexpr unsigned* left(unsigned team) const { return counters + 2 + 2 * team; }
-  constexpr unsigned* done(unsigned team) const { return left(team) + 1; }
+  constexpr unsigned* over() const { return counters + kLine; }
+  constexpr unsigned* offers(unsigned team) const { return counters + kLine * (2 + 3 * team); }
+  constexpr unsigned* left(unsigned team) const { return offers(team) + kLine; }
+  constexpr unsigned* done(unsigned team) const { return left(team) + kLine; }
 };
 
 struct Selection {

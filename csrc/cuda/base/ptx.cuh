@@ -238,6 +238,9 @@ __device__ __forceinline__ unsigned load_acquire(const unsigned* global) {
 __device__ __forceinline__ void store_relaxed(uint64_t* global, uint64_t word) {
   asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(global), "l"(word) : "memory");
 }
+__device__ __forceinline__ void store_relaxed(unsigned* global, unsigned word) {
+  asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(global), "r"(word) : "memory");
+}
 __device__ __forceinline__ uint64_t load_relaxed(const uint64_t* global) {
   uint64_t word;
   asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(word) : "l"(global) : "memory");

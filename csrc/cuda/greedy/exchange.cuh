@@ -9,9 +9,10 @@ constexpr int kMostWarps = kClusterBlocks * kRowWarps;
 constexpr int kSeen = kMostWarps / 32; // posts that a lane reads
 static_assert(kMostWarps % 32 == 0 && kClusterBlocks <= 32);
 
-// Candidates that the warps propose, twice as many as a product takes: the best are spread unevenly over warps.
-constexpr int kProposals = 2 * kProductRows;
-static_assert(kProposals % kMostWarps == 0 && kProposals <= kTileThreads);
+// Candidates that the warps propose, twice as many as a product takes: the best are spread unevenly over warps. Not
+// more of each, where few have tokens.
+constexpr int kProposals = 2 * kProductRows, kMostOfWarp = 16;
+static_assert(kProposals <= kTileThreads);
 
 // Of the products: columns from anywhere, of the norms that the similarities left.
 template <bool kByGroups> using RowTile = TileShape<kProductRows, 1, kByGroups, true, true>;
@@ -63,13 +64,16 @@ public:
     return top;
   }
 
-  // The posts of all to shared.candidates, by the first warp.
-  __device__ void gather(const Post& mine, int first) {
+  // The posts of the first `count` warps that tokens are dealt to, to shared.candidates, by the first warp.
+  __device__ void gather(const Post& mine, int first, int count) {
     meet(mine, [] {});
-    if (threadIdx.x < 32)
+    if (threadIdx.x >= 32) return;
 #pragma unroll
-      for (int k = 0; k < kSeen; ++k)
-        if (place_of(k) < warps()) shared_.candidates[first + place_of(k)] = seen_[k].key;
+    for (int k = 0; k < kSeen; ++k) {
+      const int turn = place_of(k) % kRowWarps * deal_.blocks() + place_of(k) / kRowWarps;
+      if (place_of(k) < warps() && turn < count && first + turn < kProposals)
+        shared_.candidates[first + turn] = seen_[k].key;
+    }
   }
 
   // Whether this thread's part of the row of `pick` is in shared memory, as its k-th quad at `at(k)`.

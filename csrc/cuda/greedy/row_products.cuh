@@ -56,15 +56,18 @@ public:
     return true;
   }
 
-  // Until so many parts are done; for all threads, what they left is then seen.
-  __device__ void wait(unsigned team, int parts) const {
+  // Until so many parts are done, or products have been on offer; for all threads, what they left is then seen.
+  __device__ void wait(unsigned team, int parts) const { wait_for(memory_.done(team), static_cast<unsigned>(parts)); }
+  __device__ void wait_for_offer(unsigned team, unsigned number) const { wait_for(memory_.offers(team), number); }
+
+private:
+  static __device__ void wait_for(const unsigned* counter, unsigned value) {
     if (threadIdx.x == 0)
-      while (static_cast<int>(load_acquire(memory_.done(team))) < parts)
+      while (load_acquire(counter) < value)
         wait_a_moment();
     __syncthreads();
   }
 
-private:
   // The chosen tokens' rows in a tile, and its parts of their normalisers.
   __device__ void multiply(const Span& span, int64_t sample, int number, int64_t places, LogSum* parts) {
     const int64_t first = int64_t{number} * Tile::kRows;

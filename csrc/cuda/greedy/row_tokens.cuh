@@ -25,6 +25,12 @@ struct Deal {
     return kChunk * (block + blocks() * (warp + kRowWarps * k)) + kQuad * lane;
   }
 
+  // Warps that are dealt any of `count` tokens: the first ones, as they take turns.
+  __device__ int warps(int64_t count) const {
+    const int64_t chunks = (count + kChunk - 1) / kChunk, all = kRowWarps * blocks();
+    return static_cast<int>(chunks < all ? chunks : all);
+  }
+
   // Tokens before it are held in registers.
   __device__ int held() const { return kChunk * kRowWarps * kHeldQuads * blocks(); }
 

@@ -54,6 +54,7 @@ private:
     limit_ = static_cast<int>(limit_of(picks_, sample_, span_, slots()));
     picked_ = offered_ = 0;
     pick_ = -1;
+    all_have_rows_ = false;
     Held held;
     start(held);
     for (bool is_done; advance(held, is_done);) {
@@ -61,15 +62,16 @@ private:
       for (;;) { // once; more often for a pick that has no row
         const bool missing = place_ == kNoRow;
         // Not over the row that is about to be read.
-        if (!on_offer_ && static_cast<int>(place_) / kProductRows != next_generation())
+        if (!on_offer_ &&
+            (missing || (!all_have_rows_ && static_cast<int>(place_) / kProductRows != next_generation())))
           offer(held, missing ? pick_ : -1);
         if (!missing) break;
         help(held);
         take_in();
-        place_ = place_in_last(pick_);
       }
     }
     drop();
+    exchange_.forget();
     clear_slots(picks_, slots(), picked_, deal_.block * kTileThreads + threadIdx.x, deal_.blocks() * kTileThreads);
   }
 
@@ -98,19 +100,9 @@ private:
       if (selection_.redundancy == Redundancy::kChain) weight_ = expf(densities_.log_prior[span_.begin + pick_]);
       place_ = best.slot;
       is_done = best.is_done != 0;
-      if (is_done || place_ == kNoRow || !on_offer_) return true;
+      if (is_done || place_ == kNoRow || !(on_offer_ || all_have_rows_)) return true;
     }
     return false;
-  }
-
-  // Where the product that was taken in last has it.
-  __device__ unsigned place_in_last(int pick) const {
-    unsigned place = kNoRow;
-    for (int first = 0; first < kProductRows && offered_ > 0; first += 32) {
-      const unsigned here = __ballot_sync(kFullWarp, shared_.chosen[first + threadIdx.x % 32] == pick);
-      if (here != 0) place = static_cast<unsigned>(base_ + first + __ffs(static_cast<int>(here)) - 1);
-    }
-    return place;
   }
 
   // ---- tokens ----------------------------------------------------------------------------------------------------
@@ -218,12 +210,18 @@ private:
   // Puts the next product on offer: of `pick`, unless that is -1, and of the tokens of largest gain that have no row;
   // nothing where there are none.
   __device__ void offer(const Held& held, int pick) {
-    base_ = next_generation() * kProductRows;
-    if (offered_ >= memory_.generations) forget();
+    const bool overwrites = offered_ >= memory_.generations;
+    if (overwrites) exchange_.forget(); // before the posts that the first block goes on by
     propose(held, pick);
-    on_offer_ = shared_.chosen[0] >= 0;
-    if (!on_offer_) return;
+    if (shared_.chosen[0] < 0) {
+      all_have_rows_ = true; // and keep them: rows are forgotten for others alone
+      return;
+    }
+    base_ = next_generation() * kProductRows;
+    if (overwrites) forget();
+    on_offer_ = true;
     ++offered_;
+    ++offers_;
     if (!leads_) return;
     products_.wait(team_, taken_); // of a product that was dropped
     Order* const order = memory_.orders + team_;
@@ -233,15 +231,16 @@ private:
       order->sample = sample_;
       order->base = base_;
       order->parts = taken_;
-      *memory_.done(team_) = 0; // nobody waits for the former product: all of the team have sent posts after it
+      store_relaxed(memory_.done(team_), 0u); // nobody waits for the former: all of the team have sent posts after it
     }
     __syncthreads();
-    if (threadIdx.x == 0) store_release(memory_.left(team_), static_cast<unsigned>(taken_));
+    if (threadIdx.x > 0) return;
+    store_release(memory_.left(team_), static_cast<unsigned>(taken_));
+    store_release(memory_.offers(team_), offers_);
   }
 
   // The rows that are about to be overwritten.
   __device__ void forget() {
-    exchange_.forget();
     const auto clear = [&](uint16_t& slot) {
       if (slot >= base_ && slot < base_ + kProductRows) slot = kNoRow;
     };
@@ -256,19 +255,20 @@ private:
   // The tokens of the next product, to shared.chosen of all blocks.
   __device__ void propose(const Held& held, int pick) {
     const float scale = scale_of(selection_, picked_ - 1); // of the gains that the pick was found by
-    const int count = exchange_.warps();
+    const int count = deal_.warps(span_.count),
+              end = count * kMostOfWarp < kProposals ? count * kMostOfWarp : kProposals;
     uint64_t below = ~uint64_t{0};
-    for (int first = 0; first < kProposals; first += count) {
+    for (int first = 0; first < end; first += count) {
       below = warp_best(best_without_row(held, scale, below));
-      exchange_.gather({below, kNoRow}, first);
+      exchange_.gather({below, kNoRow}, first, count);
     }
     if (threadIdx.x < kProductRows) shared_.chosen[threadIdx.x] = threadIdx.x == 0 ? pick : -1;
     __syncthreads();
-    if (threadIdx.x < kProposals) {
+    if (static_cast<int>(threadIdx.x) < end) {
       const uint64_t key = shared_.candidates[threadIdx.x];
       int rank = pick < 0 ? 0 : 1;
-      for (const uint64_t other : shared_.candidates)
-        rank += other > key;
+      for (int k = 0; k < end; ++k)
+        rank += shared_.candidates[k] > key;
       if (key != 0 && rank < kProductRows) shared_.chosen[rank] = static_cast<int>(index_of(key));
     }
     __syncthreads();
@@ -282,7 +282,7 @@ private:
       quad.most(scale, gain);
 #pragma unroll
       for (int e = 0; e < kQuad; ++e) {
-        if (slot(e) != kNoRow) continue;
+        if (slot(e) != kNoRow || isnan(gain[e])) continue;
         const uint64_t key = key_of(gain[e], first + e);
         if (key < below && key > best) best = key;
       }
@@ -306,6 +306,7 @@ private:
 #pragma unroll
     for (int k = 0; k < kHeldQuads; ++k)
       held[k].store(memory_.rho, span_, deal_.first(k));
+    products_.wait_for_offer(team_, offers_); // by the first block, which may come later than this one
     while (products_.help(team_))
       ;
     products_.wait(team_, products_.parts_of(span_.count));
@@ -316,7 +317,7 @@ private:
                    [&](int e) { return own_slot(k, e); });
   }
 
-  // The product on offer is done: its rows are there.
+  // The product on offer is done: its rows are there, maybe that of a pick that had none when it was sent.
   __device__ void take_in() {
     load_acquire(memory_.done(team_));
     __syncthreads(); // the pick has been removed
@@ -327,6 +328,10 @@ private:
     }
     __syncthreads();
     on_offer_ = false;
+    for (int first = 0; first < kProductRows && place_ == kNoRow; first += 32) {
+      const unsigned here = __ballot_sync(kFullWarp, shared_.chosen[first + threadIdx.x % 32] == pick_);
+      if (here != 0) place_ = static_cast<unsigned>(base_ + first + __ffs(static_cast<int>(here)) - 1);
+    }
   }
 
   // Nobody needs the product any more.
@@ -357,7 +362,8 @@ private:
   unsigned place_ = 0;
   float weight_ = 1;
   int64_t offered_ = 0;
-  bool on_offer_ = false;
+  unsigned offers_ = 0; // for all samples
+  bool on_offer_ = false, all_have_rows_ = false;
   int base_ = 0;  // of the last product's rows
   int taken_ = 0; // parts of it that are, or will be, done
 };
