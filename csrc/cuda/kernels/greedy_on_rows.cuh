@@ -4,8 +4,8 @@
 // Algorithm: only the rows of picked tokens are ever needed, and which will be picked is nearly known: the tokens of
 // largest gain that have no row yet. A product computes the rows of 64 of them, while picks go on from the rows that
 // are there; when it is done, the next is put on offer, from the gains of that moment. A pick that has no row waits for
-// the product on offer, or has its row computed at once, first of a product. A row's bits do not depend on the block of
-// rows it is computed in: the picks are those of the full matrix. Rows are kept in a ring of such blocks; one that is
+// the product on offer and, if that is not of it, for one that is. A row's bits do not depend on the block of rows it
+// is computed in: the picks are those of the full matrix. Rows are kept in a ring of such blocks; one that is
 // overwritten too early is computed again. Norms are those that the similarities left.
 //
 // Mapping: one persistent launch. Its blocks, or clusters of eight where the GPU runs any, take roles in the order in

@@ -436,12 +436,12 @@ struct Programs {
 // and blocks start in the order of their index. Of many samples, most then find what they would wait for.
 __global__ void __launch_bounds__(kNormaliserThreads, 4)
     normaliser_kernel(const Layout visual, const Layout text, const Similarities found, const float kappa,
-                      const double ratio, const Densities densities, const Scoring scoring, unsigned* const arrivals,
-                      const int64_t arrivals_count, const Programs programs) {
+                      const double ratio, const Densities densities, const Scoring scoring, unsigned* const counters,
+                      const int64_t counter_count, const Programs programs) {
   MI_PRUNER_SHARED(NormaliserShared, shared);
   if (blockIdx.x == 0)
-    for (int64_t k = threadIdx.x; k < arrivals_count; k += blockDim.x)
-      arrivals[k] = 0;
+    for (int64_t k = threadIdx.x; k < counter_count; k += blockDim.x)
+      counters[k] = 0;
   const unsigned samples = static_cast<unsigned>(visual.samples), chunks = static_cast<unsigned>(densities.chunks);
   unsigned block = blockIdx.x, each = programs.text;
   const bool of_text = block < samples * each;

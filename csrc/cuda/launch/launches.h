@@ -14,10 +14,10 @@ cudaError_t similarity(Dtype dtype, const Tokens& visual, const Tokens& text, co
 cudaError_t gram(Dtype dtype, const Tokens& visual, const Tokens& text, const Layout& slots, int64_t dim,
                  const Similarities& found, int processors, bool& launched, cudaStream_t stream);
 
-// kappa <= 0: by the bandwidth rule. ratio: for densities.most_picks. `arrivals` (count) become 0, for a row path that
-// follows. The scores, too, where they are wanted.
+// kappa <= 0: by the bandwidth rule. ratio: for densities.most_picks. `counters` (counter_count) become 0, for a row
+// path that follows. The scores, too, where they are wanted.
 cudaError_t normalisers(const Layout& visual, const Layout& text, const Similarities& found, float kappa, double ratio,
-                        const Densities& densities, const Scoring& scoring, unsigned* arrivals, int64_t arrivals_count,
+                        const Densities& densities, const Scoring& scoring, unsigned* counters, int64_t counter_count,
                         cudaStream_t stream);
 
 cudaError_t greedy_by_warp(const Layout& visual, const float* scores, const Similarities& found,

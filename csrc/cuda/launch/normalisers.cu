@@ -14,7 +14,7 @@ constexpr size_t kMostOfNormalisers = sizeof(NormaliserShared) + RedundancyMaker
 static_assert(kMostOfNormalisers <= kMostShared);
 
 cudaError_t normalisers(const Layout& visual, const Layout& text, const Similarities& found, float kappa, double ratio,
-                        const Densities& densities, const Scoring& scoring, unsigned* arrivals, int64_t arrivals_count,
+                        const Densities& densities, const Scoring& scoring, unsigned* counters, int64_t counter_count,
                         cudaStream_t stream) {
   int processors = 0;
   const cudaError_t error = count_processors(processors);
@@ -36,8 +36,8 @@ cudaError_t normalisers(const Layout& visual, const Layout& text, const Similari
                     .threads = kNormaliserThreads,
                     .shared = sizeof(NormaliserShared) + (of_visual > 0 ? RedundancyMaker::bytes(visual.longest) : 0),
                     .most_shared = kMostOfNormalisers};
-  return run(normaliser_kernel, shape, stream, visual, text, found, kappa, ratio, densities, scoring, arrivals,
-             arrivals_count, programs);
+  return run(normaliser_kernel, shape, stream, visual, text, found, kappa, ratio, densities, scoring, counters,
+             counter_count, programs);
 }
 
 } // namespace mi_pruner::cuda
