@@ -142,6 +142,14 @@ def test_a_cluster_gives_the_bits_of_the_whole_matrix(options, dtype, monkeypatc
     assert_same(samples, [60, 20, 0], **options)
 
 
+@pytest.mark.parametrize("clusters", [0, 1])
+def test_rows_of_many_warps(clusters, monkeypatch):
+    """Of a block all warps propose, and threads have several quads of tokens; of a cluster 20 warps of 64."""
+    in_clusters(monkeypatch, clusters)
+    monkeypatch.setenv("MI_PRUNER_HOST_SEED", "1")
+    assert_same([low_rank(2500)], [90], redundancy="max", redundancy_weight=50.0, visual_bandwidth=0.2)
+
+
 @pytest.mark.parametrize("options", MODES[:4], ids=str)
 def test_tokens_in_memory_give_the_bits_of_those_in_registers(options, monkeypatch):
     """The one block of a team holds 4,096 tokens; a cluster holds all of these."""

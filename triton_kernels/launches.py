@@ -236,8 +236,8 @@ def normalisers(visual: Tokens, text: Tokens | None, found: Similarities, bandwi
     visual_programs = triton.cdiv(visual.longest, normaliser.NORMALISER_ROWS) if gram_rows else 0
     text = text or Tokens(visual.rows, None, visual.cu, 0)
     left = Normalisers(
-        visual.floats(chunks, text.total),
-        visual.floats(chunks, text.total),
+        visual.floats(chunks if text_programs else 0, text.total),
+        visual.floats(chunks if text_programs else 0, text.total),
         visual.floats(visual.samples),
         visual.floats(visual.samples),
         visual.floats(visual.total if gram_rows else 0),
