@@ -333,12 +333,9 @@ def row_waits_table(found: list[waits.RowWait]) -> str:
     last = [w for w in found if w.date == found[-1].date]
     if not last:
         return NONE
-    cells = {(w.case, w.way): w for w in last}
     lines = [
-        [case, way, f"{w.rows_a_pick:.2f} ({w.products})", f"{w.waits}", short(w.waited_us), short(w.us)]
-        for case in dict.fromkeys(w.case for w in last)
-        for way in waits.BLOCKS
-        for w in (cells[case, way],)
+        [w.case, w.way, f"{w.rows_a_pick:.2f} ({w.products})", f"{w.waits}", short(w.waited_us), short(w.us)]
+        for w in last
     ]
     head = ("simulated", "products are made", "rows a pick (in so many products)", "picks that wait", "us waited", "us")
     return f"{table(head, lines)}\n\n{made(last[-1])}"

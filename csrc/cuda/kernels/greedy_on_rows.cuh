@@ -52,7 +52,7 @@ private:
 
   __device__ void select() {
     limit_ = static_cast<int>(limit_of(picks_, sample_, span_, slots()));
-    picked_ = offered_ = 0;
+    picked_ = 0;
     pick_ = -1;
     all_have_rows_ = false;
     Held held;
@@ -205,13 +205,13 @@ private:
   }
 
   // ---- products --------------------------------------------------------------------------------------------------
-  __device__ int next_generation() const { return static_cast<int>(offered_ % memory_.generations); }
+  __device__ int next_generation() const { return static_cast<int>(offers_ % memory_.generations); }
 
   // Puts the next product on offer: of `pick`, unless that is -1, and of the tokens of largest gain that have no row;
   // nothing where there are none.
   __device__ void offer(const Held& held, int pick) {
-    const bool overwrites = offered_ >= memory_.generations;
-    if (overwrites) exchange_.forget(); // before the posts that the first block goes on by
+    const bool overwrites = offers_ >= memory_.generations; // maybe rows of a sample before
+    if (overwrites) exchange_.forget();                     // before the posts that the first block goes on by
     propose(held, pick);
     if (shared_.chosen[0] < 0) {
       all_have_rows_ = true; // and keep them: rows are forgotten for others alone
@@ -220,7 +220,6 @@ private:
     base_ = next_generation() * kProductRows;
     if (overwrites) forget();
     on_offer_ = true;
-    ++offered_;
     ++offers_;
     if (!leads_) return;
     products_.wait(team_, taken_); // of a product that was dropped
@@ -361,8 +360,7 @@ private:
   int limit_ = 0, picked_ = 0, pick_ = -1;
   unsigned place_ = 0;
   float weight_ = 1;
-  int64_t offered_ = 0;
-  unsigned offers_ = 0; // for all samples
+  unsigned offers_ = 0; // of all samples
   bool on_offer_ = false, all_have_rows_ = false;
   int base_ = 0;  // of the last product's rows
   int taken_ = 0; // parts of it that are, or will be, done
