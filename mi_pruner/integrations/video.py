@@ -1,0 +1,91 @@
+"""Videos: which tokens repeat what was seen at their place before, and how frames share a budget."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+REPEAT_COSINE = 0.9  # docs/transformers.md, "Videos", has what was tried
+
+
+def check_repeat_cosine(repeat_cosine: float | None) -> None:
+    """TypeError, ValueError unless it is None or in (0, 1]."""
+    if repeat_cosine is None:
+        return
+    if isinstance(repeat_cosine, bool) or not isinstance(repeat_cosine, (int, float)):
+        raise TypeError(f"repeat_cosine: expected a number in (0, 1] or None, got {type(repeat_cosine).__name__}")
+    if not 0 < repeat_cosine <= 1:
+        raise ValueError(f"repeat_cosine: expected a number in (0, 1], or None for no repeats, got {repeat_cosine}")
+
+
+def repeats(features: Tensor, frames: int, repeat_cosine: float = REPEAT_COSINE) -> Tensor:
+    """Which tokens of a video repeat what was last new at their place.
+
+    Token p of frame t is a repeat if ⟨v̂[t, p], v̂[s, p]⟩ ≥ c, with s < t the frame in which place p was last new, and new
+    otherwise. It is not compared with the frame just before: in a scene that drifts slowly nothing would ever be new.
+    A selection gives repeats a score of −inf: they are picked last, and the count stays exact.
+
+    Args:
+        features: (T · P, D) floating point, frame after frame, after the projector; compared in float32.
+        frames: T; each has P tokens.
+        repeat_cosine: c, in (0, 1].
+
+    Returns:
+        (T · P,) bool. Rows that are not finite are no repeats, and nothing repeats them; nor does anything a zero row.
+
+    Raises:
+        ValueError, TypeError: for a video that does not divide into its frames, or a cosine out of range.
+    """
+    check_repeat_cosine(repeat_cosine)
+    if features.dim() != 2 or not features.is_floating_point():
+        raise ValueError(
+            f"features: expected (T · P, D) floating point, got {tuple(features.shape)} {features.dtype}"
+        )
+    if frames < 1 or len(features) % frames:
+        raise ValueError(f"frames: expected a divisor of the {len(features)} tokens, got {frames}")
+    shown = features.float().view(frames, -1, features.shape[1])
+    last_new = torch.zeros_like(shown[0])
+    found = []
+    for frame in shown:
+        unit = torch.nn.functional.normalize(frame, dim=-1, eps=torch.finfo(torch.float32).tiny)
+        repeated = (unit * last_new).sum(-1) >= repeat_cosine  # never of NaN
+        found.append(repeated)
+        last_new = torch.where((repeated | ~unit.isfinite().all(-1))[:, None], last_new, unit)
+    return torch.stack(found).flatten()
+
+
+def frames_in_turn(new: Sequence[int], tokens: int, keep: int) -> list[int]:
+    """Which frame gets the next token of a budget, `keep` times: every frame one, then by novelty.
+
+    The rest goes by highest averages (D'Hondt's method): to the frame of largest new / (given + 1), the first among
+    equals, as long as it has tokens. A larger budget only adds to a smaller one, and no frame gets more than it has new
+    tokens before all new tokens of the video are given away.
+
+    Args:
+        new: how many tokens of each frame are new.
+        tokens: how many each frame has.
+        keep: the budget of the video.
+
+    Returns:
+        `keep` numbers of frames, or as many as there are tokens.
+
+    Raises:
+        ValueError: if there is not a token for each frame.
+    """
+    frames = len(new)
+    if keep < frames:
+        raise ValueError(f"keep: expected at least one token for each of the video's {frames} frames, got {keep}")
+    given = [1] * frames
+    waiting = [(-new[frame] / 2, frame) for frame in range(frames) if tokens > 1]
+    heapq.heapify(waiting)
+    turns = list(range(frames))
+    while waiting and len(turns) < keep:
+        _, frame = heapq.heappop(waiting)
+        turns.append(frame)
+        given[frame] += 1
+        if given[frame] < tokens:
+            heapq.heappush(waiting, (-new[frame] / (given[frame] + 1), frame))
+    return turns
