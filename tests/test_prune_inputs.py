@@ -19,9 +19,10 @@ from mi_pruner import MIPruner
 from mi_pruner.functional import count_from_ratio
 from mi_pruner.integrations import transformers as integration
 from mi_pruner.integrations.instruction import ending_ids, instruction_mask
+from mi_pruner.integrations.model_inputs import PrunedInputs
 from mi_pruner.integrations.next_turn import next_turn
 from mi_pruner.integrations.prompt_columns import original_positions
-from mi_pruner.integrations.transformers import PrunedInputs, encode_inputs
+from mi_pruner.integrations.transformers import encode_inputs
 
 from . import tiny_models
 from .tiny_models import FAMILIES, QWEN, batch, model
@@ -30,7 +31,8 @@ CASES = {"one": [1], "left-padded": [1, 1, 1], "several images": [2, 2], "one sa
 VIDEO_CASES = [(family, [1, 2]) for family in (*QWEN, "llava_onevision")]
 TOLERANCE = 1e-5
 NEW_TOKENS = 5
-PLAIN = SimpleNamespace(all_special_ids=[], added_tokens_decoder={})  # a tokenizer without template and special tokens
+# A tokenizer without template, special tokens and words.
+PLAIN = SimpleNamespace(all_special_ids=[], added_tokens_decoder={}, decode=lambda ids: "")
 
 
 def prune_inputs(model: Any, inputs: Any, pruner: Any, **options: Any) -> PrunedInputs:
@@ -179,8 +181,9 @@ class TestWrongRewritesAreCaught:
         pruned = prune_inputs(model(family), made.inputs, MIPruner(keep=0.25))
         columns = kept_columns(made, pruned)
         right = logits_of(family, dense_inputs(family, made, columns))[columns]
-        damage(pruned)
-        return float((logits_of(family, pruned)[0] - right).abs().max())
+        inputs = dict(pruned)
+        damage(inputs)
+        return float((logits_of(family, inputs)[0] - right).abs().max())
 
     @pytest.mark.parametrize("family", FAMILIES)
     def test_compacted_positions(self, family):
@@ -555,8 +558,8 @@ class TestBadInput:
             ({"position_ids": torch.zeros(1, 48)}, {}, "position_ids are computed here"),
             ({"mm_encoder_outputs": {"image": 1}}, {}, "got both: leave out pixel_values"),
             ({}, {"processor": None}, "processor: expected .* got None: pass processor=.*text_mask.*text='image'"),
-            ({}, {"text": "question"}, "text: expected 'instruction' or 'image', got 'question'"),
-            ({}, {"per": "batch"}, "per: expected 'image' or 'sample', got 'batch'"),
+            ({}, {"text": "question"}, "text: expected one of 'instruction', 'image', got 'question'"),
+            ({}, {"per": "batch"}, "per: expected one of 'image', 'sample', 'frame', got 'batch'"),
             ({}, {"text_mask": torch.ones(1, 48)}, r"text_mask: expected \(1, 48\) bool, as input_ids, got \(1, 48\) "),
             (
                 {},

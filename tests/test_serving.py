@@ -118,7 +118,7 @@ class TestPositions:
         finally:
             model.config.vision_config.tokens_per_second = before
         rows = torch.arange(0, tokens, 2)
-        positions, following = mrope_positions(grid, 2, 3, rows, interval)
+        positions, following = mrope_positions(grid, 2, 3, rows, interval, text_after="sides")
         assert torch.equal(positions, expected[:, 0, 3:][:, rows])
         assert following == int(expected[0, 0, -2])
 
@@ -135,13 +135,14 @@ class TestCacheKeys:
             cache_key("a", MIPruner(keep=0.25), [1, 2]),
             cache_key("a", MIPruner(keep=0.25), [1, 3]),
             cache_key("a", MIPruner(keep=0.25), []),
+            cache_key("a", MIPruner(keep=0.25), repeat_cosine=None),
         }
-        assert len(keys) == 9
+        assert len(keys) == 10
 
     def test_are_the_same_in_every_process(self):
         key = cache_key("a", MIPruner(keep=0.25), torch.tensor([1, 2]))
         assert key == cache_key("a", MIPruner(keep=0.25).eval(), [1, 2])
-        assert key == "f7ce6e4aeccfe2256ef04029dbe070c99ef0e712d27023fa1beefd5df3b8eef8"
+        assert key == "09a04106d47f13ea3c3c23c949bbad8aa4355c23b909664de6ec017600971779"
 
 
 def test_example_on_the_page_runs():

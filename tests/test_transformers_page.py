@@ -14,7 +14,7 @@ pytest.importorskip("skimage")
 from PIL import Image
 from skimage import data
 
-from mi_pruner.integrations.transformers import SUPPORTED
+from mi_pruner.integrations.supported_model import SUPPORTED
 
 from . import tiny_checkpoints
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from .._errors import InputError
-from .transformers import check_family, check_version
+from .supported_model import check_family, check_version
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ from .._errors import InputError
 from ..command_input import check_out, open_picture, read_keep
 from ..viz import views_figure
 from .checkpoint import Checkpoint, load_checkpoint
-from .transformers import KeptImage, PrunedInputs, encode_inputs, prune_inputs
+from .model_inputs import KeptImage, ModelInputs, PrunedInputs
+from .transformers import encode_inputs, prune_inputs
 from .views import image_views
 
 _RUNS = 3  # timed runs of each part, of which the medians are shown; a large model's prefill on a CPU takes a minute
@@ -50,11 +51,11 @@ def explain(name: str, image: Path, question: str, keep: str, device: str | None
     print(f"\npicture: {out.resolve()}")
 
 
-def _report(checkpoint: Checkpoint, encoded: dict[str, Any], pruned: PrunedInputs, pruner: MIPruner) -> None:
+def _report(checkpoint: Checkpoint, encoded: ModelInputs, pruned: PrunedInputs, pruner: MIPruner) -> None:
     """Tokens and times: dense and pruned prefill, and the selection between encoder and prefill."""
     model = checkpoint.model
 
-    def prefill(inputs: dict[str, Any]) -> Callable[[], Any]:
+    def prefill(inputs: ModelInputs) -> Callable[[], Any]:
         return lambda: model(**{**inputs, "use_cache": True}, logits_to_keep=1)
 
     with torch.inference_mode():

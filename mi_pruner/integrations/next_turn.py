@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .transformers import PrunedInputs
+from .model_inputs import PrunedInputs, cache_name, check_next_ids
+from .supported_model import unwrapped
 
 
 def next_turn(
@@ -16,7 +17,7 @@ def next_turn(
     """Inputs for the next `model.generate(...)`: all tokens so far, their positions, and the cache that holds them.
 
     Args:
-        model: the model that answered.
+        model: the model that answered, as `prune_inputs` takes it.
         pruned: the inputs of the turn before, from `prune_inputs` or from here.
         generated: what `model.generate(**pruned, return_dict_in_generate=True)` returned, one answer for each sample
             (no beam search: its cache holds all beams).
@@ -24,11 +25,11 @@ def next_turn(
         attention_mask: (B, T), where the questions are of different lengths (left-padded).
 
     Raises:
-        ValueError: if `generated` has no sequences and cache, is of beam search or of another number of samples, or if
-            `input_ids` are not for as many.
+        ValueError: if `generated` has no sequences and cache, is of beam search or of another number of samples, or its
+            cache has been used since; if `input_ids` are not for as many. TypeError: if they are no tensor.
     """
-    cache = next((name for name in ("cache", "past_key_values") if getattr(generated, name, None) is not None), None)
-    if cache is None:
+    cache = cache_name(generated)
+    if cache is None or getattr(generated, "sequences", None) is None:
         raise ValueError(
             "generated: expected sequences and a cache, got none: call generate(..., return_dict_in_generate=True)"
         )
@@ -39,11 +40,16 @@ def next_turn(
             f"{len(generated.sequences)} of a {type(generated).__name__}: generate without num_beams and "
             "num_return_sequences"
         )
-    if input_ids.dim() != 2 or len(input_ids) != len(generated.sequences):
-        raise ValueError(f"input_ids: expected ({len(generated.sequences)}, T), got {tuple(input_ids.shape)}")
+    held, length = getattr(generated, cache).get_seq_length(), generated.sequences.shape[1]
+    if held >= length:
+        raise ValueError(
+            f"generated: expected the cache of these {length} tokens, without the last, got one that has gone on since "
+            f"({held} tokens): copy.deepcopy() it before two turns go on from it"
+        )
+    check_next_ids(input_ids, samples)
     answers = generated.sequences[:, pruned["input_ids"].shape[1] :]
     asked = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-    attended = torch.cat([_before_end(model, answers), asked.to(answers)], dim=1)
+    attended = torch.cat([_before_end(unwrapped(model), answers), asked.to(answers)], dim=1)
     positions = pruned["position_ids"]
     following = positions[..., -1:] + attended.cumsum(1)
     values: dict[str, Any] = {

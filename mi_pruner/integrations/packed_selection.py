@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..functional import count_from_ratio, greedy_select_varlen, mi_scores_varlen
 from ..pruner import MIPruner
+from .video import frames_in_turn
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class PackedImages:
         visual_lengths, text_lengths: U ints each, summing to ΣN and ΣM.
         movable: (ΣN,) bool: False on structural rows, which take no part in the selection. None: all are movable.
         samples: U ints: the sample that each image belongs to.
+        repeats: (ΣN,) bool: tokens that are picked after all others. None: there are none.
     """
 
     visual: Tensor
@@ -32,6 +34,7 @@ class PackedImages:
     text_lengths: list[int]
     movable: Tensor | None
     samples: list[int]
+    repeats: Tensor | None = None
 
     def movable_lengths(self) -> list[int]:
         """How many tokens of each image may be dropped."""
@@ -46,7 +49,7 @@ class Picks:
 
     Attributes:
         indices: (ΣK,) int64 in order of selection, counted from the image's own first token; −1: slot not used.
-        gains: (ΣK,) in nats, in the same order; −inf: slot not used.
+        gains: (ΣK,) in nats, in the same order; −inf: slot not used, or a repeat.
         lengths: U ints, summing to ΣK.
         scores: (ΣN,) of all tokens, in nats.
     """
@@ -67,7 +70,10 @@ def cumulative(lengths: list[int], device: torch.device) -> Tensor:
 
 
 def by_information(pruner: MIPruner) -> Selector:
-    """mi_pruner's selection with the options of `pruner`: `mi_scores_varlen`, then `greedy_select_varlen`."""
+    """mi_pruner's selection with the options of `pruner`: `mi_scores_varlen`, then `greedy_select_varlen`.
+
+    Repeats get a score of −inf. The first pick of each image stays, also where its gain is less than `min_gain`.
+    """
 
     def select(images: PackedImages, counts: list[int]) -> Picks:
         device = images.visual.device
@@ -84,44 +90,69 @@ def by_information(pruner: MIPruner) -> Selector:
             bandwidth=pruner.bandwidth,
             marginal=pruner.marginal,
         )
-        indices, gains = greedy_select_varlen(
-            scores,
-            images.visual,
-            cu_visual,
-            cumulative(counts, device),
-            longest,
-            max(counts),
-            sum(counts),
-            visual_prior=images.movable,
-            visual_bandwidth=pruner.visual_bandwidth,
-            redundancy=pruner.redundancy,
-            redundancy_weight=pruner.redundancy_weight,
-            min_gain=pruner.min_gain,
-        )
+        fresh = scores if images.repeats is None else scores.masked_fill(images.repeats, -math.inf)
+
+        def pick(counts: list[int], min_gain: float | None) -> tuple[Tensor, Tensor]:
+            return greedy_select_varlen(
+                fresh,
+                images.visual,
+                cu_visual,
+                cumulative(counts, device),
+                longest,
+                max(counts),
+                sum(counts),
+                visual_prior=images.movable,
+                visual_bandwidth=pruner.visual_bandwidth,
+                redundancy=pruner.redundancy,
+                redundancy_weight=pruner.redundancy_weight,
+                min_gain=min_gain,
+            )
+
+        indices, gains = pick(counts, pruner.min_gain)
+        if pruner.min_gain is not None:
+            some = [min(count, 1) for count in counts]
+            starts = cumulative(counts, device)[:-1][cumulative(some, device).diff() > 0].long()
+            indices[starts], gains[starts] = pick(some, None)
         return Picks(indices, gains, counts, scores)
 
     return select
 
 
-def select_images(images: PackedImages, keep: int | float, per: str, select: Selector) -> tuple[Tensor, Picks]:
-    """Which tokens stay (ΣN,) bool, structural rows among them, and the picks.
+def select_images(
+    images: PackedImages, keep: int | float, per: str, select: Selector, videos: list[int]
+) -> tuple[Tensor, Picks]:
+    """Which tokens stay (ΣN,) bool, structural rows among them, and the picks of each image or video.
 
-    keep: a ratio or a count of movable tokens, of each image (per="image") or of all images of a sample together
-    (per="sample": shared among them by gain, at least one token each).
+    Args:
+        keep: a ratio or a count of movable tokens, of each image (per="image"), of all images of a sample together
+            (per="sample": shared among them by gain, at least one token each), or of a video whose frames are `images`
+            (per="frame": shared among them by novelty, at least one token each).
+        videos: U ints: the image or video that each belongs to; with another `per` than "frame" itself.
+
+    Raises:
+        ValueError: if `keep` has not a token for each, or an image or video keeps none since its features are not
+            finite.
     """
     available = images.movable_lengths()
+    turns: list[int] = []
     if per == "image":
         picks = select(images, [count_to_keep(keep, tokens) for tokens in available])
+    elif per == "frame":
+        turns = _turns_of_frames(keep, images, available, videos)
+        picks = select(images, torch.tensor(turns).bincount(minlength=len(available)).tolist())
     else:
         totals = _sample_totals(keep, available, images.samples)
         counts = [min(tokens, totals[sample]) for tokens, sample in zip(available, images.samples, strict=True)]
         picks = _share(select(images, counts), images.samples, totals)
     kept = torch.zeros(len(images.visual), dtype=torch.bool, device=images.visual.device)
-    if images.movable is not None:
-        kept |= ~images.movable
     starts = cumulative(images.visual_lengths, kept.device)[:-1].long()
     starts = starts.repeat_interleave(torch.tensor(picks.lengths, device=kept.device))
     kept[(starts + picks.indices)[picks.indices >= 0]] = True
+    if per == "frame":
+        picks = _joined(picks, turns, images.visual_lengths, videos)
+    _check_some_kept(picks, list(dict(zip(videos, images.samples, strict=True)).values()))
+    if images.movable is not None:
+        kept |= ~images.movable
     return kept, picks
 
 
@@ -130,12 +161,51 @@ def count_to_keep(keep: int | float, tokens: int) -> int:
     return min(tokens, count_from_ratio(keep, tokens) if isinstance(keep, float) else keep)
 
 
-def _members(samples: list[int]) -> dict[int, list[int]]:
-    """Sample -> its images."""
+def _members(owners: list[int]) -> dict[int, list[int]]:
+    """Sample -> its images, or video -> its frames."""
     members: dict[int, list[int]] = {}
-    for image, sample in enumerate(samples):
-        members.setdefault(sample, []).append(image)
+    for image, owner in enumerate(owners):
+        members.setdefault(owner, []).append(image)
     return members
+
+
+def _turns_of_frames(keep: int | float, images: PackedImages, available: list[int], videos: list[int]) -> list[int]:
+    """Which frame has each token of the budget of its video, one video after another."""
+    new = available
+    if images.repeats is not None:
+        repeated = [int(part.sum()) for part in images.repeats.cpu().split(images.visual_lengths)]
+        new = [tokens - again for tokens, again in zip(available, repeated, strict=True)]
+    turns: list[int] = []
+    for frames in _members(videos).values():
+        total = count_to_keep(keep, sum(available[frame] for frame in frames))
+        own = frames_in_turn([new[frame] for frame in frames], available[frames[0]], total)
+        turns += [frames[turn] for turn in own]
+    return turns
+
+
+def _joined(picks: Picks, turns: list[int], lengths: list[int], videos: list[int]) -> Picks:
+    """The picks of frames as those of their videos, in turn, counted from the video's first token."""
+    slots = [slot for own in _members(turns).values() for slot in own]  # of the outcome, frame after frame
+    order = torch.empty(len(turns), dtype=torch.int64)
+    order[slots] = torch.arange(len(turns))
+    before = [
+        sum(lengths[frame] for frame in frames[:n]) for frames in _members(videos).values() for n in range(len(frames))
+    ]
+    order = order.to(picks.indices.device)
+    offsets = torch.tensor([before[turn] for turn in turns], device=order.device)
+    indices = picks.indices[order]
+    indices = torch.where(indices < 0, indices, indices + offsets)
+    of_video = torch.tensor(videos)[turns].bincount(minlength=max(videos) + 1).tolist()
+    return Picks(indices, picks.gains[order], of_video, picks.scores)
+
+
+def _check_some_kept(picks: Picks, samples: list[int]) -> None:
+    for part, sample in zip(picks.indices.split(picks.lengths), samples, strict=True):
+        if len(part) and not (part >= 0).any():
+            raise ValueError(
+                f"inputs: expected finite features of each image, got none of an image or video of sample {sample}: "
+                "did the vision encoder overflow? Load the model in the dtype that it was made for, or in float32"
+            )
 
 
 def _sample_totals(keep: int | float, available: list[int], samples: list[int]) -> dict[int, int]:

@@ -8,14 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_PADDING = {"labels": -100}  # of what is shaped like input_ids; 0 for all others
+from .supported_model import family_of
+
+NO_LABEL = -100  # what `labels` have where no answer is: transformers' losses leave it out
+_PADDING = {"labels": NO_LABEL}  # of what is shaped like input_ids; 0 for all others
 _ROPE_ARGUMENTS = ("image_grid_thw", "video_grid_thw", "second_per_grid_ts")
 
 
 def original_positions(model: Any, inputs: Mapping[str, Any], attended: Tensor) -> Tensor:
     """Positions of the unpruned prompt: (B, L), or (3, B, L) where the model has mRoPE; attended: (B, L) bool."""
     ids, base = inputs["input_ids"], model.base_model
-    if not hasattr(base, "get_rope_index"):
+    if not family_of(model).mrope:
         return (attended.long().cumsum(-1) - 1).clamp(min=0)
     types = inputs.get("mm_token_type_ids")
     if types is None:

@@ -24,8 +24,8 @@ def check_repeat_cosine(repeat_cosine: float | None) -> None:
 def repeats(features: Tensor, frames: int, repeat_cosine: float = REPEAT_COSINE) -> Tensor:
     """Which tokens of a video repeat what was last new at their place.
 
-    Token p of frame t is a repeat if ⟨v̂[t, p], v̂[s, p]⟩ ≥ c, with s < t the frame in which place p was last new, and new
-    otherwise. It is not compared with the frame just before: in a scene that drifts slowly nothing would ever be new.
+    Token p of frame t is a repeat if ⟨v̂[t, p], v̂[s, p]⟩ ≥ c, with s < t the frame in which place p was last new;
+    else it is new. Compared with the frame just before, nothing would ever be new in a scene that drifts slowly.
     A selection gives repeats a score of −inf: they are picked last, and the count stays exact.
 
     Args:
@@ -41,9 +41,7 @@ def repeats(features: Tensor, frames: int, repeat_cosine: float = REPEAT_COSINE)
     """
     check_repeat_cosine(repeat_cosine)
     if features.dim() != 2 or not features.is_floating_point():
-        raise ValueError(
-            f"features: expected (T · P, D) floating point, got {tuple(features.shape)} {features.dtype}"
-        )
+        raise ValueError(f"features: expected (T · P, D) floating point, got {tuple(features.shape)} {features.dtype}")
     if frames < 1 or len(features) % frames:
         raise ValueError(f"frames: expected a divisor of the {len(features)} tokens, got {frames}")
     shown = features.float().view(frames, -1, features.shape[1])
@@ -55,6 +53,38 @@ def repeats(features: Tensor, frames: int, repeat_cosine: float = REPEAT_COSINE)
         found.append(repeated)
         last_new = torch.where((repeated | ~unit.isfinite().all(-1))[:, None], last_new, unit)
     return torch.stack(found).flatten()
+
+
+def repeats_of_each(
+    features: Tensor, lengths: Sequence[int], frames: Sequence[int], movable: Tensor | None, repeat_cosine: float | None
+) -> Tensor | None:
+    """`repeats` of all videos of a batch: (ΣN,) bool, False on images and structural rows; None where there are none.
+
+    Args:
+        features: (ΣN, D), one image or video after another.
+        lengths, frames: of each, its tokens, and the frames in which they come: 1 of an image.
+        movable: (ΣN,) bool, False on structural rows, which a video has after its frames only. None: there are none.
+        repeat_cosine: None: no token is a repeat.
+
+    Raises:
+        ValueError, TypeError: as `repeats`; for structural rows before the end of a video, or frames of another number.
+    """
+    check_repeat_cosine(repeat_cosine)
+    if len(frames) != len(lengths):
+        raise ValueError(f"frames: expected one number for each of the {len(lengths)} images, got {len(frames)}")
+    if repeat_cosine is None or max(frames) == 1:
+        return None
+    found = torch.zeros(len(features), dtype=torch.bool, device=features.device)
+    start = 0
+    for length, count in zip(lengths, frames, strict=True):
+        if count > 1:
+            tokens = length if movable is None else int(movable[start : start + length].sum())
+            shown = slice(start, start + tokens)
+            if movable is not None and not movable[shown].all():
+                raise ValueError("structural: expected those of a video after all of its frames, got some before")
+            found[shown] = repeats(features[shown], count, repeat_cosine)
+        start += length
+    return found
 
 
 def frames_in_turn(new: Sequence[int], tokens: int, keep: int) -> list[int]:
