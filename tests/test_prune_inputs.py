@@ -17,35 +17,18 @@ pytest.importorskip("transformers")
 
 from mi_pruner import MIPruner
 from mi_pruner.functional import count_from_ratio
-from mi_pruner.integrations import transformers as integration
-from mi_pruner.integrations.instruction import ending_ids, instruction_mask
 from mi_pruner.integrations.model_inputs import PrunedInputs
 from mi_pruner.integrations.next_turn import next_turn
 from mi_pruner.integrations.prompt_columns import original_positions
 from mi_pruner.integrations.transformers import encode_inputs
 
 from . import tiny_models
-from .tiny_models import FAMILIES, QWEN, batch, model
+from .tiny_models import FAMILIES, NEW_TOKENS, QWEN, TOLERANCE, answer, batch, logits_of, model, prune_inputs
 
 CASES = {"one": [1], "left-padded": [1, 1, 1], "several images": [2, 2], "one sample without": [1, 0, 2]}
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 VIDEO_CASES = [(family, [1, 2]) for family in (*QWEN, "llava_onevision")]
-TOLERANCE = 1e-5
-NEW_TOKENS = 5
-# A tokenizer without template, special tokens and words.
-PLAIN = SimpleNamespace(all_special_ids=[], added_tokens_decoder={}, decode=lambda ids: "")
-
-
-def prune_inputs(model: Any, inputs: Any, pruner: Any, **options: Any) -> PrunedInputs:
-    return integration.prune_inputs(model, inputs, pruner, **{"processor": PLAIN, **options})
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """The operations are so small that a second thread would only be waited for."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def parametrize_batches(function):
@@ -80,17 +63,6 @@ def kept_columns(made: tiny_models.Batch, pruned: PrunedInputs) -> Tensor:
         columns[image.sample, mine[image.rows]] = True
         used[image.sample] += image.tokens
     return columns
-
-
-def logits_of(family: str, inputs: dict[str, Any]) -> Tensor:
-    with torch.no_grad():
-        return model(family)(**inputs).logits
-
-
-def answer(family: str, inputs: dict[str, Any], **options: Any) -> Tensor:
-    """(B, NEW_TOKENS) ids, or those of the best beam."""
-    made = model(family).generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False, **options)
-    return made[:, inputs["input_ids"].shape[1] :]
 
 
 def beam_search(family: str, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
@@ -260,6 +232,10 @@ class TestGeneration:
             model(family).generation_config.use_cache = True
 
 
+def cache_of(length: int) -> SimpleNamespace:
+    return SimpleNamespace(get_seq_length=lambda: length)
+
+
 class TestConversation:
     @pytest.mark.parametrize("family", FAMILIES)
     def test_next_turn_continues_the_cache(self, family):
@@ -274,14 +250,14 @@ class TestConversation:
             generated = model(family).generate(**turn, **options)
             turn = next_turn(model(family), turn, generated, questions, mask)
         cached = answer(family, turn)
-        whole = {name: value for name, value in turn.items() if name not in ("cache", "past_key_values")}
+        whole = {name: turn[name] for name in turn if name not in ("cache", "past_key_values")}
         assert torch.equal(cached, uncached_answer(family, {**whole, "mm_encoder_outputs": features}))
 
     def test_an_answer_is_not_attended_after_its_end(self):
         pruned = prune_inputs(model("llava"), batch("llava", [1, 1]).inputs, MIPruner(keep=4))
         answers = torch.tensor([[11, 2, 0, 0], [11, 12, 13, 14]])
         sequences = torch.cat([pruned["input_ids"], answers], dim=1)
-        generated = SimpleNamespace(sequences=sequences, past_key_values=object())
+        generated = SimpleNamespace(sequences=sequences, past_key_values=cache_of(sequences.shape[1] - 1))
         model("llava").generation_config.eos_token_id = [tiny_models.EOS, 3]
         try:
             turn = next_turn(model("llava"), pruned, generated, torch.full((2, 3), 20))
@@ -305,9 +281,11 @@ class TestConversation:
         pruned = prune_inputs(model("llava"), batch("llava", [1]).inputs, MIPruner(keep=4))
         with pytest.raises(ValueError, match="return_dict_in_generate=True"):
             next_turn(model("llava"), pruned, pruned["input_ids"], torch.ones(1, 2, dtype=torch.int64))
-        generated = SimpleNamespace(sequences=pruned["input_ids"], cache=object())
-        with pytest.raises(ValueError, match=r"input_ids: expected \(1, T\), got \(2, 2\)"):
+        generated = SimpleNamespace(sequences=pruned["input_ids"], cache=cache_of(1))
+        with pytest.raises(ValueError, match=r"input_ids: expected \(1, T\) int64, got \(2, 2\) torch.int64"):
             next_turn(model("llava"), pruned, generated, torch.ones(2, 2, dtype=torch.int64))
+        with pytest.raises(TypeError, match=r"input_ids: expected \(1, T\) int64 as a tensor, got list"):
+            next_turn(model("llava"), pruned, generated, [[20, 21]])
 
     @pytest.mark.parametrize("options", [{"num_beams": 2}, {"do_sample": True, "num_return_sequences": 2}])
     def test_several_answers_for_a_sample_are_refused(self, options):
@@ -437,13 +415,16 @@ def test_right_padding_and_labels():
     right = {**made.inputs}
     for name in ("input_ids", "attention_mask"):
         right[name] = torch.stack([row.roll(-n) for row, n in zip(made.inputs[name], shift, strict=True)])
-    right["labels"] = right["input_ids"].clone()
-    left, pruned = (prune_inputs(model("llava"), inputs, MIPruner(keep=9)) for inputs in (made.inputs, right))
-    for name in ("input_ids", "attention_mask", "position_ids"):
+    labels = torch.full_like(made.inputs["input_ids"], -100)
+    labels[:, -2:] = made.inputs["input_ids"][:, -2:]
+    right["labels"] = torch.stack([row.roll(-n) for row, n in zip(labels, shift, strict=True)])
+    left, pruned = (
+        prune_inputs(model("llava"), inputs, MIPruner(keep=9)) for inputs in ({**made.inputs, "labels": labels}, right)
+    )
+    for name in ("input_ids", "attention_mask", "position_ids", "labels"):
         assert torch.equal(left[name], pruned[name])
-    attended = pruned["attention_mask"].bool()
-    assert torch.equal(pruned["labels"][attended], pruned["input_ids"][attended])
-    assert (pruned["labels"][~attended] == -100).all()
+    assert torch.equal(pruned["labels"][:, -2:], pruned["input_ids"][:, -2:])
+    assert (pruned["labels"][:, :-2] == -100).all()
 
 
 def test_half_precision():
@@ -464,83 +445,6 @@ print(sorted({"transformers", "matplotlib", "PIL", "numpy"} & set(sys.modules) -
     before = "import sys, torch\nbefore = set(sys.modules)\n"  # torch may bring numpy
     done = subprocess.run([sys.executable, "-c", before + program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
-
-
-class TestText:
-    def test_instruction_leaves_out_special_tokens_and_what_opens_the_answer(self):
-        ids = torch.tensor(
-            [[0, 1, 7, 95, 95, 98, 20, 21, 5, 22, 30, 31], [1, 7, 95, 95, 98, 20, 31, 21, 5, 22, 33, 31]]
-        )
-        visual = ids == 95
-        mask = instruction_mask(ids, ids != 0, visual, {0, 1, 5, 95, 98}, [29, 30, 31])
-        assert [ids[row][mask[row]].tolist() for row in (0, 1)] == [[20, 21, 22], [20, 31, 21, 22, 33]]
-
-    @pytest.mark.parametrize(
-        ("template", "ending"),
-        [
-            ("{% for m in messages %}USER: {{ m['content'] }} {% endfor %}ASSISTANT:", " ASSISTANT:"),
-            ("{% for m in messages %}<u>{{ m['content'] }}<e>\n{% endfor %}<a>bot", "<e>\n<a>bot"),
-            ("no words", ""),
-            (None, ""),
-        ],
-    )
-    def test_ending_is_what_the_template_puts_after_the_words(self, template, ending):
-        from .tiny_checkpoints import tokenizer
-
-        words = tokenizer()
-        words.chat_template = template
-        assert words.decode(ending_ids(words)) == ending
-        assert ending_ids(None) == []
-
-    def test_a_mask_is_without_special_tokens_and_ending_where_the_processor_is_known(self):
-        ids = torch.tensor([[1, 95, 20, 5, 21, 22, 30, 31]])
-        marked = torch.tensor([[0, 1, 0, 1, 1, 1, 1, 1]]).bool()
-        mask = instruction_mask(ids, ids > 0, ids == 95, {1, 5}, [30, 31], marked)
-        assert ids[mask].tolist() == [21, 22]
-        made = batch("llava", [1])
-        marked = torch.zeros_like(made.inputs["input_ids"]).bool()
-        marked[:, -4:] = True
-        special = SimpleNamespace(all_special_ids=made.inputs["input_ids"][0, -2:].tolist(), added_tokens_decoder={})
-        by_processor = prune_inputs(model("llava"), made.inputs, MIPruner(9), text_mask=marked, processor=special)
-        marked[:, -2:] = False
-        by_mask = prune_inputs(model("llava"), made.inputs, MIPruner(9), text_mask=marked, processor=None)
-        assert torch.equal(by_processor.images[0].scores, by_mask.images[0].scores)
-
-    def test_no_instruction(self):
-        made = batch("llava", [1, 1])
-        ids = made.inputs["input_ids"]
-        ids[1, -10:] = tiny_models.EOS
-        with pytest.raises(
-            ValueError, match=r"text_mask: no instruction after the last image of sample 1: .*text_mask"
-        ):
-            prune_inputs(model("llava"), made.inputs, MIPruner())
-
-    def test_question_before_the_image(self):
-        made = batch("llava", [1])
-        ids = made.inputs["input_ids"]
-        mask = torch.zeros_like(ids, dtype=torch.bool)
-        mask[:, 1:3] = True
-        pruner = MIPruner(keep=5)
-        pruned = prune_inputs(model("llava"), made.inputs, pruner, text_mask=mask)
-        encoded = encode_inputs(model("llava"), made.inputs)["mm_encoder_outputs"]["image"].pooler_output
-        text = model("llava").get_input_embeddings()(ids[:, 1:3])
-        assert pruned.images[0].rows.tolist() == pruner(encoded[0][None], text)[1][0].tolist()
-
-    @pytest.mark.parametrize("family", ["llava_next", "qwen3_vl"])
-    def test_own_tokens_do_not_depend_on_the_question(self, family):
-        made = batch(family, [1])
-        other = {**made.inputs, "input_ids": made.inputs["input_ids"].clone()}
-        other["input_ids"][:, -5:] += 1
-        first, second = (
-            prune_inputs(model(family), inputs, MIPruner(keep=6), text="image").images[0]
-            for inputs in (made.inputs, other)
-        )
-        assert first.order.tolist() == second.order.tolist()
-        encoded = encode_inputs(model(family), made.inputs)["mm_encoder_outputs"]["image"].pooler_output[0]
-        newline = getattr(model(family).base_model, "image_newline", None)
-        mask = torch.ones(len(encoded)).bool() if newline is None else (encoded != newline).any(-1)
-        own = encoded[mask][None]
-        assert torch.equal(mask.nonzero()[:, 0][MIPruner(keep=6)(own, own)[1][0]], first.order.sort().values)
 
 
 class TestBadInput:
@@ -572,6 +476,27 @@ class TestBadInput:
         inputs = {**batch("llava", [1]).inputs, **change}
         with pytest.raises(ValueError, match=message):
             prune_inputs(model("llava"), inputs, MIPruner(), **options)
+
+    @pytest.mark.parametrize(
+        ("inputs", "got"),
+        [("USER: <image> ASSISTANT:", "str"), (torch.ones(1, 4), "Tensor"), (None, "NoneType"), ([], "list")],
+    )
+    def test_what_no_processor_returns(self, inputs, got):
+        for call in (
+            lambda: prune_inputs(model("llava"), inputs, MIPruner()),
+            lambda: encode_inputs(model("llava"), inputs),
+        ):
+            with pytest.raises(
+                TypeError, match=rf"inputs: expected what the model's processor returned.*, got {got}: call"
+            ):
+                call()
+
+    def test_attention_mask_of_another_shape(self):
+        inputs = {**batch("llava", [1]).inputs, "attention_mask": torch.ones(1, 1, 48, 48)}
+        with pytest.raises(
+            ValueError, match=r"expected attention_mask \(1, 48\), as input_ids, .*, got \(1, 1, 48, 48\)"
+        ):
+            prune_inputs(model("llava"), inputs, MIPruner())
 
     def test_another_type(self):
         inputs = batch("llava", [1]).inputs

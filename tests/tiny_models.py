@@ -6,13 +6,18 @@ The weights are sharper than a fresh initialisation's, so that a wrong position,
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 import transformers
 from torch import Tensor
+
+from mi_pruner.integrations import transformers as integration
+from mi_pruner.integrations.model_inputs import PrunedInputs
 
 VOCABULARY = 100
 PAD, BOS, EOS, IMAGE, VIDEO, START, END = 0, 1, 2, 95, 96, 97, 98
@@ -30,6 +35,11 @@ FAMILIES = (
     "idefics3",
 )
 QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+TOLERANCE = 1e-5  # of logits
+NEW_TOKENS = 5
+
+# A tokenizer without template, special tokens and words.
+PLAIN = SimpleNamespace(all_special_ids=[], added_tokens_decoder={}, decode=lambda ids: "")
 
 _TEXT = {
     "vocab_size": VOCABULARY,
@@ -168,6 +178,23 @@ def build(configuration: Any) -> Any:
         pad_token_id=PAD, bos_token_id=BOS, eos_token_id=None, suppress_tokens=[IMAGE, VIDEO, START, END]
     )
     return built.double()
+
+
+def prune_inputs(model: Any, inputs: Any, pruner: Any, **options: Any) -> PrunedInputs:
+    """The integration's, with a processor that has nothing to say."""
+    return integration.prune_inputs(model, inputs, pruner, **{"processor": PLAIN, **options})
+
+
+def logits_of(family: str, inputs: Mapping[str, Any]) -> Tensor:
+    """Of one call of the model."""
+    with torch.no_grad():
+        return model(family)(**inputs).logits
+
+
+def answer(family: str, inputs: Mapping[str, Any], **options: Any) -> Tensor:
+    """(B, NEW_TOKENS) ids, or those of the best beam."""
+    made = model(family).generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False, **options)
+    return made[:, inputs["input_ids"].shape[1] :]
 
 
 @dataclass
