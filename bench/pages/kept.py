@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import record, robustness
+from bench import record, repeats, robustness
 from bench.competitors import COMPETITORS, OURS
 from bench.photographs import make
 from bench.speed import busy, goals, guess, instructions, machine_code, prefill, shared, waits
@@ -30,6 +30,7 @@ class Kept:
     guesses: list[guess.Guess]
     waits: list[busy.Wait]
     row_waits: list[waits.RowWait]
+    repeats: list[repeats.Trial]
 
 
 def read(folder: Path) -> Kept:
@@ -54,6 +55,7 @@ def read(folder: Path) -> Kept:
         record.read_if_there(folder / guess.FILE, guess.Guess),
         record.read_if_there(folder / busy.FILE, busy.Wait),
         record.read_if_there(folder / waits.FILE, waits.RowWait),
+        record.read_if_there(folder / repeats.FILE, repeats.Trial),
     )
 
 

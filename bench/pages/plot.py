@@ -12,7 +12,8 @@ from bench import record
 from . import documents, drawing, pictures, tables
 from .kept import read
 
-DOCUMENTS = ("docs/benchmarks.md", "docs/backends.md", "docs/kernels.md", "docs/kernels-cuda.md", "README.md")
+PAGES = ("benchmarks", "backends", "kernels", "kernels-cuda", "transformers")
+DOCUMENTS = (*(f"docs/{page}.md" for page in PAGES), "README.md")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
