@@ -2,8 +2,8 @@
 
 Videos are of the kept features of a film through a random projector, or synthetic. A selection gives repeats a score of
 -inf, and is held against the selection without repeats. Noise comes before the projector, as much as gives two noisy
-copies of a frame a cosine behind it, on average: places differ. The film's features have little in common; how a fixed
-cosine fares where tokens have more, a vector added to all of them shows.
+copies of a frame a cosine behind it, on average: places differ. The film's features have little in common; how a
+threshold fares where tokens have more, a vector added to all of them shows.
 """
 
 import argparse
@@ -241,6 +241,6 @@ VIDEOS: dict[str, Callable[[int], Video]] = {  # of a sample's number; noise by 
     CUTS: partial(_cutting, frames=1),
     f"{CUTS}, much in common": partial(_cutting, frames=1, common=COMMON),
     **{_noisy("still but for a region", c): partial(_changing, cosine=c) for c in (1, 0.97)},
-    "still but for a region, much in common": partial(_changing, common=COMMON),
+    "still but for a region, noise 0.97, much in common": partial(_changing, cosine=0.97, common=COMMON),
     **{_noisy("synthetic, still", c): partial(_synthetic, noise=n) for c, n in ((1, 0), (0.998, 0.05), (0.97, 0.2))},
 }

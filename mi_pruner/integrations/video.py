@@ -8,7 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-REPEAT_COSINE = 0.9  # docs/transformers.md, "Videos", has what was tried
+REPEAT_COSINE = 0.9  # docs/transformers.md, "Repeats in videos", has what was tried
+_TIMES_NEARER = 4  # than two tokens of the video are on average
+_ROUNDING = 1e-5  # of cosines in float32
 
 
 def check_repeat_cosine(repeat_cosine: float | None) -> None:
@@ -24,8 +26,11 @@ def check_repeat_cosine(repeat_cosine: float | None) -> None:
 def repeats(features: Tensor, frames: int, repeat_cosine: float = REPEAT_COSINE) -> Tensor:
     """Which tokens of a video repeat what was last new at their place.
 
-    Token p of frame t is a repeat if ⟨v̂[t, p], v̂[s, p]⟩ ≥ c, with s < t the frame in which place p was last new;
-    else it is new. Compared with the frame just before, nothing would ever be new in a scene that drifts slowly.
+    Token p of frame t is a repeat if 1 − ⟨v̂[t, p], v̂[s, p]⟩ ≤ min(1 − c, (1 − u)/4), with s < t the frame in which place
+    p was last new; else it is new. u = |mean v̂|² is the mean cosine of all pairs of tokens: where all have much in
+    common, a cosine of c says little, and a repeat has to be four times as near as two tokens are on average. (With the
+    frame just before instead of s, nothing would ever be new in a scene that drifts slowly.)
+
     A selection gives repeats a score of −inf: they are picked last, and the count stays exact.
 
     Args:
@@ -34,7 +39,8 @@ def repeats(features: Tensor, frames: int, repeat_cosine: float = REPEAT_COSINE)
         repeat_cosine: c, in (0, 1].
 
     Returns:
-        (T · P,) bool. Rows that are not finite are no repeats, and nothing repeats them; nor does anything a zero row.
+        (T · P,) bool. Equal rows are repeats at any c. Rows that are zero or not finite are none, nor does any repeat
+        them.
 
     Raises:
         ValueError, TypeError: for a video that does not divide into its frames, or a cosine out of range.
@@ -44,15 +50,26 @@ def repeats(features: Tensor, frames: int, repeat_cosine: float = REPEAT_COSINE)
         raise ValueError(f"features: expected (T · P, D) floating point, got {tuple(features.shape)} {features.dtype}")
     if frames < 1 or len(features) % frames:
         raise ValueError(f"frames: expected a divisor of the {len(features)} tokens, got {frames}")
-    shown = features.float().view(frames, -1, features.shape[1])
-    last_new = torch.zeros_like(shown[0])
+    shown = features.view(frames, -1, features.shape[1])
+    total = sum(_unit(frame).sum(0) for frame in shown)  # frame by frame: a long video is large in float32
+    count = sum(_unit(frame).any(-1).sum() for frame in shown)
+    common = (total / count).square().sum()
+    least = (1 - (1 - common) / _TIMES_NEARER).clamp(min=repeat_cosine).clamp(max=1 - _ROUNDING)
+    last_new = torch.zeros_like(shown[0], dtype=torch.float32)
     found = []
     for frame in shown:
-        unit = torch.nn.functional.normalize(frame, dim=-1, eps=torch.finfo(torch.float32).tiny)
-        repeated = (unit * last_new).sum(-1) >= repeat_cosine  # never of NaN
+        unit = _unit(frame)
+        repeated = (unit * last_new).sum(-1) >= least
         found.append(repeated)
-        last_new = torch.where((repeated | ~unit.isfinite().all(-1))[:, None], last_new, unit)
+        is_new = ~repeated & unit.any(-1)
+        last_new = torch.where(is_new[:, None], unit, last_new)
     return torch.stack(found).flatten()
+
+
+def _unit(rows: Tensor) -> Tensor:
+    """(P, D) -> (P, D) float32 of norm 1; zeros where a row is zero or has no finite norm."""
+    unit = rows.float() / rows.float().norm(dim=-1, keepdim=True)
+    return unit.where(unit.isfinite().all(-1, keepdim=True), 0)
 
 
 def repeats_of_each(
