@@ -114,7 +114,8 @@ def _one_for_each(
         raise TypeError(f"{name}: expected a list of one {form} for each image, or a stack, got {got}")
     each = list(given)
     for part in each:
-        if not isinstance(part, Tensor) or part.dim() != rank or part.is_floating_point() == mask:
+        right = isinstance(part, Tensor) and (part.dtype == torch.bool if mask else part.is_floating_point())
+        if not right or part.dim() != rank:
             got = f"{tuple(part.shape)} {part.dtype}" if isinstance(part, Tensor) else type(part).__name__
             raise ValueError(f"{name}: expected one {form} for each image, got {got} among them")
     if count is not None and len(each) != count:

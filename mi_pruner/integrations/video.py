@@ -26,10 +26,10 @@ def check_repeat_cosine(repeat_cosine: float | None) -> None:
 def repeats(features: Tensor, frames: int, repeat_cosine: float = REPEAT_COSINE) -> Tensor:
     """Which tokens of a video repeat what was last new at their place.
 
-    Token p of frame t is a repeat if 1 − ⟨v̂[t, p], v̂[s, p]⟩ ≤ min(1 − c, (1 − u)/4), with s < t the frame in which place
-    p was last new; else it is new. u = |mean v̂|² is the mean cosine of all pairs of tokens: where all have much in
-    common, a cosine of c says little, and a repeat has to be four times as near as two tokens are on average. (With the
-    frame just before instead of s, nothing would ever be new in a scene that drifts slowly.)
+    Token p of frame t is a repeat if 1 − ⟨v̂[t, p], v̂[s, p]⟩ ≤ min(1 − c, (1 − u)/4), with s < t the frame in which
+    place p was last new; else it is new. u = |mean v̂|² is the mean cosine of all pairs of tokens: where all have much
+    in common, a cosine of c says little, and a repeat has to be four times as near as two tokens are on average. (With
+    the frame just before in place of s, nothing would ever be new in a scene that drifts slowly.)
 
     A selection gives repeats a score of −inf: they are picked last, and the count stays exact.
 
@@ -50,7 +50,7 @@ def repeats(features: Tensor, frames: int, repeat_cosine: float = REPEAT_COSINE)
         raise ValueError(f"features: expected (T · P, D) floating point, got {tuple(features.shape)} {features.dtype}")
     if frames < 1 or len(features) % frames:
         raise ValueError(f"frames: expected a divisor of the {len(features)} tokens, got {frames}")
-    shown = features.view(frames, -1, features.shape[1])
+    shown = features.reshape(frames, -1, features.shape[1])
     total = sum(_unit(frame).sum(0) for frame in shown)  # frame by frame: a long video is large in float32
     count = sum(_unit(frame).any(-1).sum() for frame in shown)
     common = (total / count).square().sum()
@@ -68,7 +68,8 @@ def repeats(features: Tensor, frames: int, repeat_cosine: float = REPEAT_COSINE)
 
 def _unit(rows: Tensor) -> Tensor:
     """(P, D) -> (P, D) float32 of norm 1; zeros where a row is zero or has no finite norm."""
-    unit = rows.float() / rows.float().norm(dim=-1, keepdim=True)
+    scaled = rows.float() / rows.float().abs().amax(-1, keepdim=True)  # no norm overflows
+    unit = scaled / scaled.norm(dim=-1, keepdim=True)
     return unit.where(unit.isfinite().all(-1, keepdim=True), 0)
 
 
