@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 pytest.importorskip("transformers")
 pytest.importorskip("skimage")
@@ -14,7 +15,9 @@ pytest.importorskip("skimage")
 from PIL import Image
 from skimage import data
 
+from mi_pruner import MIPruner
 from mi_pruner.integrations.supported_model import SUPPORTED
+from mi_pruner.integrations.transformers import prune_inputs
 
 from . import tiny_checkpoints
 
@@ -70,11 +73,37 @@ def test_block_runs(section, tmp_path):
     assert isinstance(names["answer"][0], str)
 
 
+def blocks_of(section: str) -> list[str]:
+    text = PAGE.read_text(encoding="utf-8").partition(f"\n## {section}\n")[2].partition("\n## ")[0]
+    return re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+
+
+def test_loop_is_generate(tmp_path):
+    imports, found = blocks()
+    (loop,) = blocks_of("A decoding loop of your own")
+    names = run(imports + on_disk(found["LLaVA-1.5"], tiny_checkpoints.save("llava", tmp_path)) + loop)
+    generated = names["model"].generate(**names["pruned"], max_new_tokens=32, do_sample=False, suppress_tokens=None)
+    answer = generated[0, names["pruned"].input_ids.shape[1] :].tolist()
+    assert answer == torch.cat(names["answer"], 1)[0, : len(answer)].tolist()
+
+
+def test_training_reads_the_question_alone(tmp_path):
+    imports, found = blocks()
+    (training,) = blocks_of("Training, and likelihoods of answers")
+    before = imports + on_disk(found["LLaVA-1.5"], tiny_checkpoints.save("llava", tmp_path))
+    kept = [run(before + training.replace("Coffee.", answer)) for answer in ("Coffee.", "A rocket of the woman?")]
+    assert all(torch.isfinite(names["loss"]) for names in kept)
+    first, second = (names["pruned"].images[0].order.tolist() for names in kept)
+    assert first == second
+    asked = run(before)["inputs"]
+    alone = prune_inputs(kept[0]["model"], asked, MIPruner(keep=0.25), processor=kept[0]["processor"])
+    assert alone.images[0].order.tolist() == first
+
+
 def test_conversation_runs(tmp_path):
     imports, found = blocks()
     folder = tiny_checkpoints.save("llava", tmp_path)
-    section = PAGE.read_text(encoding="utf-8").partition("\n## A conversation\n")[2].partition("\n## ")[0]
-    shared, reused, anew = re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)
+    shared, reused, anew = blocks_of("A conversation")
     before = imports + on_disk(found["LLaVA-1.5"], folder) + shared
     names = run(before + reused)
     words = names["processor"].tokenizer.decode(names["ids"][0])

@@ -1,9 +1,11 @@
 """The table of what was tried to tell repeats in videos: at the budget of a frame, in the last run."""
 
-from bench.repeats import CUTS, THRESHOLDS, Trial
+from bench.repeats import CUTS, Trial
 from mi_pruner.integrations.video import REPEAT_COSINE
 
 from .markdown import NONE, made, table
+
+SHOWN = (None, 0.85, 0.9, 0.95)
 
 
 def block(trials: list[Trial]) -> str:
@@ -15,7 +17,7 @@ def block(trials: list[Trial]) -> str:
     head = (
         "video: places, coverage",
         "cosines",
-        *("no repeats" if c is None else f"{c:g}" for c in THRESHOLDS),
+        *("no repeats" if c is None else f"{c:g}" for c in SHOWN),
         f"new at {REPEAT_COSINE:g}",
         "picks as without",
         "score",
@@ -27,7 +29,7 @@ def block(trials: list[Trial]) -> str:
             [
                 video,
                 f"{chosen.cosine_1:.3f} – {chosen.cosine_99:.3f}",
-                *(f"{of[video, c].places:.0f}, {of[video, c].coverage:.3f}" for c in THRESHOLDS),
+                *(f"{of[video, c].places:.0f}, {of[video, c].coverage:.3f}" for c in SHOWN),
                 _percent(chosen.new) + ("" if chosen.found is None else f" (changed: {_percent(chosen.found)})"),
                 _percent(chosen.same_picks),
                 f"{chosen.score:.2f}",

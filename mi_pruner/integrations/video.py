@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-REPEAT_COSINE = 0.9  # docs/transformers.md, "Repeats in videos", has what was tried
+REPEAT_COSINE = 0.9  # docs/quality.md, "Repeats in videos", has what was tried
 _TIMES_NEARER = 4  # than two tokens of the video are on average
 _ROUNDING = 1e-5  # of cosines in float32
 
