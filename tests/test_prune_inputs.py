@@ -286,6 +286,8 @@ class TestConversation:
             next_turn(model("llava"), pruned, generated, torch.ones(2, 2, dtype=torch.int64))
         with pytest.raises(TypeError, match=r"input_ids: expected \(1, T\) int64 as a tensor, got list"):
             next_turn(model("llava"), pruned, generated, [[20, 21]])
+        with pytest.raises(TypeError, match=r"pruned: expected the PrunedInputs of .*, got dict"):
+            next_turn(model("llava"), dict(pruned), generated, torch.ones(1, 2, dtype=torch.int64))
 
     @pytest.mark.parametrize("options", [{"num_beams": 2}, {"do_sample": True, "num_return_sequences": 2}])
     def test_several_answers_for_a_sample_are_refused(self, options):

@@ -26,8 +26,13 @@ def next_turn(
 
     Raises:
         ValueError: if `generated` has no sequences and cache, is of beam search or of another number of samples, or its
-            cache has been used since; if `input_ids` are not for as many. TypeError: if they are no tensor.
+            cache has been used since; if `input_ids` are not for as many. TypeError: if they are no tensor, or `pruned`
+            is of another type.
     """
+    if not isinstance(pruned, PrunedInputs):
+        raise TypeError(
+            f"pruned: expected the PrunedInputs of prune_inputs or of the turn before, got {type(pruned).__name__}"
+        )
     cache = cache_name(generated)
     if cache is None or getattr(generated, "sequences", None) is None:
         raise ValueError(

@@ -34,7 +34,7 @@ def repeats(features: Tensor, frames: int, repeat_cosine: float = REPEAT_COSINE)
     A selection gives repeats a score of −inf: they are picked last, and the count stays exact.
 
     Args:
-        features: (T · P, D) floating point, frame after frame, after the projector; compared in float32.
+        features: (T · P, D) floating point, frame after frame, after the projector; compared in float32 or float64.
         frames: T; each has P tokens.
         repeat_cosine: c, in (0, 1].
 
@@ -50,27 +50,24 @@ def repeats(features: Tensor, frames: int, repeat_cosine: float = REPEAT_COSINE)
         raise ValueError(f"features: expected (T · P, D) floating point, got {tuple(features.shape)} {features.dtype}")
     if frames < 1 or len(features) % frames:
         raise ValueError(f"frames: expected a divisor of the {len(features)} tokens, got {frames}")
-    shown = features.reshape(frames, -1, features.shape[1])
-    total = sum(_unit(frame).sum(0) for frame in shown)  # frame by frame: a long video is large in float32
-    count = sum(_unit(frame).any(-1).sum() for frame in shown)
-    common = (total / count).square().sum()
+    exact = torch.promote_types(features.dtype, torch.float32)
+    shown = features.reshape(frames, -1, features.shape[1])  # converted frame by frame: a long video is large
+    norms = torch.linalg.vector_norm(shown, dim=-1, dtype=exact)
+    present = norms.isfinite() & (norms > 0)
+    inverse = torch.where(present, 1 / norms, 0)
+    total = torch.zeros_like(shown[0, 0], dtype=exact)
+    for frame, scale, there in zip(shown, inverse, present, strict=True):
+        total += scale @ torch.where(there[:, None], frame, 0).to(exact)
+    common = (total / present.sum()).square().sum()
     least = (1 - (1 - common) / _TIMES_NEARER).clamp(min=repeat_cosine).clamp(max=1 - _ROUNDING)
-    last_new = torch.zeros_like(shown[0], dtype=torch.float32)
+    last_new = torch.zeros_like(shown[0], dtype=exact)
     found = []
-    for frame in shown:
-        unit = _unit(frame)
-        repeated = (unit * last_new).sum(-1) >= least
+    for frame, scale, there in zip(shown, inverse, present, strict=True):
+        unit = frame.to(exact) * scale[:, None]
+        repeated = torch.linalg.vecdot(unit, last_new) >= least  # never where NaN came from an absent row
         found.append(repeated)
-        is_new = ~repeated & unit.any(-1)
-        last_new = torch.where(is_new[:, None], unit, last_new)
+        last_new = torch.where((repeated | ~there)[:, None], last_new, unit)
     return torch.stack(found).flatten()
-
-
-def _unit(rows: Tensor) -> Tensor:
-    """(P, D) -> (P, D) float32 of norm 1; zeros where a row is zero or has no finite norm."""
-    scaled = rows.float() / rows.float().abs().amax(-1, keepdim=True)  # no norm overflows
-    unit = scaled / scaled.norm(dim=-1, keepdim=True)
-    return unit.where(unit.isfinite().all(-1, keepdim=True), 0)
 
 
 def repeats_of_each(
