@@ -170,6 +170,31 @@ class TestProcessors:
         generated = checkpoint.model.generate(**pruned, max_new_tokens=3, do_sample=False)
         assert generated.shape == (1, pruned["input_ids"].shape[1] + 3)
 
+    @pytest.mark.parametrize(
+        ("template", "opens"),
+        [
+            ("{{ messages[0]['content'].strip() }}<end>", "<image>\nwhere?"),
+            (
+                "{% if messages[0]['role'] != 'system' %}{{ raise_exception('no system message') }}{% endif %}"
+                "{{ messages[1]['content'][0]['text'] or '<image>' }}{{ messages[1]['content'][1]['text'] }}<end>",
+                "<image>where?",
+            ),
+            ("{% for part in messages[0]['content'] %}{{ part['text'] }}{% endfor %}", None),
+            (None, "<image>\nwhere?\n"),
+        ],
+        ids=["content as a string", "a system message", "no pictures", "no template"],
+    )
+    def test_templates_of_other_forms(self, template, opens, photograph):
+        processor = tiny_checkpoints.processor("llava")
+        processor.chat_template = template
+        checkpoint = Checkpoint(model("llava"), processor)
+        if opens is None:
+            with pytest.raises(ValueError, match="prompt lacks <image> or the question"):
+                checkpoint.ask(photograph, "where?")
+        else:
+            prompt = processor.tokenizer.decode(checkpoint.ask(photograph, "where?")["input_ids"][0])
+            assert prompt.startswith(opens.replace("<image>", 36 * "<image>"))
+
     def test_encoding_keeps_what_the_positions_need(self):
         made = batch("qwen2_5_vl", [1])
         assert "image_grid_thw" in encode_inputs(model("qwen2_5_vl"), made.inputs)
