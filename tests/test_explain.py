@@ -25,7 +25,7 @@ from mi_pruner.integrations.views import image_views
 from mi_pruner.viz import View, views_figure
 
 from . import tiny_checkpoints
-from .tiny_models import FAMILIES, QWEN, batch, model
+from .tiny_models import FAMILIES, batch, model
 
 CENTRE_CROP = ("llava",)
 
@@ -104,28 +104,16 @@ class TestViews:
             change = (after - before).norm(dim=1).numpy()[views[number].tokens]
             assert np.unravel_index(change.argmax(), change.shape) == (row, col)
 
-    @pytest.mark.parametrize("family", QWEN)
-    def test_frames_of_a_video(self, family):
-        made = batch(family, [1], video=True)
-        (frames, height, width) = made.inputs["video_grid_thw"][0].tolist()
-        views = image_views(model(family), made.inputs, object(), made.images[0])
-        assert [view.name for view in views] == [f"frame {n + 1} of {frames}" for n in range(frames)]
-        assert all(view.picture.shape == (4 * height, 4 * width, 3) for view in views)
-        tokens = np.stack([view.tokens for view in views])
-        assert tokens.ravel().tolist() == list(range(made.images[0]))
-
     def test_several_images_are_refused(self):
         for family in ("llava", "qwen3_vl", "llava_next"):
             made = batch(family, [2])
             with pytest.raises(ValueError, match="expected one image"):
                 image_views(model(family), made.inputs, object(), made.images[0], np.zeros(made.images[0], bool))
 
-    def test_video_of_onevision_is_refused(self):
-        made = batch("llava_onevision", [1], video=True)
-        with pytest.raises(
-            ValueError, match=r"expected pixel_values, got .*: .*Qwen-VL models only, not for llava_one"
-        ):
-            image_views(model("llava_onevision"), made.inputs, object(), made.images[0])
+    def test_inputs_without_pixels_are_refused(self):
+        inputs = {"input_ids": batch("llava", [1]).inputs["input_ids"]}
+        with pytest.raises(ValueError, match=r"expected pixel_values or pixel_values_videos, got input_ids: pass"):
+            image_views(model("llava"), inputs, object(), 36)
 
 
 class TestFigure:
