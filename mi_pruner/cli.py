@@ -90,11 +90,19 @@ def _run_demo(options: argparse.Namespace) -> None:
 def _add_explain(commands: "argparse._SubParsersAction[_Parser]") -> None:
     explain = commands.add_parser(
         "explain",
-        help="which visual tokens of a picture a transformers model keeps for a question",
-        description="Draws which visual tokens of a picture are kept for a question, and times the prefill.",
+        help="which visual tokens of a picture or video a transformers model keeps for a question",
+        description="Draws which visual tokens of a picture or video are kept for a question, and times the prefill.",
     )
     explain.add_argument("--model", required=True, metavar="ID_OR_PATH", help="a checkpoint that transformers loads")
-    explain.add_argument("--image", required=True, type=Path, metavar="FILE", help="the picture", action="append")
+    shown = explain.add_mutually_exclusive_group(required=True)
+    shown.add_argument("--image", type=Path, metavar="FILE", help="the picture", action="append")
+    shown.add_argument(
+        "--video",
+        type=Path,
+        metavar="FILE_OR_FOLDER",
+        help="the video's frames: a folder of pictures, in the order of their names, or an animation (GIF, WebP, PNG)",
+        action="append",
+    )
     explain.add_argument("--text", required=True, metavar="QUESTION", help="the question")
     explain.add_argument(
         "--keep",
@@ -111,6 +119,8 @@ def _add_explain(commands: "argparse._SubParsersAction[_Parser]") -> None:
 def _run_explain(options: argparse.Namespace) -> None:
     from .integrations.explain import explain
 
-    if len(options.image) != 1:
-        raise InputError(f"--image: expected one picture, got {len(options.image)}: explain them one by one")
-    explain(options.model, options.image[0], options.text, options.keep, options.device, options.out)
+    for option, what, given in (("--image", "picture", options.image), ("--video", "video", options.video)):
+        if given and len(given) != 1:
+            raise InputError(f"{option}: expected one {what}, got {len(given)}: explain them one by one")
+    (path,) = options.video or options.image
+    explain(options.model, path, options.text, options.keep, options.device, options.out, bool(options.video))

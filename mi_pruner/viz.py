@@ -24,6 +24,13 @@ _DIM = 0.3  # brightness left to a patch that was dropped
 _PANEL, _GAP, _MARGIN = 2.9, 0.12, 0.2  # inches
 _HEADER, _FOOTER = 0.82, 0.3  # inches above and below the panels of a row, for titles and notes
 _DPI = 130
+_WIDTH = 2 * _MARGIN + 4 * _PANEL + 3 * _GAP  # inches, of four panels
+_SHOWN = 8  # frames of a video: more in a row are too small to see, in several rows too many to compare
+_NARROW, _LABELS = 1.9, 0.7  # inches: a panel of 8 frames, and what stands at the left of a row of them
+_LEGEND = (
+    "scores: mutual information with the question; grey: the patch repeats an earlier frame   ·   "
+    "order of selection: bright first, dark last"
+)
 _BRIGHTEST = 99.5  # percentile of the scores shown brightest: a single large one would leave the rest black
 
 
@@ -194,17 +201,11 @@ def views_figure(
     """
     if not views:
         raise ValueError("views: expected at least one, got none")
-    heights = [_PANEL * min(max(view.picture.shape[0] / view.picture.shape[1], 0.3), 1.6) for view in views]
-    width = 2 * _MARGIN + 4 * _PANEL + 3 * _GAP
-    height = _HEADER + sum(heights) + len(views) * (_FOOTER + _GAP) + _MARGIN
-    figure = Figure(figsize=(width, height), dpi=_DPI, facecolor=_PAPER)
-    FigureCanvasAgg(figure)
-    figure.text(_MARGIN / width, 1 - 0.18 / height, title, size=14, weight="bold", color=_INK, va="top")
-    figure.text(_MARGIN / width, 1 - 0.48 / height, subtitle, size=11, color=_INK, va="top")
+    heights = [_PANEL * _aspect(view) for view in views]
+    width, height = _WIDTH, _HEADER + sum(heights) + len(views) * (_FOOTER + _GAP) + _MARGIN
+    figure = _titled(width, height, title, subtitle)
     shown = np.concatenate([view.tokens[view.tokens >= 0] for view in views])
-    limits = (float(scores[shown].min()), float(np.percentile(scores[shown], _BRIGHTEST)))
-    ranks = np.full(len(scores), np.nan)
-    ranks[list(order)] = np.linspace(0, 1, len(order))
+    limits, ranks = _limits(scores[shown]), _ranks(order, len(scores))
     top = height - _HEADER
     for view, panel_height in zip(views, heights, strict=True):
         places = [
@@ -216,9 +217,95 @@ def views_figure(
             )
             for column in range(4)
         ]
-        _draw_view([figure.add_axes(place) for place in places], view, scores, set(kept), ranks, limits)
+        panels = [figure.add_axes(place) for place in places]
+        of_view = _draw_view(panels, view, scores, set(kept), ranks, limits)
+        _annotate(
+            panels,
+            f"{view.name}: {int((view.tokens >= 0).sum())} tokens",
+            "mutual information with the question",
+            f"kept: {of_view} tokens",
+            "order of selection: bright first, dark last",
+        )
         top -= panel_height + _FOOTER + _GAP
     return figure
+
+
+def frames_figure(
+    frames: Sequence[View],
+    scores: np.ndarray,
+    repeats: np.ndarray,
+    kept: Sequence[int],
+    order: Sequence[int],
+    title: str,
+    subtitle: str,
+) -> Figure:
+    """A column for each frame of a video, of at most 8 evenly spaced: picture, score map, kept patches, order.
+
+    Args:
+        frames: views of one video, one for each frame, all of one shape.
+        scores, kept, order: as in `views_figure`, of all tokens of the video.
+        repeats: (N,) bool, the tokens that repeat what was last new at their place: their scores are left out, of the
+            map and of its scale.
+
+    Raises:
+        ValueError: without frames.
+    """
+    if not frames:
+        raise ValueError("frames: expected at least one, got none")
+    numbers = np.linspace(0, len(frames) - 1, min(len(frames), _SHOWN)).round().astype(int).tolist()
+    some = "" if len(numbers) == len(frames) else f"; {len(numbers)} of {len(frames)} frames shown"
+    panel = min(max((_WIDTH - 2 * _MARGIN - _LABELS) / len(numbers) - _GAP, _NARROW), _PANEL)
+    panel_height = panel * _aspect(frames[0])
+    width = max(_WIDTH, 2 * _MARGIN + _LABELS + len(numbers) * (panel + _GAP))
+    height = _HEADER + 4 * (panel_height + _FOOTER) + 2 * _MARGIN
+    figure = _titled(width, height, title, subtitle + some)
+    bottoms = [height - _HEADER - row * (panel_height + _FOOTER) - panel_height for row in range(4)]
+    for label, bottom in zip(("picture", "scores", "kept", "order"), bottoms, strict=True):
+        figure.text(_MARGIN / width, (bottom + panel_height / 2) / height, label, size=11, color=_INK, va="center")
+    figure.text(_MARGIN / width, _MARGIN / height, _LEGEND, size=9.5, color=_QUIET)
+    new_scores = np.where(repeats, np.nan, scores)
+    limits, ranks = _limits(new_scores), _ranks(order, len(scores))
+    for column, number in enumerate(numbers):
+        left = _MARGIN + _LABELS + column * (panel + _GAP)
+        panels = [
+            figure.add_axes((left / width, bottom / height, panel / width, panel_height / height)) for bottom in bottoms
+        ]
+        of_frame = _draw_view(panels, frames[number], new_scores, set(kept), ranks, limits)
+        tokens = frames[number].tokens
+        new = int((~repeats[tokens]).sum())
+        _annotate(panels, frames[number].name, f"new: {new} of {tokens.size}", f"kept: {of_frame}", "")
+    return figure
+
+
+def _aspect(view: View) -> float:
+    """Height of a panel over its width."""
+    return min(max(view.picture.shape[0] / view.picture.shape[1], 0.3), 1.6)
+
+
+def _titled(width: float, height: float, title: str, subtitle: str) -> Figure:
+    """width, height: in inches."""
+    figure = Figure(figsize=(width, height), dpi=_DPI, facecolor=_PAPER)
+    FigureCanvasAgg(figure)
+    figure.text(_MARGIN / width, 1 - 0.18 / height, title, size=14, weight="bold", color=_INK, va="top")
+    figure.text(_MARGIN / width, 1 - 0.48 / height, subtitle, size=11, color=_INK, va="top")
+    return figure
+
+
+def _limits(scores: np.ndarray) -> tuple[float, float]:
+    """The scores shown darkest and brightest, NaN left out."""
+    return float(np.nanmin(scores)), float(np.nanpercentile(scores, _BRIGHTEST))
+
+
+def _ranks(order: Sequence[int], tokens: int) -> np.ndarray:
+    """(N,) float, 0 for the first selected to 1 for the last, NaN for tokens not selected."""
+    ranks = np.full(tokens, np.nan)
+    ranks[list(order)] = np.linspace(0, 1, len(order))
+    return ranks
+
+
+def _annotate(panels: Sequence[Axes], *notes: str) -> None:
+    for panel, note in zip(panels, notes, strict=True):
+        panel.set_xlabel(note, size=9.5, color=_QUIET, labelpad=5)
 
 
 def _draw_view(
@@ -228,7 +315,8 @@ def _draw_view(
     kept: set[int],
     ranks: np.ndarray,
     limits: tuple[float, float],
-) -> None:
+) -> int:
+    """Fills four panels; returns how many patches are kept."""
     tokens = view.tokens.ravel()
     has_token = tokens >= 0
     height, width, _ = view.picture.shape
@@ -238,11 +326,4 @@ def _draw_view(
     draw_scores(panels[1], np.where(has_token, scores[tokens], np.nan), view.grid, limits, aspect)
     draw_kept(panels[2], view.picture, cells, view.grid)
     draw_order(panels[3], view.picture, np.where(has_token, ranks[tokens], np.nan).reshape(view.grid))
-    notes = (
-        f"{view.name}: {int(has_token.sum())} tokens",
-        "mutual information with the question",
-        f"kept: {len(cells)} tokens",
-        "order of selection: bright first, dark last",
-    )
-    for panel, note in zip(panels, notes, strict=True):
-        panel.set_xlabel(note, size=9.5, color=_QUIET, labelpad=5)
+    return len(cells)

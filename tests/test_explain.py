@@ -15,6 +15,7 @@ pytest.importorskip("skimage")
 
 from PIL import Image
 from skimage import data
+from tokenizers.processors import TemplateProcessing
 
 from mi_pruner import MIPruner
 from mi_pruner._errors import InputError
@@ -25,7 +26,7 @@ from mi_pruner.integrations.views import image_views
 from mi_pruner.viz import View, views_figure
 
 from . import tiny_checkpoints
-from .tiny_models import FAMILIES, QWEN, batch, model
+from .tiny_models import FAMILIES, batch, model
 
 CENTRE_CROP = ("llava",)
 
@@ -104,28 +105,16 @@ class TestViews:
             change = (after - before).norm(dim=1).numpy()[views[number].tokens]
             assert np.unravel_index(change.argmax(), change.shape) == (row, col)
 
-    @pytest.mark.parametrize("family", QWEN)
-    def test_frames_of_a_video(self, family):
-        made = batch(family, [1], video=True)
-        (frames, height, width) = made.inputs["video_grid_thw"][0].tolist()
-        views = image_views(model(family), made.inputs, object(), made.images[0])
-        assert [view.name for view in views] == [f"frame {n + 1} of {frames}" for n in range(frames)]
-        assert all(view.picture.shape == (4 * height, 4 * width, 3) for view in views)
-        tokens = np.stack([view.tokens for view in views])
-        assert tokens.ravel().tolist() == list(range(made.images[0]))
-
     def test_several_images_are_refused(self):
         for family in ("llava", "qwen3_vl", "llava_next"):
             made = batch(family, [2])
             with pytest.raises(ValueError, match="expected one image"):
                 image_views(model(family), made.inputs, object(), made.images[0], np.zeros(made.images[0], bool))
 
-    def test_video_of_onevision_is_refused(self):
-        made = batch("llava_onevision", [1], video=True)
-        with pytest.raises(
-            ValueError, match=r"expected pixel_values, got .*: .*Qwen-VL models only, not for llava_one"
-        ):
-            image_views(model("llava_onevision"), made.inputs, object(), made.images[0])
+    def test_inputs_without_pixels_are_refused(self):
+        inputs = {"input_ids": batch("llava", [1]).inputs["input_ids"]}
+        with pytest.raises(ValueError, match=r"expected pixel_values or pixel_values_videos, got input_ids: pass"):
+            image_views(model("llava"), inputs, object(), 36)
 
 
 class TestFigure:
@@ -169,6 +158,42 @@ class TestProcessors:
         assert image.order.tolist() == by_mask.images[0].order.tolist()
         generated = checkpoint.model.generate(**pruned, max_new_tokens=3, do_sample=False)
         assert generated.shape == (1, pruned["input_ids"].shape[1] + 3)
+
+    @pytest.mark.parametrize(
+        ("template", "opens"),
+        [
+            ("{{ messages[0]['content'].strip() }}<end>", "<image>\nwhere?"),
+            (
+                "{% if messages[0]['role'] != 'system' %}{{ raise_exception('no system message') }}{% endif %}"
+                "{{ messages[1]['content'][0]['text'] or '<image>' }}{{ messages[1]['content'][1]['text'] }}<end>",
+                "<image>where?",
+            ),
+            ("{% for part in messages[0]['content'] %}{{ part['text'] }}{% endfor %}", None),
+            (None, "<image>\nwhere?\n"),
+        ],
+        ids=["content as a string", "a system message", "no pictures", "no template"],
+    )
+    def test_templates_of_other_forms(self, template, opens, photograph):
+        processor = tiny_checkpoints.processor("llava")
+        processor.chat_template = template
+        checkpoint = Checkpoint(model("llava"), processor)
+        if opens is None:
+            with pytest.raises(ValueError, match="prompt lacks <image> or the question"):
+                checkpoint.ask(photograph, "where?")
+        else:
+            prompt = processor.tokenizer.decode(checkpoint.ask(photograph, "where?")["input_ids"][0])
+            assert prompt.startswith(opens.replace("<image>", 36 * "<image>"))
+
+    @pytest.mark.parametrize("template", ["<s>" + tiny_checkpoints.TEMPLATE, tiny_checkpoints.TEMPLATE, None])
+    def test_the_prompt_begins_once(self, template, photograph):
+        """Whether the template writes the first token, or the tokenizer adds it."""
+        processor = tiny_checkpoints.processor("llava")
+        words = processor.tokenizer
+        first = [("<s>", words.bos_token_id)]
+        words.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=first)
+        processor.chat_template = template
+        ids = Checkpoint(tiny_checkpoints.model_for("llava"), processor).ask(photograph, "what?")["input_ids"]
+        assert (ids == words.bos_token_id).nonzero().tolist() == [[0, 0]]
 
     def test_encoding_keeps_what_the_positions_need(self):
         made = batch("qwen2_5_vl", [1])

@@ -139,7 +139,7 @@ class TestAnswers:
     @pytest.mark.parametrize("family", FAMILIES)
     def test_so_does_the_end_of_the_template(self, family, monkeypatch):
         """Without labels, as where the log-probabilities of several answers are compared."""
-        monkeypatch.setattr("mi_pruner.integrations.transformers.ending_ids", lambda processor: [30, 31, 32])
+        monkeypatch.setattr("mi_pruner.integrations.transformers.ending_ids", lambda processor, video: [30, 31, 32])
         asked = self.answered(batch(family, [2, 1]).inputs, torch.tensor([30, 31, 32]), labelled=False)
         expected = prune_inputs(model(family), asked, MIPruner(keep=6))
         for length, seed in ((1, 0), (4, 1), (9, 2)):
@@ -194,6 +194,14 @@ class TestTemplates:
             processor = words
         processor.chat_template = system + form
         assert words.decode(ending_ids(processor)) == " ASSISTANT:"
+
+    def test_the_template_may_be_another_for_videos(self):
+        processor = tiny_checkpoints.processor("llava")
+        for_videos = "{% if messages[0]['content'][0]['type'] == 'video' %}{% set name = 'BOT' %}{% endif %}"
+        processor.chat_template = for_videos + PARTS.replace("ASSISTANT", "{{ name | default('ASSISTANT') }}")
+        words = processor.tokenizer
+        assert words.decode(ending_ids(processor)) == " ASSISTANT:"
+        assert words.decode(ending_ids(processor, video=True)) == " BOT:"
 
     def test_one_that_fails_on_all_forms(self):
         processor = tiny_checkpoints.processor("llava")

@@ -16,20 +16,17 @@ from mi_pruner.integrations.video import frames_in_turn
 
 from . import tiny_checkpoints, tiny_models
 from .tiny_models import NEW_TOKENS, QWEN, TILE, TOLERANCE, batch, model, prune_inputs
+from .tiny_videos import placeholders
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 ENCODED = (*QWEN, "llava_onevision")  # the encoder takes videos
 AS_IMAGES = ("internvl", "smolvlm")
-MARKS = {
-    "internvl": ("Frame{}: <start>", "<stop>", "\n", ""),
-    "smolvlm": (
-        "Frame from 00:0{}:<fake_token_around_image><global-img>",
-        "<fake_token_around_image>",
-        "\n",
-        "A film.\n\n",
-    ),
+A_TILE = {
+    "internvl": f"<start>{'<image>' * 9}<stop>",
+    "smolvlm": f"<fake_token_around_image><global-img>{'<image>' * 9}<fake_token_around_image>",
 }
+OPENS = {"internvl": "", "smolvlm": "A film.\n"}  # stands before a video
 
 
 def film(family: str, frames: int, still: bool, count: int = 1) -> Any:
@@ -67,12 +64,10 @@ class Told:
 
     def shown(self, *videos: int) -> str:
         """The prompt's part that shows videos of so many frames; 0 is an image of one tile."""
-        opens, closes, between, before = MARKS[self.family]
-        prompt = ""
-        for frames in videos:
-            marks = [opens.format(n + (self.family == "internvl")) for n in range(frames)] or [opens.rpartition(":")[2]]
-            prompt += before * (frames > 0) + between.join(mark + "<image>" * 9 + closes for mark in marks) + "\n"
-        return prompt
+        return "".join(
+            OPENS[self.family] + placeholders(self.family, frames) if frames else A_TILE[self.family] + "\n"
+            for frames in videos
+        )
 
     def inputs(self, prompts: list[str], still: bool = False) -> dict[str, Any]:
         """Of prompts, each tile of which is random, or all of which are the same."""

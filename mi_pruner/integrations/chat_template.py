@@ -8,12 +8,13 @@ from typing import Any
 _SYSTEM = "You are a helpful assistant."  # for templates that insist on a system message
 
 
-def one_turn(processor: Any, parts: list[dict[str, str]], string: str, words: str) -> str | None:
+def one_turn(processor: Any, parts: list[dict[str, str]], string: str, *words: str) -> str | None:
     """The prompt of a turn that ends where the answer begins; None if no form of it shows the words.
 
     Args:
         processor: with a chat template, or a tokenizer with one.
-        parts, string: the turn's content in the two forms that templates take. `words` are in both.
+        parts, string: the turn's content in the two forms that templates take.
+        words: what is in the prompt if the template understood the form.
 
     Raises:
         ValueError: if the template fails on all forms.
@@ -30,7 +31,8 @@ def one_turn(processor: Any, parts: list[dict[str, str]], string: str, words: st
             failed = failed or error
             continue
         rendered = True
-        if words in prompt and str(parts) not in prompt:  # a list that was printed as such was not understood
+        as_printed = str(parts) in prompt  # a list that was printed as such was not understood
+        if not as_printed and all(word in prompt for word in words):
             return str(prompt)
     if failed is not None and not rendered:
         raise ValueError(

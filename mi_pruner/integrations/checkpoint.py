@@ -1,4 +1,4 @@
-"""A checkpoint from disk or from the hub, and the prompt of one question about one picture."""
+"""A checkpoint from disk or from the hub, and the prompt of one question about one picture or video."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from typing import Any
 import torch
 
 from .._errors import InputError
-from .supported_model import check_family, check_version
+from ..command_input import Clip
+from .chat_template import one_turn
+from .instruction import tokenizer_of
+from .supported_model import FAMILIES, check_family, check_version
 
 
 @dataclass(frozen=True)
@@ -18,23 +21,58 @@ class Checkpoint:
     model: Any
     processor: Any
 
-    def ask(self, picture: Any, question: str) -> dict[str, Any]:
-        """Inputs on the model's device for one question about one PIL picture, which comes first in the prompt."""
-        content = [{"type": "image"}, {"type": "text", "text": question}]
-        if getattr(self.processor, "chat_template", None):
-            conversation = [{"role": "user", "content": content}]
-            prompt = self.processor.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)
-        else:
-            prompt = f"{self.processor.image_token}\n{question}\n"
-        inputs = self.processor(images=[picture], text=[prompt], return_tensors="pt")
+    def ask(self, shown: Any, question: str) -> dict[str, Any]:
+        """Inputs on the model's device for one question about a PIL picture or a Clip, which comes first in the prompt.
+
+        Raises:
+            ValueError: if no form of the chat template's prompt holds both.
+        """
+        kind = "video" if isinstance(shown, Clip) else "image"
+        visual = _sampled(shown) if isinstance(shown, Clip) else {"images": [shown]}
+        prompt = self._prompt(kind, question)
+        bos = tokenizer_of(self.processor).bos_token
+        begun = bos is not None and prompt.startswith(bos)  # by the chat template: not once more by the tokenizer
+        inputs = self.processor(text=[prompt], return_tensors="pt", add_special_tokens=not begun, **visual)
         return dict(inputs.to(self.model.device))
 
+    def _prompt(self, kind: str, question: str) -> str:
+        """kind: "image" or "video"."""
+        placeholder = getattr(self.processor, f"{kind}_token")
+        string = f"{placeholder}\n{question}"
+        if not getattr(self.processor, "chat_template", None):
+            return f"{string}\n"
+        parts = [{"type": kind}, {"type": "text", "text": question}]
+        prompt = one_turn(self.processor, parts, string, placeholder, question.strip())
+        if prompt is None:
+            raise ValueError(
+                f"processor: expected a chat template that takes one {kind} and a question, got one whose prompt lacks "
+                f"{placeholder} or the question"
+            )
+        return prompt
 
-def load_checkpoint(name: str, device: str | None = None) -> Checkpoint:
+
+def _sampled(clip: Clip) -> dict[str, Any]:
+    """A processor's arguments for frames that are sampled already; their times come from `fps`."""
+    width, height = clip.frames[0].size
+    metadata = {
+        "total_num_frames": len(clip.frames),
+        "fps": clip.fps,
+        "duration": len(clip.frames) / clip.fps,
+        "frames_indices": list(range(len(clip.frames))),
+        "width": width,
+        "height": height,
+    }
+    return {"videos": [clip.frames], "video_metadata": [metadata], "do_sample_frames": False}
+
+
+def load_checkpoint(name: str, device: str | None = None, video: bool = False) -> Checkpoint:
     """The checkpoint `name`: a folder, or an id on the hub; on `device` (None: CUDA where there is one).
 
+    video: it is to take videos.
+
     Raises:
-        InputError: if it cannot be loaded, or is of no supported family; or if the device cannot be used.
+        InputError: if it cannot be loaded, or is of no supported family; if it takes no videos but is to take them; or
+            if the device cannot be used.
     """
     import transformers
 
@@ -45,10 +83,16 @@ def load_checkpoint(name: str, device: str | None = None) -> Checkpoint:
         raise InputError(f"--device: cannot use {device}: {_first_sentence(error)}") from error
     try:
         check_version()
-        check_family(transformers.AutoConfig.from_pretrained(name).model_type)
+        family = transformers.AutoConfig.from_pretrained(name).model_type
+        check_family(family)
+        if video and not FAMILIES[family].takes_videos:
+            others = ", ".join(other for other, about in FAMILIES.items() if about.takes_videos)
+            raise InputError(f"--video: expected a model of {others}, got {family}: give it a picture with --image")
         processor = transformers.AutoProcessor.from_pretrained(name)
         model: Any = transformers.AutoModelForImageTextToText.from_pretrained(name, dtype="auto")  # GBs: last
         model = model.to(device)
+    except InputError:
+        raise
     except (OSError, ValueError, ImportError, RuntimeError) as error:
         raise InputError(f"cannot load {name}: {_first_sentence(error)}") from error
     return Checkpoint(model.eval(), processor)

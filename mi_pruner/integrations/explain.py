@@ -1,4 +1,4 @@
-"""The `explain` command: which visual tokens of a picture a real model keeps for a question, and what that saves."""
+"""The `explain` command: which visual tokens of a picture or video a model keeps for a question, what that saves."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 
 from .. import MIPruner
 from .._errors import InputError
-from ..command_input import check_out, open_picture, read_keep
-from ..viz import views_figure
+from ..command_input import Clip, check_out, open_clip, open_picture, read_keep
+from ..viz import frames_figure, views_figure
 from .checkpoint import Checkpoint, load_checkpoint
 from .model_inputs import KeptImage, ModelInputs, PrunedInputs
 from .transformers import encode_inputs, prune_inputs
@@ -23,27 +23,37 @@ from .views import image_views
 _RUNS = 3  # timed runs of each part, of which the medians are shown; a large model's prefill on a CPU takes a minute
 
 
-def explain(name: str, image: Path, question: str, keep: str, device: str | None, out: Path) -> None:
-    """Prints tokens and times, and writes the picture to `out`.
+def explain(
+    name: str, path: Path, question: str, keep: str, device: str | None, out: Path, video: bool = False
+) -> None:
+    """Prints tokens and times, and writes the picture to `out`; path: of a picture, or of a video (`open_clip`).
 
     Raises:
-        InputError: for a checkpoint, picture, question, keep or output file that cannot be used.
+        InputError: for a checkpoint, picture, video, question, keep or output file that cannot be used.
     """
-    picture = open_picture(image)
+    shown = open_clip(path) if video else open_picture(path)
     check_out(out)
     if not question.strip():
         raise InputError("--text: the question is empty")
     pruner = MIPruner(keep=read_keep(keep))
-    checkpoint = load_checkpoint(name, device)
+    checkpoint = load_checkpoint(name, device, video)
     try:
-        inputs = checkpoint.ask(picture, question)
+        inputs = checkpoint.ask(shown, question)
         encoded = encode_inputs(checkpoint.model, inputs)
         pruned = prune_inputs(checkpoint.model, encoded, pruner, processor=checkpoint.processor)
     except (ValueError, TypeError) as error:
         raise InputError(f"{name}: {error}") from error
+    if len(pruned.images) != 1:
+        raise InputError(f"{name}: expected one picture or video in the prompt, found {len(pruned.images)} images")
+    (image,) = pruned.images
     print(f"{question}\n")
+    if isinstance(shown, Clip):
+        given = len(shown.frames)
+        merged = "" if image.frames == given else f", merged to {image.frames} by the model"
+        print(f"{given} frames{merged}; {int(image.repeats.sum())} of {image.tokens} tokens repeat an earlier frame\n")
     _report(checkpoint, encoded, pruned, pruner)
-    figure = _figure(checkpoint, inputs, pruned.images[0], (picture.height, picture.width), question)
+    width, height = shown.frames[0].size if isinstance(shown, Clip) else shown.size
+    figure = _figure(checkpoint, inputs, image, (height, width), question)
     try:
         figure.savefig(out, format="png")
     except OSError as error:
@@ -96,21 +106,18 @@ def _timed(parts: list[Callable[[], Any]], device: torch.device) -> list[float]:
 def _figure(
     checkpoint: Checkpoint, inputs: dict[str, Any], image: KeptImage, size: tuple[int, int], question: str
 ) -> Figure:
-    """The views of the picture; size: (H, W) of the original."""
+    """The views of the picture or video; size: (H, W) of the original."""
     model = checkpoint.model
     structural = torch.zeros(image.tokens, dtype=torch.bool)
     structural[image.rows] = True  # kept without having been selected
     structural[image.order] = False
     try:
-        views = image_views(model, inputs, checkpoint.processor, image.tokens, structural.numpy(), size)
+        views = image_views(model, inputs, checkpoint.processor, image.tokens, structural.numpy(), size, image.frames)
     except ValueError as error:
         raise InputError(f"no picture of this model's patches can be drawn: {error}") from error
-    ends = f", {int(structural.sum())} of them line ends" if structural.any() else ""
-    return views_figure(
-        views,
-        image.scores.float().numpy(),
-        image.rows.tolist(),
-        image.order.tolist(),
-        title=question,
-        subtitle=f"{model.config.model_type}: {len(image.rows)} of {image.tokens} visual tokens kept{ends}",
-    )
+    ends = f", line ends among them: {int(structural.sum())}" if structural.any() else ""
+    subtitle = f"{model.config.model_type}: {len(image.rows)} of {image.tokens} visual tokens kept{ends}"
+    scores, rows, order = image.scores.float().numpy(), image.rows.tolist(), image.order.tolist()
+    if image.frames == 1:
+        return views_figure(views, scores, rows, order, question, subtitle)
+    return frames_figure(views, scores, image.repeats.numpy(), rows, order, question, subtitle)

@@ -103,21 +103,22 @@ def special_ids(model: Any, processor: Any | None) -> set[int]:
     return ids
 
 
-def ending_ids(processor: Any | None) -> list[int]:
+def ending_ids(processor: Any | None, video: bool = False) -> list[int]:
     """Ids of what the chat template puts after the user's words: closing marks, and what opens the answer
     ("ASSISTANT:"); none without processor or template.
+
+    video: there is one in the conversation; SmolVLM's processor has another template for these.
 
     Raises:
         ValueError: if the template takes no form of a turn.
     """
     if processor is None or not getattr(processor, "chat_template", None):
         return []
-    prompt = one_turn(processor, [{"type": "text", "text": _WORDS}], _WORDS, _WORDS)
-    return (
-        []
-        if prompt is None
-        else tokenizer_of(processor)(prompt.rpartition(_WORDS)[2], add_special_tokens=False)["input_ids"]
-    )
+    parts = [{"type": "video"}] * video + [{"type": "text", "text": _WORDS}]
+    prompt = one_turn(processor, parts, _WORDS, _WORDS)
+    if prompt is None:
+        return []
+    return list(tokenizer_of(processor)(prompt.rpartition(_WORDS)[2], add_special_tokens=False)["input_ids"])
 
 
 def tokenizer_of(processor: Any) -> Any:

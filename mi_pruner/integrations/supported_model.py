@@ -27,6 +27,11 @@ class Family:
     tiles: str | None = None
     frames_as_images: bool = False
 
+    @property
+    def takes_videos(self) -> bool:
+        """Whether its processor does."""
+        return "video" in self.modalities or self.frames_as_images
+
 
 _BOTH = ("image", "video")
 FAMILIES = {

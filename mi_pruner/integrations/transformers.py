@@ -132,7 +132,7 @@ def rewrite_inputs(
     repeated = repeats_of_each(visual.features, visual.lengths, visual.frames, visual.movable, repeat_cosine)
     images = PackedImages(
         visual.features,
-        *_texts(model, inputs, attended, units, processor, text, text_mask),
+        *_texts(model, inputs, attended, units, processor, text, text_mask, video=max(visual.frames) > 1),
         visual.movable,
         units.samples,
         repeated,
@@ -223,8 +223,9 @@ def _texts(
     processor: Any | None,
     text: str,
     text_mask: Tensor | None,
+    video: bool,
 ) -> tuple[Tensor, list[int], list[int]]:
-    """The text of each image, packed (ΣM, D); the images' lengths; the texts' lengths."""
+    """The text of each image, packed (ΣM, D); the images' lengths; the texts' lengths. video: there is one."""
     if text == "image":
         if text_mask is not None:
             raise ValueError("text_mask: has no meaning with text='image': leave out one of them")
@@ -232,7 +233,7 @@ def _texts(
     ids = inputs["input_ids"]
     places = torch.zeros_like(attended)
     places[visual.places[:, 0], visual.places[:, 1]] = True
-    ending = ending_ids(processor)
+    ending = ending_ids(processor, video)
     if text_mask is None:
         ignored = special_ids(model, processor)
         answers = answer_mask(ids, attended, places, inputs.get("labels"), ending)

@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from ..viz import View
+from .supported_model import family_of, unwrapped
 
 Pixels = np.ndarray  # (3, H, W) float, as the processor normalised them
 
@@ -21,35 +22,43 @@ def image_views(
     tokens: int,
     newlines: np.ndarray | None = None,
     size: tuple[int, int] | None = None,
+    frames: int = 1,
 ) -> list[View]:
-    """The views of the only image or video in `inputs`.
+    """The views of the only image or video in `inputs`; of a video, one for each frame.
 
     Args:
-        model: of a supported family. inputs: the processor's output for one sample with one image or video.
-        processor: the model's processor or image processor: how pixels were normalised.
-        tokens: how many the image has.
+        model: of a supported family, also inside what `prune_inputs` takes.
+        inputs: the processor's output for one sample with one image or video.
+        processor: the model's processor, or its image or video processor: how pixels were normalised.
+        tokens: how many the image or video has.
         newlines: (N,) bool, True on the structural rows of LLaVA-NeXT's and LLaVA-OneVision's features.
         size: (H, W) of the original picture, to lay out the tiles of InternVL, SmolVLM and Idefics3.
+        frames: `KeptImage.frames`, which tells InternVL's and SmolVLM's videos from images with tiles.
 
     Raises:
-        ValueError: for several images, and for a video of another family than Qwen-VL.
+        ValueError: for several images or videos.
     """
-    family = model.config.model_type
-    shown = _unnormalise(getattr(processor, "image_processor", processor))
-    if family in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl"):
-        return _merged_patches(model.config.vision_config, inputs, shown)
-    if inputs.get("pixel_values") is None:
+    model = unwrapped(model)
+    family = family_of(model)
+    encoded_as = "pixel_values" if inputs.get("pixel_values_videos") is None else "pixel_values_videos"
+    is_video = frames > 1 or encoded_as == "pixel_values_videos"
+    shown = _unnormalise(getattr(processor, "video_processor" if is_video else "image_processor", processor))
+    if inputs.get(encoded_as) is None:
         raise ValueError(
-            f"inputs: expected pixel_values, got {', '.join(inputs)}: pass the processor's output for one image; "
-            f"videos are drawn for the Qwen-VL models only, not for {family}"
+            f"inputs: expected pixel_values or pixel_values_videos, got {', '.join(inputs)}: pass the "
+            "processor's output"
         )
-    pixels = inputs["pixel_values"].float().cpu().numpy()
-    if family in ("llava_next", "llava_onevision"):
+    if family.mrope:
+        return _merged_patches(model.config.vision_config, inputs, shown)
+    pixels = inputs[encoded_as].float().cpu().numpy()
+    if is_video:
+        return _frames(pixels, tokens - family.newlines, shown)  # a line end closes all frames
+    if family.newlines:
         if newlines is None:
             raise ValueError("newlines: expected (N,) bool for a model with image_newline rows, got None")
         return _anyres(model.config, pixels, inputs["image_sizes"], newlines, shown)
     pixels = pixels.reshape(-1, *pixels.shape[-3:])
-    if family in ("internvl", "smolvlm", "idefics3"):
+    if family.tiles is not None:
         pixels = pixels[pixels.any((1, 2, 3))]  # without the all-zero tiles that pad a batch
         return _tiles(pixels, tokens // len(pixels), size, shown)
     if len(pixels) != 1:
@@ -91,7 +100,22 @@ def _merged_patches(vision: Any, inputs: Mapping[str, Any], shown: Callable[[Pix
     patches = flat.reshape(frames, rows, cols, merge, merge, 3, depth, side, side)[:, :, :, :, :, :, 0]
     pictures = patches.transpose(0, 5, 1, 3, 6, 2, 4, 7).reshape(frames, 3, height * side, width * side)
     tokens = np.arange(frames * rows * cols).reshape(frames, rows, cols)
-    names = [f"frame {frame + 1} of {frames}" if frames > 1 else "what the model sees" for frame in range(frames)]
+    return _in_time(list(pictures), list(tokens), shown)
+
+
+def _frames(pixels: np.ndarray, tokens: int, shown: Callable[[Pixels], np.ndarray]) -> list[View]:
+    """LLaVA-OneVision (1, T, 3, H, W), SmolVLM (1, T, 3, H, W), InternVL (T, 3, H, W): as many tokens in each frame."""
+    if pixels.ndim == 5 and len(pixels) != 1:
+        raise ValueError(f"inputs: expected one video, got {len(pixels)}")
+    pictures = pixels.reshape(-1, *pixels.shape[-3:])
+    each = tokens // len(pictures)
+    return _in_time(list(pictures), [_square(each, frame * each) for frame in range(len(pictures))], shown)
+
+
+def _in_time(pictures: list[Pixels], tokens: list[np.ndarray], shown: Callable[[Pixels], np.ndarray]) -> list[View]:
+    """A view for each frame, or the only one."""
+    count = len(pictures)
+    names = [f"frame {frame + 1} of {count}" for frame in range(count)] if count > 1 else ["what the model sees"]
     return [View(name, shown(picture), own) for name, picture, own in zip(names, pictures, tokens, strict=True)]
 
 
