@@ -10,7 +10,8 @@ import torch
 pytest.importorskip("transformers")
 
 from mi_pruner import MIPruner
-from mi_pruner.integrations.instruction import answer_mask, ending_ids, instruction_mask
+from mi_pruner.integrations.chat_template import endings
+from mi_pruner.integrations.instruction import Reader, special_ids
 from mi_pruner.integrations.transformers import encode_inputs
 
 from . import tiny_checkpoints, tiny_models
@@ -27,13 +28,27 @@ PARTS = (
 SYSTEM = "{% if messages[0]['role'] != 'system' %}{{ raise_exception('no system message') }}{% endif %}"
 
 
+def reader(*ending_ids: list[int], ignored: set[int] = frozenset()) -> Reader:
+    """Of ids whose text is `<20>` and so on."""
+    words = SimpleNamespace(decode=lambda ids: " ".join(f"<{index}>" for index in ids))
+    return Reader(set(ignored), [words.decode(ids) for ids in ending_ids], list(ending_ids), words)
+
+
+def read_words(processor, ids, **options):
+    """The text that is read of a prompt (L,) without images."""
+    nothing = torch.zeros(1, len(ids)).bool()
+    told = Reader.of(model("llava"), processor, video=False)
+    mask = told.instruction(torch.tensor([ids]), ~nothing, nothing, **options)
+    return tiny_checkpoints.tokenizer().decode([index for index, is_read in zip(ids, mask[0], strict=True) if is_read])
+
+
 class TestText:
     def test_instruction_leaves_out_special_tokens_and_what_opens_the_answer(self):
         ids = torch.tensor(
             [[0, 1, 7, 95, 95, 98, 20, 21, 5, 22, 30, 31], [1, 7, 95, 95, 98, 20, 31, 21, 5, 22, 33, 31]]
         )
         visual = ids == 95
-        mask = instruction_mask(ids, ids != 0, visual, {0, 1, 5, 95, 98}, [29, 30, 31], ids < 0)
+        mask = reader([29, 30, 31], ignored={0, 1, 5, 95, 98}).instruction(ids, ids != 0, visual)
         assert [ids[row][mask[row]].tolist() for row in (0, 1)] == [[20, 21, 22], [20, 31, 21, 22, 33]]
 
     @pytest.mark.parametrize(
@@ -41,20 +56,25 @@ class TestText:
         [
             ("{% for m in messages %}USER: {{ m['content'] }} {% endfor %}ASSISTANT:", " ASSISTANT:"),
             ("{% for m in messages %}<u>{{ m['content'] }}<e>\n{% endfor %}<a>bot", "<e>\n<a>bot"),
-            ("no words", ""),
-            (None, ""),
+            ("{% for m in messages %}[{{ m['role'] }}] {{ m['content'] | upper | escape }}\n{% endfor %}", "\n"),
         ],
     )
     def test_ending_is_what_the_template_puts_after_the_words(self, template, ending):
         words = tiny_checkpoints.tokenizer()
         words.chat_template = template
-        assert words.decode(ending_ids(words)) == ending
-        assert ending_ids(None) == []
+        assert endings(words, video=False)[0] == ending
+        assert words.decode(Reader.of(model("llava"), words, video=False).ending_ids[0]) == ending
+
+    def test_without_template_there_is_no_ending(self):
+        words = tiny_checkpoints.tokenizer()
+        words.chat_template = None
+        assert Reader.of(model("llava"), words, video=False).endings == []
+        assert Reader.of(model("llava"), None, video=False).endings == []
 
     def test_a_mask_is_without_special_tokens_and_ending_where_the_processor_is_known(self):
         ids = torch.tensor([[1, 95, 20, 5, 21, 22, 30, 31]])
         marked = torch.tensor([[0, 1, 0, 1, 1, 1, 1, 1]]).bool()
-        mask = instruction_mask(ids, ids > 0, ids == 95, {1, 5}, [30, 31], ids < 0, marked)
+        mask = reader([30, 31], ignored={1, 5}).instruction(ids, ids > 0, ids == 95, marked=marked)
         assert ids[mask].tolist() == [21, 22]
         made = batch("llava", [1])
         marked = torch.zeros_like(made.inputs["input_ids"]).bool()
@@ -139,7 +159,8 @@ class TestAnswers:
     @pytest.mark.parametrize("family", FAMILIES)
     def test_so_does_the_end_of_the_template(self, family, monkeypatch):
         """Without labels, as where the log-probabilities of several answers are compared."""
-        monkeypatch.setattr("mi_pruner.integrations.transformers.ending_ids", lambda processor, video: [30, 31, 32])
+        told = reader([30, 31, 32], ignored=special_ids(model(family), None))
+        monkeypatch.setattr("mi_pruner.integrations.transformers.Reader.of", lambda *about: told)
         asked = self.answered(batch(family, [2, 1]).inputs, torch.tensor([30, 31, 32]), labelled=False)
         expected = prune_inputs(model(family), asked, MIPruner(keep=6))
         for length, seed in ((1, 0), (4, 1), (9, 2)):
@@ -152,19 +173,62 @@ class TestAnswers:
         ids = torch.tensor([[1, 95, 20, 21, 30, 31, 40, 41, 5, 22, 23, 30, 31, 42, 5, 33], [0] * 14 + [95, 20]])
         labels = torch.full_like(ids, -100)
         labels[0, [6, 7, 13]] = ids[0, [6, 7, 13]]
-        attended = ids > 0
-        answers = answer_mask(ids, attended, ids == 95, labels, [30, 31])
-        mask = instruction_mask(ids, attended, ids == 95, {0, 1, 5}, [30, 31], answers)
+        mask = reader([30, 31], ignored={0, 1, 5}).instruction(ids, ids > 0, ids == 95, labels)
         assert [ids[row][mask[row]].tolist() for row in (0, 1)] == [[20, 21, 22, 23], [20]]
 
+    def test_a_row_without_labels_is_read_up_to_its_answer_as_well(self):
+        """As in evaluation, or where the answer was cut off."""
+        ids = torch.tensor([[95, 20, 30, 31, 40, 41], [95, 21, 30, 31, 42, 43]])
+        labels = torch.full_like(ids, -100)
+        labels[1, 4:] = ids[1, 4:]
+        mask = reader([30, 31]).instruction(ids, ids > 0, ids == 95, labels)
+        assert [ids[row][mask[row]].tolist() for row in (0, 1)] == [[20], [21]]
+
     def test_a_conversation_that_ends_in_a_question_keeps_its_words(self):
-        """Only what stands after the last ending is an answer; one token is no ending."""
+        """Only what stands after the last ending is an answer; text that opens another is none."""
         ids = torch.tensor([[95, 20, 30, 31, 40, 5, 22, 30, 31]])
-        everything = torch.ones_like(ids).bool()
-        for ending in ([30, 31], [31], []):
-            assert not answer_mask(ids, everything, ids == 95, None, ending).any()
-        goes_on = answer_mask(ids, everything, ids == 95, None, [30, 31, 40])
-        assert ids[goes_on].tolist() == [5, 22, 30, 31]
+        for told, expected in (
+            (reader([30, 31]), [20, 30, 31, 40, 5, 22]),
+            (reader(), [20, 30, 31, 40, 5, 22, 30, 31]),
+            (reader([30, 31, 40]), [20]),
+            (reader([30, 31, 44, 45], [30, 31]), [20, 30, 31, 40, 5, 22]),
+        ):
+            assert ids[told.instruction(ids, ids > 0, ids == 95)].tolist() == expected
+
+    def test_an_ending_of_few_characters_may_stand_in_a_question(self):
+        words = tiny_checkpoints.tokenizer()
+        words.chat_template = "{% for m in messages %}Q: {{ m['content'] }}\nA:{% endfor %}"
+        ids = words("what is it?\nA: a cup\nB: a rocket\nA:")["input_ids"]
+        assert read_words(words, ids) == "what is it?\nA: a cup\nB: a rocket"
+
+    @pytest.mark.parametrize("question", ["where is the rocket?", "where is the rocket", "where is the rocket?\n\n"])
+    def test_an_ending_that_is_tokenised_otherwise_behind_a_question(self, question):
+        """`?` and a line's end are one token in the vocabularies of Qwen and of Llama 3."""
+        words = tiny_checkpoints.tokenizer()
+        words.chat_template = "{% for m in messages %}{{ m['content'] }}\nAssistant: {% endfor %}"
+        pieces = [question[:-1], question[-1] + "\n", "Assist", "ant:", " a", " cup"]
+        told = Reader.of(model("llava"), words, video=False)
+        told = Reader(
+            set(), told.endings, told.ending_ids, SimpleNamespace(decode=lambda ids: "".join(pieces[i] for i in ids))
+        )
+        ids = torch.arange(6)[None]
+        mask = told.instruction(ids, ids >= 0, ids < 0)
+        assert mask[0].tolist() == [True, bool(pieces[1].strip()), False, False, False, False]
+
+    def test_a_generation_prompt_that_says_more_than_an_answer_begins_with(self):
+        thinks = tiny_checkpoints.TEMPLATE.replace("<turn>assistant\n", "<turn>assistant\n(no thoughts)\n\n")
+        words = tiny_checkpoints.tokenizer()
+        words.chat_template = thinks
+        assert endings(words, video=False) == ["<end>\n<turn>assistant\n(no thoughts)\n\n", "<end>\n<turn>assistant\n"]
+        asked = [{"role": "user", "content": [{"type": "text", "text": "where is the rocket?"}]}]
+        answer = [{"role": "assistant", "content": [{"type": "text", "text": "a cup of coffee"}]}]
+        prompts = (
+            words.apply_chat_template(asked, add_generation_prompt=True, tokenize=False),
+            words.apply_chat_template(asked, add_generation_prompt=True, tokenize=False) + "a cup",
+            words.apply_chat_template([*asked, *answer], tokenize=False),
+        )
+        for prompt in prompts:
+            assert read_words(words, words(prompt)["input_ids"]) == "user\nwhere is the rocket?"
 
     def test_labels_everywhere(self):
         made = batch("llava", [1, 1])
@@ -189,27 +253,31 @@ class TestTemplates:
     @pytest.mark.parametrize("as_tokenizer", [False, True])
     def test_every_form_of_a_turn_is_understood(self, form, system, as_tokenizer):
         processor = tiny_checkpoints.processor("llava")
-        words = processor.tokenizer
         if as_tokenizer:
-            processor = words
+            processor = processor.tokenizer
         processor.chat_template = system + form
-        assert words.decode(ending_ids(processor)) == " ASSISTANT:"
+        assert endings(processor, video=False)[0] == " ASSISTANT:"
 
     def test_the_template_may_be_another_for_videos(self):
         processor = tiny_checkpoints.processor("llava")
         for_videos = "{% if messages[0]['content'][0]['type'] == 'video' %}{% set name = 'BOT' %}{% endif %}"
         processor.chat_template = for_videos + PARTS.replace("ASSISTANT", "{{ name | default('ASSISTANT') }}")
-        words = processor.tokenizer
-        assert words.decode(ending_ids(processor)) == " ASSISTANT:"
-        assert words.decode(ending_ids(processor, video=True)) == " BOT:"
+        assert endings(processor, video=False)[0] == " ASSISTANT:"
+        assert endings(processor, video=True)[0] == " BOT:"
 
-    def test_one_that_fails_on_all_forms(self):
+    @pytest.mark.parametrize(
+        ("template", "what"),
+        [
+            ("{{ raise_exception('ask nicely') }}", r"takes them, got one that fails \(ask nicely\)"),
+            ("no words", "shows them as they are, got one that changes or drops them"),
+            ("{% for m in messages %}{{ m['content'] | reverse }}{% endfor %}", "shows them as they are"),
+        ],
+    )
+    def test_one_that_is_of_no_use(self, template, what):
         processor = tiny_checkpoints.processor("llava")
-        processor.chat_template = "{{ raise_exception('ask nicely') }}"
-        with pytest.raises(
-            ValueError, match=r"processor: expected a chat template .* \(ask nicely\): mark .* text_mask"
-        ):
-            ending_ids(processor)
+        processor.chat_template = template
+        with pytest.raises(ValueError, match=rf"processor: expected a chat template .*{what}.*: mark .* text_mask"):
+            endings(processor, video=False)
 
 
 class TestProcessors:

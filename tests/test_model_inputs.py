@@ -7,6 +7,7 @@ import pickle
 
 import pytest
 import torch
+from torch.utils.data import DataLoader, default_convert
 
 pytest.importorskip("transformers")
 
@@ -55,6 +56,14 @@ class TestUsedTwice:
         with pytest.raises(ValueError, match=r"mm_encoder_outputs: expected .* once, got some .*: unpack .* anew"):
             generated(family, inputs)
 
+    @pytest.mark.parametrize("copied", [copy.deepcopy, lambda inputs: pickle.loads(pickle.dumps(inputs))])
+    def test_so_is_a_copy_of_a_dict_that_was_used(self, copied):
+        inputs = {**pruned_of("llava", (1, 1)), "num_beams": 2}
+        generated("llava", copied(inputs))
+        generated("llava", inputs)
+        with pytest.raises(ValueError, match=r"mm_encoder_outputs: expected .* once"):
+            generated("llava", copied(inputs))
+
     def test_videos(self):
         pruned = pruned_of("qwen3_vl", (1, 2), video=True)
         assert torch.equal(generated("qwen3_vl", pruned, num_beams=2), generated("qwen3_vl", pruned, num_beams=2))
@@ -99,6 +108,32 @@ class TestLoop:
             for number, token in enumerate(choice.split(1, dim=1)):
                 output = model(family)(**pruned.following(output, token))
                 torch.testing.assert_close(output.logits[:, 0], together[:, number], atol=TOLERANCE, rtol=0)
+
+    @pytest.mark.parametrize("family", FAMILIES)
+    def test_two_answers_to_one_prompt_need_a_copy(self, family):
+        pruned = pruned_of(family)
+        first, second = torch.randint(10, 90, (2, 2, 3), generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            output = model(family)(**pruned)
+            again = copy.deepcopy(output)
+            model(family)(**pruned.following(output, first))
+            with pytest.raises(ValueError, match=r"output: expected its cache of \d+ tokens, got .*copy.deepcopy"):
+                pruned.following(output, second)
+            mine = model(family)(**pruned.following(again, second)).logits
+            alone = model(family)(**pruned.following(model(family)(**pruned), second)).logits
+        assert torch.equal(mine, alone)
+
+    @pytest.mark.parametrize("family", FAMILIES)
+    def test_goes_on_after_generate(self, family):
+        pruned = pruned_of(family)
+        first = generated(family, pruned, return_dict_in_generate=True)
+        question = torch.randint(10, 90, (2, 4), generator=torch.Generator().manual_seed(1))
+        turn = next_turn(model(family), pruned, copy.deepcopy(first), question)
+        expected = generated(family, turn, return_dict_in_generate=True, output_logits=True, max_new_tokens=1).logits[0]
+        with torch.no_grad():
+            asked = torch.cat([first.sequences[:, -1:], question], dim=1)
+            mine = model(family)(**pruned.following(first, asked)).logits[:, -1]
+        torch.testing.assert_close(mine.float(), expected, atol=TOLERANCE, rtol=1e-6)  # generate() gives float32
 
     def test_what_does_not_belong_is_refused(self):
         pruned = pruned_of("llava", [1])
@@ -150,6 +185,18 @@ class TestHabits:
             assert torch.equal(generated(family, copied, num_beams=2), expected)
         pickled = pickle.loads(pickle.dumps(dict(pruned)))
         assert torch.equal(generated(family, pickled, num_beams=2), expected)
+
+    @pytest.mark.parametrize("family", FAMILIES)
+    @pytest.mark.parametrize(
+        "convert", [default_convert, lambda inputs: next(iter(DataLoader([inputs], batch_size=None)))]
+    )
+    def test_through_a_data_loader(self, family, convert):
+        pruned = pruned_of(family)
+        expected = generated(family, pruned, num_beams=2)
+        assert torch.equal(generated(family, convert(pruned), num_beams=2), expected)
+        assert torch.equal(generated(family, convert(dict(pruned)), num_beams=2), expected)
+        encoded = encode_inputs(model(family), batch(family, [2, 1]).inputs)
+        assert len(prune_inputs(model(family), convert(encoded), MIPruner(keep=0.25)).images) > 1
 
     @pytest.mark.parametrize("family", FAMILIES)
     def test_a_copy_is_not_pruned_again(self, family):

@@ -121,7 +121,8 @@ class TestRepeats:
             assert len(image.order) == len(image.order.unique()) == count == len(image.rows) - line_end
             assert image.gains[:each].isfinite().all()
             assert (image.gains[each:] == -torch.inf).all()
-            assert image.order[each:].tolist() == list(range(each, 3 * each))[: max(count - each, 0)]
+            best = image.scores.where(image.repeats, -torch.inf).argsort(descending=True, stable=True)
+            assert image.order[each:].tolist() == best[: max(count - each, 0)].tolist()
 
     def test_min_gain_keeps_no_repeat(self):
         inputs, each = film("qwen3_vl", 3, still=True)
@@ -147,6 +148,20 @@ class TestRepeats:
             assert len(picture.order) + len(video.order) == keep
             assert len(video.order) <= each + max(0, keep - each - picture.tokens)
 
+    def test_repeats_fill_a_budget_before_rows_that_are_not_finite(self):
+        """Of a budget that a still video shares with one that is overflown but for a row."""
+        inputs, each = film("qwen3_vl", 3, still=True, count=2)
+        one = {name: value for name, value in inputs.items() if name not in ("input_ids", "attention_mask")}
+        ids = torch.cat([inputs["input_ids"][:1, :-3], inputs["input_ids"][1:, 1:]], dim=1)
+        one |= {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        one["mm_token_type_ids"] = 2 * (ids == tiny_models.VIDEO).int()
+        encoded = encode_inputs(model("qwen3_vl"), one)
+        first, second = encoded["mm_encoder_outputs"]["video"].pooler_output
+        second[1:] = torch.nan
+        for keep in (2, each + 1, each + 5, 3 * each + 1, 99):
+            pruned = prune_inputs(model("qwen3_vl"), encoded, MIPruner(keep=keep), per="sample")
+            assert sum(len(image.order) for image in pruned.images) == min(keep, len(first) + 1)
+
     @pytest.mark.parametrize("cosine", [0, 1.5, "0.9"])
     def test_bad_cosine(self, cosine):
         with pytest.raises((ValueError, TypeError), match="repeat_cosine: expected a number in"):
@@ -161,7 +176,7 @@ class TestBudgetsOfFrames:
         for keep in (4, 7, each + 3, 3 * each, 1.0):
             pruned = prune_inputs(model(family), inputs, MIPruner(keep=keep), per="frame")
             total = min(4 * each, keep if isinstance(keep, int) else 4 * each)
-            turns = frames_in_turn([each] + [0 if still else each] * 3, each, total)
+            turns = frames_in_turn([each] + [0 if still else each] * 3, [each] * 4, total)
             for image in pruned.images:
                 assert (image.order // each).tolist() == turns
                 assert len(image.order.unique()) == total
@@ -190,6 +205,25 @@ class TestBudgetsOfFrames:
             )
             assert small.order.tolist() == large.order[:9].tolist()
             assert torch.equal(small.gains, large.gains[:9])
+
+    def test_a_frame_without_finite_features_has_no_part(self):
+        inputs, each = film("qwen2_vl", 3, still=False)
+        encoded = encode_inputs(model("qwen2_vl"), inputs)
+        (features,) = encoded["mm_encoder_outputs"]["video"].pooler_output
+        features[:each] = torch.nan
+        (image,) = prune_inputs(model("qwen2_vl"), encoded, MIPruner(keep=8), per="frame").images
+        assert (image.order // each).tolist() == [1, 2] * 4
+        features[:] = torch.inf
+        with pytest.raises(
+            ValueError, match=r"inputs: expected finite features .* of sample 0: did the vision encoder"
+        ):
+            prune_inputs(model("qwen2_vl"), encoded, MIPruner(keep=8), per="frame")
+
+    def test_a_still_frame_keeps_its_best_places(self):
+        inputs, each = film("qwen2_5_vl", 4, still=True)
+        (image,) = prune_inputs(model("qwen2_5_vl"), inputs, MIPruner(keep=4), per="frame").images
+        best = [int(part.argmax()) for part in image.scores.split(each)]
+        assert (image.order % each).tolist() == best
 
     def test_fewer_tokens_than_frames(self):
         inputs, _ = film("qwen3_vl", 4, still=False)
@@ -235,6 +269,35 @@ class TestFramesAsImages:
         found = told.prune(told.inputs([prompt, told.shown(0)]), MIPruner(keep=0.5)).images
         frames = [(image.sample, image.frames, image.tokens) for image in found]
         assert frames == [(0, 1, 9), (0, 3, 27), (0, 2, 18), (0, 1, 9), (0, 1, 9), (1, 1, 9)]
+
+    @pytest.mark.parametrize(
+        ("family", "prompt", "frames", "tokens"),
+        [
+            ("internvl", "Frame1: {2}\nFrame2: {1}\n", [1, 1], [18, 9]),  # of two tiles, so no frame
+            ("internvl", "Frame1: {2}\nFrame2: {2}\n", [1, 1], [18, 18]),
+            ("internvl", "Frame1: {1}\nFrame3: {1}\n", [1, 1], [9, 9]),
+            ("internvl", "See Frame1: {1} and Frame2: {1}\n", [1, 1], [9, 9]),
+            ("internvl", "See Frame1: {1}\nFrame2: {1}\n", [2], [18]),
+            ("smolvlm", "Frame 1: {2}\nFrame 2: {2}\n", [1], [36]),
+            ("smolvlm", "Frame from 00:00:{2}\nFrame from 00:01:{2}\n", [1], [36]),
+        ],
+    )
+    def test_images_that_are_called_frames(self, family, prompt, frames, tokens):
+        """{n}: a picture of n tiles, which is no frame of a video unless it is one, and the text is a processor's."""
+        told = Told(family)
+        tile = "<image>" * 9
+        if family == "internvl":
+            pictures = [f"<start>{tile * n}<stop>" for n in range(3)]
+        else:
+            fake = "<fake_token_around_image>"
+            pictures = [
+                f"{fake}".join(["", *(f"<row_1_col_{n + 1}>{tile}" for n in range(count)), ""]) for count in range(3)
+            ]
+        inputs = told.inputs([prompt.format(*pictures)])
+        found = told.prune(inputs, MIPruner(keep=0.5)).images
+        assert [image.frames for image in found] == frames
+        assert [image.tokens for image in found] == tokens
+        assert not any(image.repeats.any() for image in found)
 
     @pytest.mark.parametrize("family", AS_IMAGES)
     def test_without_the_processor_they_are_images(self, family):

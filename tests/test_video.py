@@ -109,8 +109,9 @@ class TestRepeats:
         assert torch.equal(found, torch.cat(alone))
         assert repeats_of_each(torch.cat(parts), [7, 15, 9], [1, 1, 1], movable, 0.9) is None
         assert repeats_of_each(torch.cat(parts), [7, 15, 9], [1, 3, 2], movable, None) is None
-        with pytest.raises(ValueError, match="frames: expected one number for each of the 3 images, got 2"):
-            repeats_of_each(torch.cat(parts), [7, 15, 9], [1, 3], movable, 0.9)
+        for wrong, error in (([1, 3], ValueError), ([1, 3, 0], ValueError), (3, TypeError), ([1, 3.0, 2], TypeError)):
+            with pytest.raises(error, match=r"frames: expected (one number >= 1 for each of the 3|a list of ints)"):
+                repeats_of_each(torch.cat(parts), [7, 15, 9], wrong, movable, 0.9)
         movable[23] = False
         with pytest.raises(ValueError, match="structural: expected those of a video after all of its frames, got some"):
             repeats_of_each(torch.cat(parts), [7, 15, 9], [1, 3, 2], movable, 0.9)
@@ -118,18 +119,20 @@ class TestRepeats:
 
 class TestFramesInTurn:
     def test_each_one_then_by_novelty(self):
-        assert frames_in_turn([4, 0, 2], 4, 6) == [0, 1, 2, 0, 0, 0]
-        assert frames_in_turn([4, 0, 2], 4, 99) == [0, 1, 2, 0, 0, 0, 2, 2, 2, 1, 1, 1]
-        assert frames_in_turn([3, 3], 3, 4) == [0, 1, 0, 1]
-        assert frames_in_turn([5], 5, 2) == [0, 0]
+        assert frames_in_turn([4, 0, 2], [4, 4, 4], 6) == [0, 1, 2, 0, 0, 2]
+        assert frames_in_turn([4, 0, 2], [4, 4, 4], 99) == [0, 1, 2, 0, 0, 2, 0, 2, 2, 1, 1, 1]
+        assert frames_in_turn([3, 3], [3, 3], 4) == [0, 1, 0, 1]
+        assert frames_in_turn([5], [5], 2) == [0, 0]
+        assert frames_in_turn([2, 0, 0], [2, 4, 4], 8) == [0, 1, 2, 0, 1, 2, 1, 2]  # nothing new: in turn
+        assert frames_in_turn([0, 2, 0], [0, 3, 1], 3) == [1, 2, 1]  # what holds nothing gets nothing
 
     @pytest.mark.parametrize("seed", range(5))
     def test_exact_nested_and_no_repeat_before_what_is_new(self, seed):
         generator = torch.Generator().manual_seed(seed)
         new = torch.randint(0, 12, (9,), generator=generator).tolist()
-        whole = frames_in_turn(new, 11, 99)
+        whole = frames_in_turn(new, [11] * 9, 99)
         for keep in range(9, 100):
-            turns = frames_in_turn(new, 11, keep)
+            turns = frames_in_turn(new, [11] * 9, keep)
             assert turns == whole[:keep]
             assert len(turns) == keep
             given = [turns.count(frame) for frame in range(9)]
@@ -142,7 +145,7 @@ class TestFramesInTurn:
         with pytest.raises(
             ValueError, match="keep: expected at least one token for each of the video's 3 frames, got 2"
         ):
-            frames_in_turn([1, 1, 1], 4, 2)
+            frames_in_turn([1, 1, 1], [4, 4, 4], 2)
 
 
 class TestServing:
@@ -204,6 +207,8 @@ class TestServing:
         ):
             with pytest.raises(error, match=rf"features: expected .*\(N, D\) floating point for each image.*{got}"):
                 selection_orders(wrong, MIPruner(keep=4))
+        with pytest.raises(ValueError, match="texts: expected at least one token for each image, got none"):
+            selection_orders(stack, MIPruner(keep=4), texts=[noise(3, 16), noise(0, 16)])
         with pytest.raises(ValueError, match="texts: expected one for each of the 2 images, got 1"):
             selection_orders(stack, MIPruner(keep=4), texts=[noise(3, 16)])
         with pytest.raises(

@@ -1,4 +1,4 @@
-"""The prompt of one user's turn, from whatever form of conversation a chat template takes."""
+"""What a chat template writes around the words of a turn, whatever form of conversation it takes."""
 
 from __future__ import annotations
 
@@ -6,10 +6,40 @@ from collections.abc import Iterator
 from typing import Any
 
 _SYSTEM = "You are a helpful assistant."  # for templates that insist on a system message
+_WORDS, _ANSWER = "7315924680", "8642097531"  # digits: no template holds these, none escapes or capitalises them
+
+Conversation = list[dict[str, Any]]
 
 
-def one_turn(processor: Any, parts: list[dict[str, str]], string: str, *words: str) -> str | None:
-    """The prompt of a turn that ends where the answer begins; None if no form of it shows the words.
+def endings(processor: Any, video: bool) -> list[str]:
+    """What stands between the user's words and an answer ("ASSISTANT:"): where one is to be generated, and where it is
+    there already, if that is not the same.
+
+    Args:
+        processor: with a chat template, or a tokenizer with one.
+        video: there is one in the conversation; SmolVLM's processor has another template for these.
+
+    Raises:
+        ValueError: if the template fails on all forms of a turn, or shows no words as they are.
+    """
+    parts = [{"type": "video"}] * video + [{"type": "text", "text": _WORDS}]
+    found = one_turn(processor, parts, _WORDS, _WORDS)
+    if found is None:
+        raise ValueError(_no_words("shows them as they are, got one that changes or drops them"))
+    conversation, prompt = found
+    generated = prompt.rpartition(_WORDS)[2]
+    as_string = isinstance(conversation[-1]["content"], str)
+    answer = {"role": "assistant", "content": _ANSWER if as_string else [{"type": "text", "text": _ANSWER}]}
+    both = _rendered(processor, [*conversation, answer], generate=False)
+    if isinstance(both, Exception) or _ANSWER not in both:  # a template of single turns
+        return [generated]
+    given = both.partition(_ANSWER)[0].rpartition(_WORDS)[2]
+    return list(dict.fromkeys([generated, given]))
+
+
+def one_turn(processor: Any, parts: list[dict[str, str]], string: str, *words: str) -> tuple[Conversation, str] | None:
+    """A conversation of one user's turn in a form that the template takes, and its prompt up to where the answer
+    begins; None if no form of it shows the words.
 
     Args:
         processor: with a chat template, or a tokenizer with one.
@@ -19,30 +49,40 @@ def one_turn(processor: Any, parts: list[dict[str, str]], string: str, *words: s
     Raises:
         ValueError: if the template fails on all forms.
     """
-    from jinja2 import TemplateError
-
     failed: Exception | None = None
     rendered = False
     for conversation in _conversations(processor, parts, string):
-        try:
-            prompt = processor.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)
-        # What a template raises for a form that it does not take is up to it: whatever an expression in it does.
-        except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
-            failed = failed or error
+        prompt = _rendered(processor, conversation, generate=True)
+        if isinstance(prompt, Exception):
+            failed = failed or prompt
             continue
         rendered = True
         as_printed = str(parts) in prompt  # a list that was printed as such was not understood
         if not as_printed and all(word in prompt for word in words):
-            return str(prompt)
+            return conversation, prompt
     if failed is not None and not rendered:
-        raise ValueError(
-            f"processor: expected a chat template that takes a user's turn, got one that fails ({failed}): mark the "
-            "question with text_mask (B, L) bool, and leave out the processor"
-        ) from failed
+        raise ValueError(_no_words(f"takes them, got one that fails ({failed})")) from failed
     return None
 
 
-def _conversations(processor: Any, parts: list[dict[str, str]], string: str) -> Iterator[list[dict[str, Any]]]:
+def _no_words(what: str) -> str:
+    return (
+        f"processor: expected a chat template that, given the user's words, {what}: mark the question with text_mask "
+        "(B, L) bool, and leave out the processor"
+    )
+
+
+def _rendered(processor: Any, conversation: Conversation, generate: bool) -> str | Exception:
+    """The prompt, or what the template raised for a form that it does not take."""
+    from jinja2 import TemplateError
+
+    try:
+        return str(processor.apply_chat_template(conversation, add_generation_prompt=generate, tokenize=False))
+    except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:  # what an expression may raise
+        return error
+
+
+def _conversations(processor: Any, parts: list[dict[str, str]], string: str) -> Iterator[Conversation]:
     """Content as a processor takes it first, or as a tokenizer does; without a system message first."""
     forms: tuple[Any, ...] = (parts, string) if hasattr(processor, "tokenizer") else (string, parts)
     systems = (_SYSTEM, [{"type": "text", "text": _SYSTEM}])

@@ -42,13 +42,13 @@ class Checkpoint:
         if not getattr(self.processor, "chat_template", None):
             return f"{string}\n"
         parts = [{"type": kind}, {"type": "text", "text": question}]
-        prompt = one_turn(self.processor, parts, string, placeholder, question.strip())
-        if prompt is None:
+        found = one_turn(self.processor, parts, string, placeholder, question.strip())
+        if found is None:
             raise ValueError(
                 f"processor: expected a chat template that takes one {kind} and a question, got one whose prompt lacks "
                 f"{placeholder} or the question"
             )
-        return prompt
+        return found[1]
 
 
 def _sampled(clip: Clip) -> dict[str, Any]:

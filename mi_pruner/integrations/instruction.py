@@ -2,91 +2,149 @@
 
 from __future__ import annotations
 
+import itertools
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .chat_template import one_turn
+from . import chat_template
 from .prompt_columns import NO_LABEL
 
-_WORDS = "⟦the user's words⟧"  # what no template holds itself
+_LEAST = 4  # characters of what opens an answer: "A:" may stand in a question as well
 
 
-def instruction_mask(
-    input_ids: Tensor,
-    attended: Tensor,
-    visual: Tensor,
-    ignored: set[int],
-    ending: list[int],
-    answers: Tensor,
-    marked: Tensor | None = None,
-) -> Tensor:
-    """The marked tokens, without visual and special ones, without answers and without what opens them.
+@dataclass(frozen=True)
+class Reader:
+    """What is known of the words of a prompt.
 
-    Args:
-        input_ids: (B, L) int64; attended, visual: (B, L) bool, True where a token is attended, is visual.
+    Attributes:
         ignored: ids of special tokens.
-        ending: ids that close every prompt; as many of the last of them as stand before an answer, or at the end of a
-            row, are left out.
-        answers: (B, L) bool, of `answer_mask`.
-        marked: (B, L) bool. None: the tokens after the last visual one.
-
-    Returns:
-        (B, L) bool.
+        endings: what the chat template puts between the user's words and an answer, as text.
+        ending_ids: the same as ids.
+        tokenizer: None: there are no endings.
     """
-    if marked is None:
-        marked = _after_images(visual)
-    special = torch.isin(input_ids, torch.tensor(sorted(ignored), dtype=input_ids.dtype, device=input_ids.device))
-    mask = marked & attended & ~visual & ~special & ~answers
-    rows = zip(input_ids.tolist(), attended.tolist(), answers.tolist(), strict=True)
-    for row, (ids, valid, answered) in enumerate(rows):
-        columns = [column for column, is_valid in enumerate(valid) if is_valid]
-        begins = [n for n in range(1, len(columns)) if answered[columns[n]] and not answered[columns[n - 1]]]
-        for stop in (*begins, len(columns)):
-            for column, expected in zip(reversed(columns[:stop]), reversed(ending), strict=False):
-                if ids[column] != expected:
-                    break
-                mask[row, column] = False
-    return mask
 
+    ignored: set[int]
+    endings: list[str] = field(default_factory=list)
+    ending_ids: list[list[int]] = field(default_factory=list)
+    tokenizer: Any | None = None
 
-def answer_mask(
-    input_ids: Tensor, attended: Tensor, visual: Tensor, labels: Tensor | None, ending: list[int]
-) -> Tensor:
-    """Which tokens of a prompt are an answer that is there already, or follow the last one, and so are no question.
+    @classmethod
+    def of(cls, model: Any, processor: Any | None, video: bool) -> Reader:
+        """Of a model and its processor; video: there is one in the prompts (`chat_template.endings`).
 
-    Args:
-        labels: (B, L) int64, −100 where there is no answer. None: what follows the whole `ending` is an answer, such as
-            one of several whose likelihoods are compared.
-        input_ids, attended, visual, ending: as in `instruction_mask`.
+        Raises:
+            ValueError: if the chat template takes no form of a turn. TypeError: if the processor has no tokenizer.
+        """
+        ignored = special_ids(model, processor)
+        if processor is None or not getattr(processor, "chat_template", None):
+            return cls(ignored)
+        tokenizer = tokenizer_of(processor)
+        endings = chat_template.endings(processor, video)
+        ids = [list(tokenizer(ending, add_special_tokens=False)["input_ids"]) for ending in endings]
+        return cls(ignored, endings, ids, tokenizer)
 
-    Returns:
-        (B, L) bool.
-    """
-    if labels is not None:
-        labelled = (labels.to(input_ids.device) != NO_LABEL) & attended
+    def instruction(
+        self,
+        input_ids: Tensor,
+        attended: Tensor,
+        visual: Tensor,
+        labels: Tensor | None = None,
+        marked: Tensor | None = None,
+    ) -> Tensor:
+        """The marked tokens, without visual and special ones, without answers and what opens and closes them.
+
+        Args:
+            input_ids: (B, L) int64; attended, visual: (B, L) bool, True where a token is attended, is visual.
+            labels: (B, L) int64, other than −100 on answers. In a row without any, what follows a whole ending is an
+                answer, such as one of several whose likelihoods are compared.
+            marked: (B, L) bool, the words that are read; `labels` are not looked at then. None: the tokens after the
+                last visual one, without answers.
+
+        Returns:
+            (B, L) bool.
+        """
         place = torch.arange(input_ids.shape[1], device=input_ids.device)
-        last = torch.where(labelled, place, -1).amax(1, keepdim=True)
-        return labelled | (labelled.any(1, keepdim=True) & (place > last))
-    answers = torch.zeros_like(attended)
-    if len(ending) < 2:  # a single token, such as a line's end, may stand in a question as well
-        return answers
-    for row, (ids, is_text) in enumerate(
-        zip(input_ids.tolist(), (_after_images(visual) & attended).tolist(), strict=True)
-    ):
-        columns = [column for column, valid in enumerate(is_text) if valid]
-        text = [ids[column] for column in columns]
-        ends = [n + len(ending) for n in range(len(text)) if text[n : n + len(ending)] == ending]
-        if ends:
-            answers[row, columns[ends[-1] :]] = True
-    return answers
+        after = place > torch.where(visual, place, -1).amax(1, keepdim=True)
+        special = torch.isin(
+            input_ids, torch.tensor(sorted(self.ignored), dtype=input_ids.dtype, device=input_ids.device)
+        )
+        mask = (after if marked is None else marked) & attended & ~visual & ~special
+        labelled = (
+            torch.zeros_like(mask) if labels is None or marked is not None else labels.to(mask.device) != NO_LABEL
+        )
+        unread = torch.zeros(mask.shape, dtype=torch.bool)
+        rows = zip(*(each.tolist() for each in (input_ids, attended, after, labelled)), strict=True)
+        for row, (ids, valid, is_after, is_label) in enumerate(rows):
+            columns = [column for column, is_valid in enumerate(valid) if is_valid]
+            text = [ids[column] for column in columns]
+            answers = [n for n, column in enumerate(columns) if is_label[column]]
+            if marked is None and not answers:
+                first = next((n for n, column in enumerate(columns) if is_after[column]), len(columns))
+                begin = self._answer_after_ending(text[first:])
+                answers = [] if begin is None else list(range(first + begin, len(text)))
+            begins = [n for before, n in zip([-2, *answers], answers, strict=False) if n != before + 1]
+            for stop in (*begins, len(text)):
+                unread[row, [columns[n] for n in range(stop - self._opening(text[:stop]), stop)]] = True
+            closing = range(answers[-1] + 1, len(text)) if answers else ()
+            unread[row, [columns[n] for n in (*answers, *closing)]] = True
+        return mask & ~unread.to(mask.device)
+
+    def _opening(self, text: list[int]) -> int:
+        """How many of the last ids are a whole ending, or else the end of one."""
+        whole = max((self._whole_at_the_end(text, ending) for ending in self.endings), default=0)
+        return whole or max((_same_at_the_end(text, ids) for ids in self.ending_ids), default=0)
+
+    # Endings are compared as text without white space: alone they are tokenised in one way, behind a question maybe in
+    # another.
+
+    def _whole_at_the_end(self, text: list[int], ending: str) -> int:
+        """How many of the last ids are all of an ending and nothing else; 0 if it is not there."""
+        wanted, shown, count = _squeezed(ending), "", 0
+        pieces = (self._piece(index) for index in reversed(text))
+        for piece in pieces:
+            if len(shown) + len(piece) > len(wanted):
+                break
+            shown = piece + shown
+            count += 1
+            if len(shown) == len(wanted):
+                break
+        if not wanted or shown != wanted:
+            return 0
+        white = 0
+        if ending[0].isspace():
+            white = next((n for n, piece in enumerate(pieces) if piece), 0)
+        return count + white
+
+    def _answer_after_ending(self, text: list[int]) -> int | None:
+        """Where an answer begins: after the last whole ending; None if there is none, or nothing after it."""
+        wanted = [squeezed for squeezed in map(_squeezed, self.endings) if len(squeezed) >= _LEAST]
+        if self.tokenizer is None or not wanted:
+            return None
+        whole = _squeezed(self.tokenizer.decode(text))
+        if whole.endswith(tuple(wanted)) or not any(ending in whole for ending in wanted):
+            return None
+        pieces = [self._piece(index) for index in text]
+        joined = "".join(pieces)
+        end = max((joined.rfind(ending) + len(ending) for ending in wanted if ending in joined), default=len(joined))
+        read = itertools.accumulate(map(len, pieces))
+        begin = next(number for number, length in enumerate(read, start=1) if length >= end)
+        return begin if begin < len(text) else None
+
+    def _piece(self, index: int) -> str:
+        return _squeezed(self.tokenizer.decode([index])) if self.tokenizer is not None else ""
 
 
-def _after_images(visual: Tensor) -> Tensor:
-    """(B, L) bool, the tokens after the last visual one, of visual (B, L) bool."""
-    place = torch.arange(visual.shape[1], device=visual.device)
-    return place > torch.where(visual, place, -1).amax(1, keepdim=True)
+def _same_at_the_end(text: list[int], ending: list[int]) -> int:
+    """How many of the last ids are those of the ending."""
+    pairs = zip(reversed(text), reversed(ending), strict=False)
+    return next((n for n, (mine, expected) in enumerate(pairs) if mine != expected), min(len(text), len(ending)))
+
+
+def _squeezed(text: str) -> str:
+    return "".join(text.split())
 
 
 def special_ids(model: Any, processor: Any | None) -> set[int]:
@@ -101,24 +159,6 @@ def special_ids(model: Any, processor: Any | None) -> set[int]:
         ids.update(tokenizer.all_special_ids)
         ids.update(index for index, token in tokenizer.added_tokens_decoder.items() if token.special)
     return ids
-
-
-def ending_ids(processor: Any | None, video: bool = False) -> list[int]:
-    """Ids of what the chat template puts after the user's words: closing marks, and what opens the answer
-    ("ASSISTANT:"); none without processor or template.
-
-    video: there is one in the conversation; SmolVLM's processor has another template for these.
-
-    Raises:
-        ValueError: if the template takes no form of a turn.
-    """
-    if processor is None or not getattr(processor, "chat_template", None):
-        return []
-    parts = [{"type": "video"}] * video + [{"type": "text", "text": _WORDS}]
-    prompt = one_turn(processor, parts, _WORDS, _WORDS)
-    if prompt is None:
-        return []
-    return list(tokenizer_of(processor)(prompt.rpartition(_WORDS)[2], add_special_tokens=False)["input_ids"])
 
 
 def tokenizer_of(processor: Any) -> Any:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 FEATURES = "mm_encoder_outputs"
 CACHES = ("cache", "past_key_values")  # the name of the newer versions of transformers first
+_LENGTH = "_cache_length"  # attribute of a model's output: of its cache when something followed it first
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ class KeptImage:
 
 
 class ModelInputs(UserDict[str, Any]):
-    """Keyword arguments for `model(...)` and `model.generate(...)`, to be unpacked as often as one likes.
+    """Keyword arguments for `model(...)` and `model.generate(...)`, to be unpacked as often as one likes. (Those of
+    `next_turn` are for `generate()` alone.)
 
     `inputs.input_ids` is `inputs["input_ids"]`. The features in `inputs["mm_encoder_outputs"]` are a copy for each who
     reads them (their tensors are not copied): transformers repeats them in place for beams and for several answers.
@@ -117,7 +119,8 @@ class PrunedInputs(ModelInputs):
             (4, B, T), and the cache.
 
         Raises:
-            ValueError: if `output` has no cache, or one of fewer tokens than the prompt; for ids of another shape.
+            ValueError: if `output` has no cache, or one of fewer tokens than the prompt, or one that has gone on since
+                it was here before; for ids of another shape. TypeError: for ids that are no tensor.
         """
         name = cache_name(output)
         if name is None:
@@ -127,12 +130,20 @@ class PrunedInputs(ModelInputs):
         check_next_ids(input_ids, len(self["input_ids"]))
         held = getattr(output, name)
         prompt, positions = self["attention_mask"], self["position_ids"]
-        since = held.get_seq_length() - prompt.shape[1]
+        length = int(held.get_seq_length())
+        since = length - prompt.shape[1]
         if since < 0:
             raise ValueError(
-                f"output: expected a cache of at least the prompt's {prompt.shape[1]} tokens, got one of "
-                f"{held.get_seq_length()}: is it of these inputs?"
+                f"output: expected a cache of at least the prompt's {prompt.shape[1]} tokens, got one of {length}: is "
+                "it of these inputs?"
             )
+        before = getattr(output, _LENGTH, length)
+        if before != length:
+            raise ValueError(
+                f"output: expected its cache of {before} tokens, got one that has gone on since ({length} tokens): "
+                "copy.deepcopy() the output before two answers go on from it"
+            )
+        setattr(output, _LENGTH, length)
         count = since + input_ids.shape[1]
         steps = torch.arange(since + 1, count + 1, device=positions.device)
         return {
@@ -183,8 +194,18 @@ def _repeated_once(kind: Any) -> type:
             object.__setattr__(self, "_is_repeated", True)
         kind.__setattr__(self, name, value)
 
-    def reduce(self: Any) -> tuple[Any, ...]:  # pickled as what it was: this class has no name to be found by
-        return kind, tuple(getattr(self, field.name) for field in fields(self))
+    def reduce(self: Any) -> tuple[Any, ...]:  # this class has no name to be found by
+        return _rebuilt, (kind, [getattr(self, field.name) for field in fields(self)], self._is_repeated)
 
-    members = {"__setattr__": set_attribute, "__reduce__": reduce, "_is_repeated": False}
+    def update(self: Any, values: Mapping[str, Any]) -> None:  # torch's DataLoader rebuilds mappings by it
+        for name, value in values.items():
+            kind.__setitem__(self, name, value)
+
+    members = {"__setattr__": set_attribute, "__reduce__": reduce, "update": update, "_is_repeated": False}
     return type(kind.__name__, (kind,), members)
+
+
+def _rebuilt(kind: Any, values: list[Any], is_repeated: bool) -> Any:
+    output = _repeated_once(kind)(*values)
+    object.__setattr__(output, "_is_repeated", is_repeated)
+    return output

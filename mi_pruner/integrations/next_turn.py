@@ -16,6 +16,9 @@ def next_turn(
 ) -> PrunedInputs:
     """Inputs for the next `model.generate(...)`: all tokens so far, their positions, and the cache that holds them.
 
+    For `generate()` alone, and without beams: it leaves out what the cache holds. A plain call of the model would read
+    that twice; a decoding loop of one's own goes on with `PrunedInputs.following`.
+
     Args:
         model: the model that answered, as `prune_inputs` takes it.
         pruned: the inputs of the turn before, from `prune_inputs` or from here.

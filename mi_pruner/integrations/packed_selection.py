@@ -72,7 +72,8 @@ def cumulative(lengths: list[int], device: torch.device) -> Tensor:
 def by_information(pruner: MIPruner) -> Selector:
     """mi_pruner's selection with the options of `pruner`: `mi_scores_varlen`, then `greedy_select_varlen`.
 
-    Repeats get a score of −inf. The first pick of each image stays, also where its gain is less than `min_gain`.
+    Repeats get a score of −inf: they are picked last, those of largest score first. The first pick of each image stays,
+    also where its gain is less than `min_gain`.
     """
 
     def select(images: PackedImages, counts: list[int]) -> Picks:
@@ -92,15 +93,15 @@ def by_information(pruner: MIPruner) -> Selector:
         )
         fresh = scores if images.repeats is None else scores.masked_fill(images.repeats, -math.inf)
 
-        def pick(counts: list[int], min_gain: float | None) -> tuple[Tensor, Tensor]:
+        def pick(slots: list[int], min_gain: float | None) -> tuple[Tensor, Tensor]:
             return greedy_select_varlen(
                 fresh,
                 images.visual,
                 cu_visual,
-                cumulative(counts, device),
+                cumulative(slots, device),
                 longest,
-                max(counts),
-                sum(counts),
+                max(slots),
+                sum(slots),
                 visual_prior=images.movable,
                 visual_bandwidth=pruner.visual_bandwidth,
                 redundancy=pruner.redundancy,
@@ -113,9 +114,25 @@ def by_information(pruner: MIPruner) -> Selector:
             some = [min(count, 1) for count in counts]
             starts = cumulative(counts, device)[:-1][cumulative(some, device).diff() > 0].long()
             indices[starts], gains[starts] = pick(some, None)
+        if images.repeats is not None:
+            indices = _repeats_by_score(images.repeats, scores, indices, gains, images.visual_lengths, counts)
         return Picks(indices, gains, counts, scores)
 
     return select
+
+
+def _repeats_by_score(
+    repeats: Tensor, scores: Tensor, indices: Tensor, gains: Tensor, lengths: list[int], counts: list[int]
+) -> Tensor:
+    """The picks with the repeats among them in the order of their scores: their gains are all −inf."""
+    ordered = []
+    parts = zip(repeats.split(lengths), scores.split(lengths), indices.split(counts), gains.split(counts), strict=True)
+    for again, score, picks, gain in parts:
+        slots = (picks >= 0) & gain.isneginf()
+        rows = again.nonzero()[:, 0]
+        best = rows[score[rows].argsort(descending=True, stable=True)]
+        ordered.append(picks.masked_scatter(slots, best))
+    return torch.cat(ordered)
 
 
 def select_images(
@@ -171,14 +188,18 @@ def _members(owners: list[int]) -> dict[int, list[int]]:
 
 def _turns_of_frames(keep: int | float, images: PackedImages, available: list[int], videos: list[int]) -> list[int]:
     """Which frame has each token of the budget of its video, one video after another."""
-    new = available
-    if images.repeats is not None:
-        repeated = [int(part.sum()) for part in images.repeats.cpu().split(images.visual_lengths)]
-        new = [tokens - again for tokens, again in zip(available, repeated, strict=True)]
+    finite = torch.linalg.vector_norm(
+        images.visual, dim=-1, dtype=torch.promote_types(images.visual.dtype, torch.float32)
+    )
+    some = finite.isfinite() if images.movable is None else finite.isfinite() & images.movable
+    new = some if images.repeats is None else some & ~images.repeats
+    tokens, fresh = ([int(part.sum()) for part in each.cpu().split(images.visual_lengths)] for each in (some, new))
     turns: list[int] = []
     for frames in _members(videos).values():
+        if not any(tokens[frame] for frame in frames):
+            raise ValueError(_nothing_finite(images.samples[frames[0]]))
         total = count_to_keep(keep, sum(available[frame] for frame in frames))
-        own = frames_in_turn([new[frame] for frame in frames], available[frames[0]], total)
+        own = frames_in_turn([fresh[frame] for frame in frames], [tokens[frame] for frame in frames], total)
         turns += [frames[turn] for turn in own]
     return turns
 
@@ -202,10 +223,14 @@ def _joined(picks: Picks, turns: list[int], lengths: list[int], videos: list[int
 def _check_some_kept(picks: Picks, samples: list[int]) -> None:
     for part, sample in zip(picks.indices.split(picks.lengths), samples, strict=True):
         if len(part) and not (part >= 0).any():
-            raise ValueError(
-                f"inputs: expected finite features of each image, got none of an image or video of sample {sample}: "
-                "did the vision encoder overflow? Load the model in the dtype that it was made for, or in float32"
-            )
+            raise ValueError(_nothing_finite(sample))
+
+
+def _nothing_finite(sample: int) -> str:
+    return (
+        f"inputs: expected finite features of each image, got none of an image or video of sample {sample}: "
+        "did the vision encoder overflow? Load the model in the dtype that it was made for, or in float32"
+    )
 
 
 def _sample_totals(keep: int | float, available: list[int], samples: list[int]) -> dict[int, int]:
@@ -228,12 +253,15 @@ def _share(picks: Picks, samples: list[int], totals: dict[int, int]) -> Picks:
     gains. The first pick of each image comes before all others.
     """
     keys = [part.cummin(0).values for part in picks.gains.split(picks.lengths)]
+    slots = [part < 0 for part in picks.indices.split(picks.lengths)]
     for key in keys:
         key[:1] = math.inf
     lengths = list(picks.lengths)
     for sample, images in _members(samples).items():
         owner = torch.tensor(images).repeat_interleave(torch.tensor([lengths[image] for image in images]))
-        order = torch.cat([keys[image] for image in images]).argsort(descending=True, stable=True).cpu()
+        unused = torch.cat([slots[image] for image in images])
+        order = torch.cat([keys[image] for image in images]).argsort(descending=True, stable=True)
+        order = order[unused[order].argsort(stable=True)].cpu()  # also after repeats, whose gains are −inf, too
         taken = owner[order[: totals[sample]]].bincount(minlength=len(samples))
         for image in images:
             lengths[image] = int(taken[image])

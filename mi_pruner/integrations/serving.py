@@ -88,6 +88,8 @@ def selection_orders(
         fixed = _one_for_each("structural", structural, count, mask=True)
     own = [rows[~mask] for rows, mask in zip(visual, fixed, strict=True)]
     read = own if texts is None else _one_for_each("texts", texts, count)
+    if any(len(text) == 0 for text in read):
+        raise ValueError("texts: expected at least one token for each image, got none for one of them")
     whole, movable, lengths = torch.cat(visual), ~torch.cat(fixed), [len(rows) for rows in visual]
     images = PackedImages(
         whole,

@@ -18,33 +18,37 @@ class Family:
         newlines: the features hold structural rows, `image_newline`.
         tiles: how a prompt shows an image that is cut into tiles. "one run": as one run of placeholders; the encoder
             returns the tiles one by one. "a run each": where an image ends can't be told: a sample's are one.
-        frames_as_images: its processor writes a video into the prompt as images, each after the word "Frame".
+        frame_mark: where its processor writes a video into the prompt as images, the regular expression of what stands
+            right before each; group "number" is that of the frame, where there is one.
     """
 
     modalities: tuple[str, ...] = ("image",)
     mrope: bool = False
     newlines: bool = False
     tiles: str | None = None
-    frames_as_images: bool = False
+    frame_mark: str | None = None
 
     @property
     def takes_videos(self) -> bool:
         """Whether its processor does."""
-        return "video" in self.modalities or self.frames_as_images
+        return "video" in self.modalities or self.frame_mark is not None
 
 
 _BOTH = ("image", "video")
 FAMILIES = {
     "gemma3": Family(),
     "idefics3": Family(tiles="a run each"),
-    "internvl": Family(tiles="one run", frames_as_images=True),
+    "internvl": Family(tiles="one run", frame_mark=r"Frame\s*(?P<number>\d+)\s*:\s*<[^<>]*>\s*"),
     "llava": Family(),
     "llava_next": Family(newlines=True),
     "llava_onevision": Family(_BOTH, newlines=True),
     "qwen2_5_vl": Family(_BOTH, mrope=True),
     "qwen2_vl": Family(_BOTH, mrope=True),
     "qwen3_vl": Family(_BOTH, mrope=True),
-    "smolvlm": Family(tiles="a run each", frames_as_images=True),
+    "smolvlm": Family(
+        tiles="a run each",
+        frame_mark=r"Frame\s+from\s+\d+\s*:\s*\d+\s*:\s*(?:<(?!row_)[^<>]*>\s*)+",  # row_: a tile of an image
+    ),
 }
 SUPPORTED = tuple(FAMILIES)
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..pruner import MIPruner
-from .instruction import answer_mask, ending_ids, instruction_mask, special_ids, tokenizer_of
+from .instruction import Reader, tokenizer_of
 from .model_inputs import FEATURES, KeptImage, ModelInputs, PrunedFeatures, PrunedInputs
 from .packed_selection import PackedImages, Picks, Selector, by_information, select_images
 from .prompt_columns import NO_LABEL, keep_columns
@@ -52,7 +52,7 @@ def prune_inputs(
             `encode_inputs` made of it. With `labels` (B, L) what they mark (other than −100) is the answer.
         pruner: `pruner.keep` is the number or the ratio of tokens to keep of each image or video. Structural rows of
             the features (`image_newline`) are always kept and not counted. With `min_gain` at least one token stays.
-        processor: the model's processor or tokenizer. It tells which tokens are special, and what the chat template
+        processor: the model's processor, or a tokenizer that has the chat template. It tells which tokens are special, and what the chat template
             puts after the user's words ("ASSISTANT:"): both are left out of the instruction. Without it only the
             special tokens in the model's configuration are, and `text_mask` or text="image" is needed. InternVL's and
             SmolVLM's videos are found by it; without it their frames are images.
@@ -233,15 +233,11 @@ def _texts(
     ids = inputs["input_ids"]
     places = torch.zeros_like(attended)
     places[visual.places[:, 0], visual.places[:, 1]] = True
-    ending = ending_ids(processor, video)
-    if text_mask is None:
-        ignored = special_ids(model, processor)
-        answers = answer_mask(ids, attended, places, inputs.get("labels"), ending)
-    else:
-        ignored = special_ids(model, processor) if processor is not None else set()  # the caller's mask is all we know
-        answers = torch.zeros_like(attended)
+    reader = Reader.of(model, processor, video)
+    if text_mask is not None and processor is None:
+        reader = Reader(set())  # the caller's mask is all that is known
     marked = None if text_mask is None else text_mask.to(ids.device)
-    mask = instruction_mask(ids, attended, places, ignored, ending, answers, marked)
+    mask = reader.instruction(ids, attended, places, inputs.get("labels"), marked)
     counts = mask.sum(1).tolist()
     for sample in visual.samples:
         if counts[sample] == 0:

@@ -85,8 +85,12 @@ def repeats_of_each(
         ValueError, TypeError: as `repeats`; for structural rows before the end of a video, or frames of another number.
     """
     check_repeat_cosine(repeat_cosine)
-    if len(frames) != len(lengths):
-        raise ValueError(f"frames: expected one number for each of the {len(lengths)} images, got {len(frames)}")
+    if not isinstance(frames, Sequence) or any(isinstance(f, bool) or not isinstance(f, int) for f in frames):
+        raise TypeError(f"frames: expected a list of ints, got {frames!r:.60}")
+    if len(frames) != len(lengths) or any(count < 1 for count in frames):
+        raise ValueError(
+            f"frames: expected one number >= 1 for each of the {len(lengths)} images or videos, got {frames!r:.60}"
+        )
     if repeat_cosine is None or max(frames) == 1:
         return None
     found = torch.zeros(len(features), dtype=torch.bool, device=features.device)
@@ -102,16 +106,16 @@ def repeats_of_each(
     return found
 
 
-def frames_in_turn(new: Sequence[int], tokens: int, keep: int) -> list[int]:
+def frames_in_turn(new: Sequence[int], tokens: Sequence[int], keep: int) -> list[int]:
     """Which frame gets the next token of a budget, `keep` times: every frame one, then by novelty.
 
-    The rest goes by highest averages (D'Hondt's method): to the frame of largest new / (given + 1), the first among
-    equals, as long as it has tokens. A larger budget only adds to a smaller one, and no frame gets more than it has new
-    tokens before all new tokens of the video are given away.
+    The rest goes by highest averages (D'Hondt's method): to the frame of largest new / (given + 1), of equals to the
+    one that was given least, then to the first, as long as it has tokens. A larger budget only adds to a smaller one,
+    and no frame gets more than it has new tokens before all new tokens of the video are given away.
 
     Args:
         new: how many tokens of each frame are new.
-        tokens: how many each frame has.
+        tokens: how many each frame has. A frame without any gets none.
         keep: the budget of the video.
 
     Returns:
@@ -120,17 +124,14 @@ def frames_in_turn(new: Sequence[int], tokens: int, keep: int) -> list[int]:
     Raises:
         ValueError: if there is not a token for each frame.
     """
-    frames = len(new)
-    if keep < frames:
-        raise ValueError(f"keep: expected at least one token for each of the video's {frames} frames, got {keep}")
-    given = [1] * frames
-    waiting = [(-new[frame] / 2, frame) for frame in range(frames) if tokens > 1]
+    turns = [frame for frame, count in enumerate(tokens) if count > 0]
+    if keep < len(turns):
+        raise ValueError(f"keep: expected at least one token for each of the video's {len(turns)} frames, got {keep}")
+    waiting = [(-new[frame] / 2, 1, frame) for frame in turns if tokens[frame] > 1]
     heapq.heapify(waiting)
-    turns = list(range(frames))
     while waiting and len(turns) < keep:
-        _, frame = heapq.heappop(waiting)
+        _, given, frame = heapq.heappop(waiting)
         turns.append(frame)
-        given[frame] += 1
-        if given[frame] < tokens:
-            heapq.heappush(waiting, (-new[frame] / (given[frame] + 1), frame))
+        if given + 1 < tokens[frame]:
+            heapq.heappush(waiting, (-new[frame] / (given + 2), given + 1, frame))
     return turns

@@ -166,8 +166,9 @@ def _from_runs(
     family = family_of(model)
     runs = _runs(places)
     begun: list[bool | None] = [None] * len(runs)
-    if family.frames_as_images and tokenizer is not None and len(runs) > 1:
-        begun = frames_begun(tokenizer, input_ids, runs)
+    if family.frame_mark is not None and tokenizer is not None and len(runs) > 1:
+        tile = parts[0] if family.tiles == "one run" else None
+        begun = frames_begun(family.frame_mark, tile, tokenizer, input_ids, runs)
     lengths: list[int] = []
     frames: list[int] = []
     for index, ((row, _, length), first) in enumerate(zip(runs, begun, strict=True)):
