@@ -52,10 +52,10 @@ def prune_inputs(
             `encode_inputs` made of it. With `labels` (B, L) what they mark (other than −100) is the answer.
         pruner: `pruner.keep` is the number or the ratio of tokens to keep of each image or video. Structural rows of
             the features (`image_newline`) are always kept and not counted. With `min_gain` at least one token stays.
-        processor: the model's processor, or a tokenizer that has the chat template. It tells which tokens are special, and what the chat template
-            puts after the user's words ("ASSISTANT:"): both are left out of the instruction. Without it only the
-            special tokens in the model's configuration are, and `text_mask` or text="image" is needed. InternVL's and
-            SmolVLM's videos are found by it; without it their frames are images.
+        processor: the model's processor, or a tokenizer that has the chat template. It tells which tokens are special,
+            and what the template puts after the user's words ("ASSISTANT:"): both are left out of the instruction.
+            Without it only the special tokens in the model's configuration are, and `text_mask` or text="image" is
+            needed. InternVL's and SmolVLM's videos are found by it; without it their frames are images.
         text: "instruction": score against the tokens after the sample's last visual token, without the answer. "image":
             against the image's own tokens, so that the selection does not depend on the question.
         text_mask: (B, L) bool, the tokens to score against, where the question comes before the image or is a part of
