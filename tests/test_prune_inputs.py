@@ -348,6 +348,51 @@ class TestBudgets:
         assert 10 < len(fewer.order) < 30
 
 
+class TestNothingKept:
+    @pytest.mark.parametrize("family", FAMILIES)
+    @pytest.mark.parametrize("value", [torch.inf, torch.nan])
+    @pytest.mark.parametrize("per", ["image", "sample", "frame"])
+    def test_features_that_overflowed_are_an_error(self, family, value, per):
+        made = batch(family, [1, 1])
+        encoded = encode_inputs(model(family), made.inputs)
+        newline = getattr(model(family).base_model, "image_newline", None)
+        for part in encoded["mm_encoder_outputs"]["image"].pooler_output:
+            part[... if newline is None else (part != newline).any(-1)] = value
+        with pytest.raises(
+            ValueError, match="inputs: expected finite features of each image, got none of an image or v"
+        ):
+            prune_inputs(model(family), encoded, MIPruner(keep=0.25), per=per)
+
+    @pytest.mark.parametrize("family", FAMILIES)
+    def test_those_of_the_last_image_alone_are_one_too_and_fewer_are_not(self, family):
+        made = batch(family, [1, 1])
+        encoded = encode_inputs(model(family), made.inputs)
+        pooled = encoded["mm_encoder_outputs"]["image"].pooler_output
+        flat = pooled.flatten(0, 1) if isinstance(pooled, Tensor) else pooled[-1]  # both are views of the features
+        newline = getattr(model(family).base_model, "image_newline", None)
+        rows = torch.arange(len(flat) - made.images[-1], len(flat))
+        rows = rows if newline is None else rows[(flat[rows] != newline).any(-1)]
+        flat[rows[:-1]] = torch.nan
+        _, image = prune_inputs(model(family), encoded, MIPruner(keep=0.5)).images
+        assert len(image.order) == 1
+        flat[rows[-1]] = torch.inf
+        with pytest.raises(
+            ValueError, match=r"got none of an image or video of sample 1: did the vision encoder overf"
+        ):
+            prune_inputs(model(family), encoded, MIPruner(keep=0.5))
+
+    @pytest.mark.parametrize("family", FAMILIES)
+    @pytest.mark.parametrize("per", ["image", "sample"])
+    def test_min_gain_leaves_one_token_of_each_image(self, family, per):
+        made = batch(family, [2, 1])
+        best = prune_inputs(model(family), made.inputs, MIPruner(keep=6)).images
+        pruned = prune_inputs(model(family), made.inputs, MIPruner(keep=6, min_gain=1e9), per=per)
+        for image, first in zip(pruned.images, best, strict=True):
+            assert image.order.tolist() == first.order[:1].tolist()
+            assert torch.equal(image.gains, first.gains[:1])
+        assert torch.equal(answer(family, pruned), uncached_answer(family, pruned))
+
+
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "smolvlm"])
 def test_all_images_of_a_batch_go_through_one_packed_call(family):
     calls = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -122,6 +123,19 @@ class TestPositions:
         assert torch.equal(positions, expected[:, 0, 3:][:, rows])
         assert following == int(expected[0, 0, -2])
 
+    @pytest.mark.parametrize(
+        ("grid", "interval"), [((20, 4, 4), 2.0), ((3, 4, 10), 2.0), ((1, 8, 6), 1.0), ((2, 6, 6), 0.5)]
+    )
+    def test_text_goes_on_after_the_largest_position(self, grid, interval):
+        """As in vLLM, also where a video lasts longer than it is wide."""
+        rows = torch.arange(grid_tokens(grid, 2))
+        positions, following = mrope_positions(grid, 2, 7, rows, interval)
+        assert following == int(positions.max()) + 1
+        assert mrope_positions(grid, 2, 7, rows[:1], interval)[1] == following
+        assert mrope_positions(grid, 2, 7, rows, interval, text_after="sides")[1] == 7 + max(grid[1:]) // 2
+        with pytest.raises(ValueError, match="text_after: expected 'all' or 'sides', got 'time'"):
+            mrope_positions(grid, 2, 7, rows, interval, text_after="time")
+
 
 class TestCacheKeys:
     def test_differ_by_all_that_decides_the_selection(self):
@@ -143,6 +157,21 @@ class TestCacheKeys:
         key = cache_key("a", MIPruner(keep=0.25), torch.tensor([1, 2]))
         assert key == cache_key("a", MIPruner(keep=0.25).eval(), [1, 2])
         assert key == "09a04106d47f13ea3c3c23c949bbad8aa4355c23b909664de6ec017600971779"
+
+    def test_ids_as_a_tokenizer_gives_them(self):
+        key = cache_key("a", MIPruner(keep=0.25), [1, 2])
+        for ids in (torch.tensor([[1, 2]]), [[1, 2]], torch.tensor([1, 2]).int(), (1, 2), np.array([1, 2])):
+            assert cache_key("a", MIPruner(keep=0.25), ids) == key
+        for wrong, got in (
+            (torch.ones(2, 2).long(), r"\(2, 2\)"),
+            ([1.5], "torch.float32"),
+            (torch.ones(2).bool(), "torch.bool"),
+            ("what is it?", "'what is it.'"),
+            ([[1], [2, 3]], r"\[\[1\], \[2, 3\]\]"),
+            (7, r"\(\)"),
+        ):
+            with pytest.raises(ValueError, match=rf"question_ids: expected \(M,\) or \(1, M\).*, got {got}"):
+                cache_key("a", MIPruner(keep=0.25), wrong)
 
 
 def test_example_on_the_page_runs():
