@@ -60,6 +60,8 @@ class Picks:
     scores: Tensor
 
 
+_ABOVE_REPEATS = torch.finfo(torch.float32).min  # a `min_gain` that every gain but that of a repeat reaches
+
 # (images, tokens to pick of each) -> picks
 Selector = Callable[[PackedImages, list[int]], Picks]
 
@@ -72,8 +74,8 @@ def cumulative(lengths: list[int], device: torch.device) -> Tensor:
 def by_information(pruner: MIPruner) -> Selector:
     """mi_pruner's selection with the options of `pruner`: `mi_scores_varlen`, then `greedy_select_varlen`.
 
-    Repeats get a score of −inf: they are picked last, those of largest score first. The first pick of each image stays,
-    also where its gain is less than `min_gain`.
+    Repeats get a score of −inf. After all other tokens those of largest score are taken, with a gain of −inf. The first
+    pick of each image stays, also where its gain is less than `min_gain`.
     """
 
     def select(images: PackedImages, counts: list[int]) -> Picks:
@@ -109,30 +111,31 @@ def by_information(pruner: MIPruner) -> Selector:
                 min_gain=min_gain,
             )
 
-        indices, gains = pick(counts, pruner.min_gain)
+        floor = pruner.min_gain
+        if floor is None and images.repeats is not None:
+            floor = _ABOVE_REPEATS
+        indices, gains = pick(counts, floor)
         if pruner.min_gain is not None:
             some = [min(count, 1) for count in counts]
             starts = cumulative(counts, device)[:-1][cumulative(some, device).diff() > 0].long()
             indices[starts], gains[starts] = pick(some, None)
-        if images.repeats is not None:
-            indices = _repeats_by_score(images.repeats, scores, indices, gains, images.visual_lengths, counts)
+        elif images.repeats is not None:
+            indices = _with_repeats(indices, counts, images.repeats, scores, images.visual_lengths)
         return Picks(indices, gains, counts, scores)
 
     return select
 
 
-def _repeats_by_score(
-    repeats: Tensor, scores: Tensor, indices: Tensor, gains: Tensor, lengths: list[int], counts: list[int]
-) -> Tensor:
-    """The picks with the repeats among them in the order of their scores: their gains are all −inf."""
-    ordered = []
-    parts = zip(repeats.split(lengths), scores.split(lengths), indices.split(counts), gains.split(counts), strict=True)
-    for again, score, picks, gain in parts:
-        slots = (picks >= 0) & gain.isneginf()
+def _with_repeats(indices: Tensor, counts: list[int], repeats: Tensor, scores: Tensor, lengths: list[int]) -> Tensor:
+    """The picks with repeats in the slots that are left (−1), those of largest score first; their gains are −inf."""
+    filled = []
+    parts = zip(indices.split(counts), repeats.split(lengths), scores.split(lengths), strict=True)
+    for picks, again, score in parts:
         rows = again.nonzero()[:, 0]
         best = rows[score[rows].argsort(descending=True, stable=True)]
-        ordered.append(picks.masked_scatter(slots, best))
-    return torch.cat(ordered)
+        used = int((picks >= 0).sum())
+        filled.append(torch.cat([picks[:used], best, picks[used:]])[: len(picks)])
+    return torch.cat(filled)
 
 
 def select_images(

@@ -233,9 +233,8 @@ def _texts(
     ids = inputs["input_ids"]
     places = torch.zeros_like(attended)
     places[visual.places[:, 0], visual.places[:, 1]] = True
-    reader = Reader.of(model, processor, video)
-    if text_mask is not None and processor is None:
-        reader = Reader(set())  # the caller's mask is all that is known
+    only_marked = text_mask is not None and processor is None  # the caller's mask is all that is known
+    reader = Reader(set()) if only_marked else Reader.of(model, processor, video)
     marked = None if text_mask is None else text_mask.to(ids.device)
     mask = reader.instruction(ids, attended, places, inputs.get("labels"), marked)
     counts = mask.sum(1).tolist()
