@@ -415,7 +415,7 @@ def test_pictures_and_tables_from_a_run(tiny_run, tmp_path, capsys):
     names += ["run-cuda", "robustness", "instructions", "prefill-measured"]
     document = "\n".join(f"## {n}\n<!-- bench:{n} -->\nold\n<!-- /bench:{n} -->" for n in names)
     (tmp_path / "docs" / "benchmarks.md").write_text(document)
-    for name in ("backends.md", "kernels.md", "kernels-cuda.md", "transformers.md"):
+    for name in ("backends.md", "kernels.md", "kernels-cuda.md", "quality.md"):
         (tmp_path / "docs" / name).write_text("")
     (tmp_path / "README.md").write_text("before\n<!-- bench:headline -->\n<!-- /bench:headline -->\nafter\n")
     arguments = ["plot", "--results", str(tiny_run.folder), "--root", str(tmp_path)]
