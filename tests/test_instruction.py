@@ -31,7 +31,7 @@ SYSTEM = "{% if messages[0]['role'] != 'system' %}{{ raise_exception('no system 
 def reader(*ending_ids: list[int], ignored: set[int] = frozenset()) -> Reader:
     """Of ids whose text is `<20>` and so on."""
     words = SimpleNamespace(decode=lambda ids: " ".join(f"<{index}>" for index in ids))
-    return Reader(set(ignored), [words.decode(ids) for ids in ending_ids], list(ending_ids), words)
+    return Reader(set(ignored), words, tuple(words.decode(ids).replace(" ", "") for ids in ending_ids))
 
 
 def read_words(processor, ids, **options):
@@ -45,11 +45,11 @@ def read_words(processor, ids, **options):
 class TestText:
     def test_instruction_leaves_out_special_tokens_and_what_opens_the_answer(self):
         ids = torch.tensor(
-            [[0, 1, 7, 95, 95, 98, 20, 21, 5, 22, 30, 31], [1, 7, 95, 95, 98, 20, 31, 21, 5, 22, 33, 31]]
+            [[0, 1, 7, 95, 95, 98, 20, 21, 5, 22, 30, 31], [1, 7, 95, 95, 98, 20, 30, 31, 5, 22, 33, 31]]
         )
         visual = ids == 95
-        mask = reader([29, 30, 31], ignored={0, 1, 5, 95, 98}).instruction(ids, ids != 0, visual)
-        assert [ids[row][mask[row]].tolist() for row in (0, 1)] == [[20, 21, 22], [20, 31, 21, 22, 33]]
+        mask = reader([30, 31], ignored={0, 1, 5, 95, 98}).instruction(ids, ids != 0, visual)
+        assert [ids[row][mask[row]].tolist() for row in (0, 1)] == [[20, 21, 22], [20]]
 
     @pytest.mark.parametrize(
         ("template", "ending"),
@@ -63,13 +63,28 @@ class TestText:
         words = tiny_checkpoints.tokenizer()
         words.chat_template = template
         assert endings(words, video=False)[0] == ending
-        assert words.decode(Reader.of(model("llava"), words, video=False).ending_ids[0]) == ending
+        squeezed = "".join(ending.split())
+        assert Reader.of(model("llava"), words, video=False).endings[:1] == (
+            (squeezed,) if squeezed else ("[assistant]",)
+        )
 
     def test_without_template_there_is_no_ending(self):
         words = tiny_checkpoints.tokenizer()
         words.chat_template = None
-        assert Reader.of(model("llava"), words, video=False).endings == []
-        assert Reader.of(model("llava"), None, video=False).endings == []
+        assert Reader.of(model("llava"), words, video=False).endings == ()
+        assert Reader.of(model("llava"), None, video=False).endings == ()
+
+    @pytest.mark.parametrize("before", ["", "\n", "\n\n ", "</image>\n"])
+    def test_white_space_around_the_words_is_not_read(self, before):
+        words = tiny_checkpoints.tokenizer()
+        words.chat_template = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}Answer:"
+        ids = words(f"<image>{before}what is the\nwoman wearing?\nAnswer:")["input_ids"]
+        image = words.convert_tokens_to_ids("<image>")
+        told = Reader.of(model("llava"), words, video=False)
+        told.ignored.update(words("</image>", add_special_tokens=False)["input_ids"] if "<" in before else [])
+        ids = torch.tensor([ids])
+        mask = told.instruction(ids, ids >= 0, ids == image)
+        assert words.decode(ids[mask]).strip() == "what is the\nwoman wearing?"
 
     def test_a_mask_is_without_special_tokens_and_ending_where_the_processor_is_known(self):
         ids = torch.tensor([[1, 95, 20, 5, 21, 22, 30, 31]])
@@ -184,6 +199,20 @@ class TestAnswers:
         mask = reader([30, 31]).instruction(ids, ids > 0, ids == 95, labels)
         assert [ids[row][mask[row]].tolist() for row in (0, 1)] == [[20], [21]]
 
+    def test_an_answer_of_which_only_the_end_is_labelled(self):
+        ids = torch.tensor([[95, 20, 30, 31, 40, 41, 5]])
+        labels = torch.full_like(ids, -100)
+        labels[0, -1] = 5
+        assert ids[reader([30, 31]).instruction(ids, ids > 0, ids == 95, labels)].tolist() == [20]
+
+    def test_an_ending_of_characters_that_are_several_tokens(self):
+        """As bytes, each a part of a character alone."""
+        words = tiny_checkpoints.tokenizer()
+        words.chat_template = "{% for m in messages %}{{ m['content'] }}\n回答：{% endfor %}"
+        prompt = "照片里有什么？\n回答："
+        for answer in ("", "杯子", "a cup"):
+            assert read_words(words, words(prompt + answer)["input_ids"]) == "照片里有什么？"
+
     def test_a_conversation_that_ends_in_a_question_keeps_its_words(self):
         """Only what stands after the last ending is an answer; text that opens another is none."""
         ids = torch.tensor([[95, 20, 30, 31, 40, 5, 22, 30, 31]])
@@ -192,6 +221,7 @@ class TestAnswers:
             (reader(), [20, 30, 31, 40, 5, 22, 30, 31]),
             (reader([30, 31, 40]), [20]),
             (reader([30, 31, 44, 45], [30, 31]), [20, 30, 31, 40, 5, 22]),
+            (reader([29, 30, 31]), [20, 30, 31, 40, 5, 22, 30, 31]),
         ):
             assert ids[told.instruction(ids, ids > 0, ids == 95)].tolist() == expected
 
@@ -207,10 +237,8 @@ class TestAnswers:
         words = tiny_checkpoints.tokenizer()
         words.chat_template = "{% for m in messages %}{{ m['content'] }}\nAssistant: {% endfor %}"
         pieces = [question[:-1], question[-1] + "\n", "Assist", "ant:", " a", " cup"]
-        told = Reader.of(model("llava"), words, video=False)
-        told = Reader(
-            set(), told.endings, told.ending_ids, SimpleNamespace(decode=lambda ids: "".join(pieces[i] for i in ids))
-        )
+        endings = Reader.of(model("llava"), words, video=False).endings
+        told = Reader(set(), SimpleNamespace(decode=lambda ids: "".join(pieces[i] for i in ids)), endings)
         ids = torch.arange(6)[None]
         mask = told.instruction(ids, ids >= 0, ids < 0)
         assert mask[0].tolist() == [True, bool(pieces[1].strip()), False, False, False, False]
@@ -219,7 +247,8 @@ class TestAnswers:
         thinks = tiny_checkpoints.TEMPLATE.replace("<turn>assistant\n", "<turn>assistant\n(no thoughts)\n\n")
         words = tiny_checkpoints.tokenizer()
         words.chat_template = thinks
-        assert endings(words, video=False) == ["<end>\n<turn>assistant\n(no thoughts)\n\n", "<end>\n<turn>assistant\n"]
+        opened = ["<end>\n<turn>assistant\n(no thoughts)\n\n", "<end>\n<turn>assistant\n"]
+        assert endings(words, video=False) == opened
         asked = [{"role": "user", "content": [{"type": "text", "text": "where is the rocket?"}]}]
         answer = [{"role": "assistant", "content": [{"type": "text", "text": "a cup of coffee"}]}]
         prompts = (

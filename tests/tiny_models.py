@@ -38,8 +38,8 @@ QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 TOLERANCE = 1e-5  # of logits
 NEW_TOKENS = 5
 
-# A tokenizer without template, special tokens and words.
-PLAIN = SimpleNamespace(all_special_ids=[], added_tokens_decoder={}, decode=lambda ids: "")
+# A tokenizer without template and special tokens.
+PLAIN = SimpleNamespace(all_special_ids=[], added_tokens_decoder={}, decode=lambda ids: " ".join(map(str, ids)))
 
 _TEXT = {
     "vocab_size": VOCABULARY,

@@ -12,8 +12,8 @@ Conversation = list[dict[str, Any]]
 
 
 def endings(processor: Any, video: bool) -> list[str]:
-    """What stands between the user's words and an answer ("ASSISTANT:"): where one is to be generated, and where it is
-    there already, if that is not the same.
+    """What stands between the user's words and an answer ("ASSISTANT:"): where one is to be generated, where it is
+    there already, and where another turn follows.
 
     Args:
         processor: with a chat template, or a tokenizer with one.
@@ -27,14 +27,14 @@ def endings(processor: Any, video: bool) -> list[str]:
     if found is None:
         raise ValueError(_no_words("shows them as they are, got one that changes or drops them"))
     conversation, prompt = found
-    generated = prompt.rpartition(_WORDS)[2]
+    opened = [prompt.rpartition(_WORDS)[2]]
     as_string = isinstance(conversation[-1]["content"], str)
     answer = {"role": "assistant", "content": _ANSWER if as_string else [{"type": "text", "text": _ANSWER}]}
-    both = _rendered(processor, [*conversation, answer], generate=False)
-    if isinstance(both, Exception) or _ANSWER not in both:  # a template of single turns
-        return [generated]
-    given = both.partition(_ANSWER)[0].rpartition(_WORDS)[2]
-    return list(dict.fromkeys([generated, given]))
+    for goes_on in ([answer], [answer, conversation[-1], answer]):
+        answered = _rendered(processor, [*conversation, *goes_on], generate=False)
+        if isinstance(answered, str) and _ANSWER in answered:  # else a template of single turns
+            opened.append(answered.partition(_ANSWER)[0].rpartition(_WORDS)[2])
+    return list(dict.fromkeys(opened))
 
 
 def one_turn(processor: Any, parts: list[dict[str, str]], string: str, *words: str) -> tuple[Conversation, str] | None:

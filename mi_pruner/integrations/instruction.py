@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
-from dataclasses import dataclass, field
+from bisect import bisect_left
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,7 +12,8 @@ from torch import Tensor
 from . import chat_template
 from .prompt_columns import NO_LABEL
 
-_LEAST = 4  # characters of what opens an answer: "A:" may stand in a question as well
+_LEAST = 4  # bytes of what opens an answer: "A:" may stand in a question as well
+_PART = "\ufffd"  # how tokenizers write a part of a character
 
 
 @dataclass(frozen=True)
@@ -21,15 +22,14 @@ class Reader:
 
     Attributes:
         ignored: ids of special tokens.
-        endings: what the chat template puts between the user's words and an answer, as text.
-        ending_ids: the same as ids.
-        tokenizer: None: there are no endings.
+        tokenizer: None: the prompt can't be read as text.
+        endings: what the chat template puts between the user's words and an answer, as the tokenizer writes it, without
+            white space: the same text is tokenised in one way alone, and maybe in another behind a question.
     """
 
     ignored: set[int]
-    endings: list[str] = field(default_factory=list)
-    ending_ids: list[list[int]] = field(default_factory=list)
     tokenizer: Any | None = None
+    endings: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, model: Any, processor: Any | None, video: bool) -> Reader:
@@ -39,12 +39,14 @@ class Reader:
             ValueError: if the chat template takes no form of a turn. TypeError: if the processor has no tokenizer.
         """
         ignored = special_ids(model, processor)
-        if processor is None or not getattr(processor, "chat_template", None):
+        if processor is None:
             return cls(ignored)
         tokenizer = tokenizer_of(processor)
-        endings = chat_template.endings(processor, video)
-        ids = [list(tokenizer(ending, add_special_tokens=False)["input_ids"]) for ending in endings]
-        return cls(ignored, endings, ids, tokenizer)
+        if not getattr(processor, "chat_template", None):
+            return cls(ignored, tokenizer)
+        ids = (tokenizer(e, add_special_tokens=False)["input_ids"] for e in chat_template.endings(processor, video))
+        endings = dict.fromkeys(_squeezed(tokenizer.decode(ending)) for ending in ids)
+        return cls(ignored, tokenizer, tuple(ending for ending in endings if ending))
 
     def instruction(
         self,
@@ -54,93 +56,88 @@ class Reader:
         labels: Tensor | None = None,
         marked: Tensor | None = None,
     ) -> Tensor:
-        """The marked tokens, without visual and special ones, without answers and what opens and closes them.
+        """The marked tokens, without visual and special ones, and without the template's endings.
 
         Args:
             input_ids: (B, L) int64; attended, visual: (B, L) bool, True where a token is attended, is visual.
-            labels: (B, L) int64, other than −100 on answers. In a row without any, what follows a whole ending is an
-                answer, such as one of several whose likelihoods are compared.
+            labels: (B, L) int64, other than −100 on answers. What follows a whole ending without a label, and what
+                follows the last label, belongs to an answer, too.
             marked: (B, L) bool, the words that are read; `labels` are not looked at then. None: the tokens after the
-                last visual one, without answers.
+                last visual one, without answers, and without white space around them.
 
         Returns:
             (B, L) bool.
         """
         place = torch.arange(input_ids.shape[1], device=input_ids.device)
         after = place > torch.where(visual, place, -1).amax(1, keepdim=True)
-        special = torch.isin(
-            input_ids, torch.tensor(sorted(self.ignored), dtype=input_ids.dtype, device=input_ids.device)
-        )
+        special = torch.isin(input_ids, torch.tensor(sorted(self.ignored), dtype=torch.int64, device=input_ids.device))
         mask = (after if marked is None else marked) & attended & ~visual & ~special
-        labelled = (
-            torch.zeros_like(mask) if labels is None or marked is not None else labels.to(mask.device) != NO_LABEL
-        )
+        labelled = torch.zeros_like(mask) if labels is None else labels.to(mask.device) != NO_LABEL
         unread = torch.zeros(mask.shape, dtype=torch.bool)
         rows = zip(*(each.tolist() for each in (input_ids, attended, after, labelled)), strict=True)
         for row, (ids, valid, is_after, is_label) in enumerate(rows):
             columns = [column for column, is_valid in enumerate(valid) if is_valid]
             text = [ids[column] for column in columns]
-            answers = [n for n, column in enumerate(columns) if is_label[column]]
-            if marked is None and not answers:
+            if marked is None:
                 first = next((n for n, column in enumerate(columns) if is_after[column]), len(columns))
-                begin = self._answer_after_ending(text[first:])
-                answers = [] if begin is None else list(range(first + begin, len(text)))
-            begins = [n for before, n in zip([-2, *answers], answers, strict=False) if n != before + 1]
-            for stop in (*begins, len(text)):
-                unread[row, [columns[n] for n in range(stop - self._opening(text[:stop]), stop)]] = True
-            closing = range(answers[-1] + 1, len(text)) if answers else ()
-            unread[row, [columns[n] for n in (*answers, *closing)]] = True
+                answers = self._answers(text, first, [n for n, column in enumerate(columns) if is_label[column]])
+                left_out = self._beside_words(text, first, answers)
+            else:
+                left_out = list(range(len(text) - self._ending(text), len(text)))
+            unread[row, [columns[n] for n in left_out]] = True
         return mask & ~unread.to(mask.device)
 
-    def _opening(self, text: list[int]) -> int:
-        """How many of the last ids are a whole ending, or else the end of one."""
-        whole = max((self._whole_at_the_end(text, ending) for ending in self.endings), default=0)
-        return whole or max((_same_at_the_end(text, ids) for ids in self.ending_ids), default=0)
+    def _answers(self, text: list[int], first: int, labelled: list[int]) -> list[int]:
+        """The numbers of the ids that belong to answers, and of all after the last; first: after the last image."""
+        stop = labelled[0] if labelled else len(text)
+        begin = self._after_ending(text[first:stop])
+        unlabelled = [] if begin is None else list(range(first + begin, stop))
+        return unlabelled + labelled + (list(range(labelled[-1] + 1, len(text))) if labelled else [])
 
-    # Endings are compared as text without white space: alone they are tokenised in one way, behind a question maybe in
-    # another.
+    def _beside_words(self, text: list[int], first: int, answers: list[int]) -> list[int]:
+        """The numbers of the ids in answers, in what opens them, and in white space around the words."""
+        left_out = list(answers)
+        begins = [n for before, n in zip([-2, *answers], answers, strict=False) if n != before + 1]
+        for stop in (*begins, len(text)):
+            start = stop - self._ending(text[:stop])
+            while start > first and self._is_white(text[start - 1]):
+                start -= 1
+            left_out += range(start, stop)
+        while first < len(text) and (text[first] in self.ignored or self._is_white(text[first])):
+            left_out.append(first)
+            first += 1
+        return left_out
 
-    def _whole_at_the_end(self, text: list[int], ending: str) -> int:
-        """How many of the last ids are all of an ending and nothing else; 0 if it is not there."""
-        wanted, shown, count = _squeezed(ending), "", 0
-        pieces = (self._piece(index) for index in reversed(text))
-        for piece in pieces:
-            if len(shown) + len(piece) > len(wanted):
-                break
-            shown = piece + shown
+    def _ending(self, text: list[int]) -> int:
+        """How many of the last ids are a whole ending, and hold nothing else."""
+        return max((self._at_the_end(text, ending) for ending in self.endings), default=0)
+
+    def _at_the_end(self, text: list[int], ending: str) -> int:
+        shown = ""
+        count = 0
+        while count < len(text) and (len(shown) < len(ending) or shown.startswith(_PART)):
             count += 1
-            if len(shown) == len(wanted):
-                break
-        if not wanted or shown != wanted:
-            return 0
-        white = 0
-        if ending[0].isspace():
-            white = next((n for n, piece in enumerate(pieces) if piece), 0)
-        return count + white
+            shown = self._text(text[-count:])
+        return 0 if not shown.endswith(ending) else count if shown == ending else count - 1
 
-    def _answer_after_ending(self, text: list[int]) -> int | None:
-        """Where an answer begins: after the last whole ending; None if there is none, or nothing after it."""
-        wanted = [squeezed for squeezed in map(_squeezed, self.endings) if len(squeezed) >= _LEAST]
-        if self.tokenizer is None or not wanted:
+    def _after_ending(self, text: list[int]) -> int | None:
+        """Where an answer begins, after the last whole ending; None if there is none, or nothing after it."""
+        endings = [ending for ending in self.endings if len(ending.encode()) >= _LEAST]
+        whole = self._text(text) if endings else ""
+        if whole.endswith(tuple(endings)) or not any(ending in whole for ending in endings):
             return None
-        whole = _squeezed(self.tokenizer.decode(text))
-        if whole.endswith(tuple(wanted)) or not any(ending in whole for ending in wanted):
-            return None
-        pieces = [self._piece(index) for index in text]
-        joined = "".join(pieces)
-        end = max((joined.rfind(ending) + len(ending) for ending in wanted if ending in joined), default=len(joined))
-        read = itertools.accumulate(map(len, pieces))
-        begin = next(number for number, length in enumerate(read, start=1) if length >= end)
+
+        def shows_all(ending: str) -> int:  # how many of the first ids show as many of this ending as all do
+            return bisect_left(range(len(text)), whole.count(ending), key=lambda n: self._text(text[:n]).count(ending))
+
+        begin = max(shows_all(ending) for ending in endings if ending in whole)
         return begin if begin < len(text) else None
 
-    def _piece(self, index: int) -> str:
-        return _squeezed(self.tokenizer.decode([index])) if self.tokenizer is not None else ""
+    def _is_white(self, index: int) -> bool:
+        return self.tokenizer is not None and not self._text([index])
 
-
-def _same_at_the_end(text: list[int], ending: list[int]) -> int:
-    """How many of the last ids are those of the ending."""
-    pairs = zip(reversed(text), reversed(ending), strict=False)
-    return next((n for n, (mine, expected) in enumerate(pairs) if mine != expected), min(len(text), len(ending)))
+    def _text(self, ids: list[int]) -> str:
+        return "" if self.tokenizer is None else _squeezed(self.tokenizer.decode(ids))
 
 
 def _squeezed(text: str) -> str:

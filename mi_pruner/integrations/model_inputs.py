@@ -177,6 +177,10 @@ def _copied(features: Mapping[str, Any], change: Callable[[Any], Any] = lambda v
     return PrunedFeatures(copied) if isinstance(features, PrunedFeatures) else copied
 
 
+class _Repeated(list[Any]):
+    """Features that are repeated: known as such also where their output is built anew."""
+
+
 @cache
 def _repeated_once(kind: Any) -> type:
     """An output class whose features can be repeated for beams once only, where the copies are one's own: the second
@@ -186,12 +190,13 @@ def _repeated_once(kind: Any) -> type:
 
     def set_attribute(self: Any, name: str, value: Any) -> None:
         if name == "pooler_output" and isinstance(value, list) and name in self:
-            if self._is_repeated:
+            if self._is_repeated or isinstance(self[name], _Repeated):
                 raise ValueError(
                     f"{FEATURES}: expected the features of each image once, got some that a call with beams or several "
                     "answers has repeated already: unpack the inputs anew for every call, model.generate(**pruned)"
                 )
             object.__setattr__(self, "_is_repeated", True)
+            value = _Repeated(value)
         kind.__setattr__(self, name, value)
 
     def reduce(self: Any) -> tuple[Any, ...]:  # this class has no name to be found by

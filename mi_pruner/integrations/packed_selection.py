@@ -111,16 +111,18 @@ def by_information(pruner: MIPruner) -> Selector:
                 min_gain=min_gain,
             )
 
-        floor = pruner.min_gain
-        if floor is None and images.repeats is not None:
-            floor = _ABOVE_REPEATS
-        indices, gains = pick(counts, floor)
-        if pruner.min_gain is not None:
-            some = [min(count, 1) for count in counts]
-            starts = cumulative(counts, device)[:-1][cumulative(some, device).diff() > 0].long()
-            indices[starts], gains[starts] = pick(some, None)
-        elif images.repeats is not None:
-            indices = _with_repeats(indices, counts, images.repeats, scores, images.visual_lengths)
+        def pick_all(slots: list[int]) -> tuple[Tensor, Tensor]:
+            if images.repeats is None:
+                return pick(slots, None)
+            indices, gains = pick(slots, _ABOVE_REPEATS)
+            return _with_repeats(indices, slots, images.repeats, scores, images.visual_lengths), gains
+
+        if pruner.min_gain is None:
+            return Picks(*pick_all(counts), counts, scores)
+        indices, gains = pick(counts, pruner.min_gain)
+        some = [min(count, 1) for count in counts]
+        starts = cumulative(counts, device)[:-1][cumulative(some, device).diff() > 0].long()
+        indices[starts], gains[starts] = pick_all(some)
         return Picks(indices, gains, counts, scores)
 
     return select
