@@ -213,6 +213,22 @@ class TestAnswers:
         for answer in ("", "杯子", "a cup"):
             assert read_words(words, words(prompt + answer)["input_ids"]) == "照片里有什么？"
 
+    def test_characters_that_are_several_tokens_and_spoil_those_before(self):
+        """As with Llama's byte tokens: of a run of them that ends within a character nothing can be read."""
+        text = "杯？\n回答：杯子".encode()
+
+        def decode(ids):
+            try:
+                return bytes(ids).decode()
+            except UnicodeDecodeError:
+                return "\ufffd" * len(ids)
+
+        told = Reader(set(), SimpleNamespace(decode=decode), ("回答：",))
+        for length in (len(text), len(text) - 3):
+            ids = torch.tensor([list(text[:length])])
+            mask = told.instruction(ids, ids >= 0, ids < 0)
+            assert bytes(ids[mask].tolist()).decode() == "杯？"
+
     def test_a_conversation_that_ends_in_a_question_keeps_its_words(self):
         """Only what stands after the last ending is an answer; text that opens another is none."""
         ids = torch.tensor([[95, 20, 30, 31, 40, 5, 22, 30, 31]])

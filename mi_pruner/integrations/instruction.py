@@ -127,11 +127,18 @@ class Reader:
         if whole.endswith(tuple(endings)) or not any(ending in whole for ending in endings):
             return None
 
-        def shows_all(ending: str) -> int:  # how many of the first ids show as many of this ending as all do
-            return bisect_left(range(len(text)), whole.count(ending), key=lambda n: self._text(text[:n]).count(ending))
-
-        begin = max(shows_all(ending) for ending in endings if ending in whole)
+        begin = max(self._up_to_last(text, whole, ending) for ending in endings if ending in whole)
         return begin if begin < len(text) else None
+
+    def _up_to_last(self, text: list[int], whole: str, ending: str) -> int:
+        """How many of the first ids show an ending as often as all do, whose text is `whole`."""
+        # All that hold it are as long or longer, also where they end in a part of a character, which may then spoil
+        # others before it.
+        least = bisect_left(
+            range(len(text)), whole.rfind(ending) + len(ending), key=lambda n: len(self._text(text[:n]))
+        )
+        count = whole.count(ending)
+        return next(n for n in range(least, len(text) + 1) if self._text(text[:n]).count(ending) == count)
 
     def _is_white(self, index: int) -> bool:
         return self.tokenizer is not None and not self._text([index])
