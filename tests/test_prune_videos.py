@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 pytest.importorskip("transformers")
 
@@ -29,27 +30,24 @@ A_TILE = {
 OPENS = {"internvl": "", "smolvlm": "A film.\n"}  # stands before a video
 
 
-def film(family: str, frames: int, still: bool, count: int = 1) -> Any:
-    """A batch of `count` samples with a video each, whose frames are all the first, or all random."""
-    made = batch(family, [1] * count, video=True)
-    pixels = torch.randn(count, frames, 3, TILE, TILE, generator=torch.Generator().manual_seed(2))
-    if family in QWEN:
-        grid = torch.tensor([[frames, 6, 8]] * count)
-        pixels = torch.randn(count, frames, 48, 3 * 2 * 4 * 4, generator=torch.Generator().manual_seed(2))
-        made.inputs["video_grid_thw"] = grid
+def film(family: str, frames: int, still: bool, count: int = 1) -> tuple[dict[str, Tensor], int]:
+    """Inputs of `count` samples with a video each, whose frames are all the first, or all random; tokens of a frame."""
+    is_qwen = family in QWEN
+    size = (48, 3 * 2 * 4 * 4) if is_qwen else (3, TILE, TILE)
+    pixels = torch.randn(count, frames, *size, generator=torch.Generator().manual_seed(2))
     if still:
         pixels[:] = pixels[:, :1]
-    made.inputs["pixel_values_videos"] = pixels.flatten(0, 2) if family in QWEN else pixels
-    each = 12 if family in QWEN else 9
+    each = 12 if is_qwen else 9
     between = [tiny_models.END, 44, tiny_models.START] if family == "qwen3_vl" else []
     shown = [token for _ in range(frames) for token in [*between, *[tiny_models.VIDEO] * each]][len(between) :]
     shown += [tiny_models.VIDEO] * (family == "llava_onevision")
     ids = torch.tensor([[1, 11, tiny_models.START, *shown, tiny_models.END, 20 + n, 31, 40 + n] for n in range(count)])
-    made.inputs["input_ids"] = ids
-    made.inputs["attention_mask"] = torch.ones_like(ids)
-    if family in QWEN:
-        made.inputs["mm_token_type_ids"] = 2 * (ids == tiny_models.VIDEO).int()
-    return made.inputs, each
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values_videos": pixels}
+    if is_qwen:
+        inputs["pixel_values_videos"] = pixels.flatten(0, 2)
+        inputs["video_grid_thw"] = torch.tensor([[frames, 6, 8]] * count)
+        inputs["mm_token_type_ids"] = 2 * (ids == tiny_models.VIDEO).int()
+    return inputs, each
 
 
 class Told:

@@ -126,7 +126,6 @@ class Reader:
         whole = self._text(text) if endings else ""
         if whole.endswith(tuple(endings)) or not any(ending in whole for ending in endings):
             return None
-
         begin = max(self._up_to_last(text, whole, ending) for ending in endings if ending in whole)
         return begin if begin < len(text) else None
 

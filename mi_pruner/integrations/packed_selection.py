@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..functional import count_from_ratio, greedy_select_varlen, mi_scores_varlen
 from ..pruner import MIPruner
-from .video import frames_in_turn
+from .video import frames_in_turn, row_norms
 
 
 @dataclass(frozen=True)
@@ -193,10 +193,8 @@ def _members(owners: list[int]) -> dict[int, list[int]]:
 
 def _turns_of_frames(keep: int | float, images: PackedImages, available: list[int], videos: list[int]) -> list[int]:
     """Which frame has each token of the budget of its video, one video after another."""
-    finite = torch.linalg.vector_norm(
-        images.visual, dim=-1, dtype=torch.promote_types(images.visual.dtype, torch.float32)
-    )
-    some = finite.isfinite() if images.movable is None else finite.isfinite() & images.movable
+    finite = row_norms(images.visual).isfinite()
+    some = finite if images.movable is None else finite & images.movable
     new = some if images.repeats is None else some & ~images.repeats
     tokens, fresh = ([int(part.sum()) for part in each.cpu().split(images.visual_lengths)] for each in (some, new))
     turns: list[int] = []
@@ -211,14 +209,11 @@ def _turns_of_frames(keep: int | float, images: PackedImages, available: list[in
 
 def _joined(picks: Picks, turns: list[int], lengths: list[int], videos: list[int]) -> Picks:
     """The picks of frames as those of their videos, in turn, counted from the video's first token."""
-    slots = [slot for own in _members(turns).values() for slot in own]  # of the outcome, frame after frame
-    order = torch.empty(len(turns), dtype=torch.int64)
-    order[slots] = torch.arange(len(turns))
-    before = [
-        sum(lengths[frame] for frame in frames[:n]) for frames in _members(videos).values() for n in range(len(frames))
-    ]
-    order = order.to(picks.indices.device)
-    offsets = torch.tensor([before[turn] for turn in turns], device=order.device)
+    frames = torch.tensor(turns, device=picks.indices.device)
+    order = frames.argsort(stable=True).argsort()  # the picks lie frame after frame
+    starts = [0, *itertools.accumulate(lengths)]
+    before = [starts[frame] - starts[videos.index(video)] for frame, video in enumerate(videos)]
+    offsets = torch.tensor(before, device=frames.device)[frames]
     indices = picks.indices[order]
     indices = torch.where(indices < 0, indices, indices + offsets)
     of_video = torch.tensor(videos)[turns].bincount(minlength=max(videos) + 1).tolist()

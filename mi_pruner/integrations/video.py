@@ -50,9 +50,9 @@ def repeats(features: Tensor, frames: int, repeat_cosine: float = REPEAT_COSINE)
         raise ValueError(f"features: expected (T · P, D) floating point, got {tuple(features.shape)} {features.dtype}")
     if frames < 1 or len(features) % frames:
         raise ValueError(f"frames: expected a divisor of the {len(features)} tokens, got {frames}")
-    exact = torch.promote_types(features.dtype, torch.float32)
     shown = features.reshape(frames, -1, features.shape[1])  # converted frame by frame: a long video is large
-    norms = torch.linalg.vector_norm(shown, dim=-1, dtype=exact)
+    norms = row_norms(shown)
+    exact = norms.dtype
     present = norms.isfinite() & (norms > 0)
     inverse = torch.where(present, 1 / norms, 0)
     total = torch.zeros_like(shown[0, 0], dtype=exact)
@@ -68,6 +68,11 @@ def repeats(features: Tensor, frames: int, repeat_cosine: float = REPEAT_COSINE)
         found.append(repeated)
         last_new = torch.where((repeated | ~there)[:, None], last_new, unit)
     return torch.stack(found).flatten()
+
+
+def row_norms(features: Tensor) -> Tensor:
+    """(..., D) floating point -> (...) float32, or float64: the rows' norms, not finite where a row is not."""
+    return torch.linalg.vector_norm(features, dim=-1, dtype=torch.promote_types(features.dtype, torch.float32))
 
 
 def repeats_of_each(

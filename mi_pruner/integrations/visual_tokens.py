@@ -135,9 +135,8 @@ def _frames_of_videos(model: Any, inputs: Mapping[str, Any], parts: list[int]) -
     """Frames of each video, of a family whose encoder takes videos."""
     if family_of(model).mrope:
         return [int(frames) for frames in inputs["video_grid_thw"][:, 0]]
-    vision = (
-        model.config.vision_config
-    )  # LLaVA-OneVision: every frame is halved along both sides, a line end closes all
+    # LLaVA-OneVision: every frame is halved along both sides, and a line end closes all.
+    vision = model.config.vision_config
     side = math.ceil(vision.image_size // vision.patch_size / 2)
     return [(part - 1) // side**2 for part in parts]
 
