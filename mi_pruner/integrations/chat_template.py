@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 _SYSTEM = "You are a helpful assistant."  # for templates that insist on a system message
+_SYSTEMS: tuple[Any, ...] = (_SYSTEM, [{"type": "text", "text": _SYSTEM}])
 _WORDS, _ANSWER = "7315924680", "8642097531"  # digits: no template holds these, none escapes or capitalises them
 
 Conversation = list[dict[str, Any]]
@@ -22,19 +23,47 @@ def endings(processor: Any, video: bool) -> list[str]:
     Raises:
         ValueError: if the template fails on all forms of a turn, or shows no words as they are.
     """
-    parts = [{"type": "video"}] * video + [{"type": "text", "text": _WORDS}]
-    found = one_turn(processor, parts, _WORDS, _WORDS)
-    if found is None:
-        raise ValueError(_no_words("shows them as they are, got one that changes or drops them"))
-    conversation, prompt = found
+    conversation, prompt = _turn_of_words(processor, video)
     opened = [prompt.rpartition(_WORDS)[2]]
-    as_string = isinstance(conversation[-1]["content"], str)
-    answer = {"role": "assistant", "content": _ANSWER if as_string else [{"type": "text", "text": _ANSWER}]}
+    answer = _answer(conversation)
     for goes_on in ([answer], [answer, conversation[-1], answer]):
         answered = _rendered(processor, [*conversation, *goes_on], generate=False)
         if isinstance(answered, str) and _ANSWER in answered:  # else a template of single turns
             opened.append(answered.partition(_ANSWER)[0].rpartition(_WORDS)[2])
     return list(dict.fromkeys(opened))
+
+
+def openings(processor: Any) -> list[str]:
+    """What the template writes before the user's words ("USER:"): at the beginning of a prompt, after a system message,
+    and after an answer.
+
+    Args, Raises:
+        As `endings`.
+    """
+    conversation, prompt = _turn_of_words(processor, video=False)
+    found = [prompt.partition(_WORDS)[0]]
+    turns = [turn for turn in conversation if turn["role"] != "system"]
+    after: list[tuple[str, Conversation]] = [(_ANSWER, [*conversation, _answer(conversation), *turns])]
+    after += [(_SYSTEM, [{"role": "system", "content": content}, *turns]) for content in _SYSTEMS]
+    for words, turns in after:
+        rendered = _rendered(processor, turns, generate=True)
+        if isinstance(rendered, str) and words in rendered:  # else a template of single turns, or without system
+            found.append(rendered.partition(words)[2].partition(_WORDS)[0])
+    return list(dict.fromkeys(found))
+
+
+def _turn_of_words(processor: Any, video: bool) -> tuple[Conversation, str]:
+    parts = [{"type": "video"}] * video + [{"type": "text", "text": _WORDS}]
+    found = one_turn(processor, parts, _WORDS, _WORDS)
+    if found is None:
+        raise ValueError(_no_words("shows them as they are, got one that changes or drops them"))
+    return found
+
+
+def _answer(conversation: Conversation) -> dict[str, Any]:
+    """Of the assistant, in the form that the conversation has."""
+    as_string = isinstance(conversation[-1]["content"], str)
+    return {"role": "assistant", "content": _ANSWER if as_string else [{"type": "text", "text": _ANSWER}]}
 
 
 def one_turn(processor: Any, parts: list[dict[str, str]], string: str, *words: str) -> tuple[Conversation, str] | None:
@@ -85,9 +114,8 @@ def _rendered(processor: Any, conversation: Conversation, generate: bool) -> str
 def _conversations(processor: Any, parts: list[dict[str, str]], string: str) -> Iterator[Conversation]:
     """Content as a processor takes it first, or as a tokenizer does; without a system message first."""
     forms: tuple[Any, ...] = (parts, string) if hasattr(processor, "tokenizer") else (string, parts)
-    systems = (_SYSTEM, [{"type": "text", "text": _SYSTEM}])
     for content in forms:
         yield [{"role": "user", "content": content}]
     for content in forms:
-        for system in systems:
+        for system in _SYSTEMS:
             yield [{"role": "system", "content": system}, {"role": "user", "content": content}]

@@ -1,0 +1,111 @@
+"""Which words of a conversation were said together with an image: the user's, of the turn in which it stands."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from . import chat_template
+
+
+class Turns:
+    """Finds the user's words in the ids of a prompt, without what the chat template writes around them.
+
+    A turn is all that stands between two answers. Marks of the template are looked for as text without white space, so
+    that it does not matter how the tokenizer joins them to what is beside them.
+    """
+
+    def __init__(self, tokenizer: Any, openings: Iterable[str], endings: Iterable[str], ignored: Iterable[int]) -> None:
+        """
+        Args:
+            tokenizer: has `decode` and `encode`.
+            openings, endings: what the template writes before the user's words, and between them and an answer.
+            ignored: ids of special tokens; all of a prompt is read that is none of these, and no mark.
+        """
+        self._tokenizer = tokenizer
+        self._pieces: dict[int, str] = {}
+        self._ignored = frozenset(ignored)
+        self._openings, self._endings = (_any_of(self._as_written(mark) for mark in each) for each in (openings, endings))
+
+    @classmethod
+    def of(cls, templated: Any, tokenizer: Any, ignored: Iterable[int]) -> Turns:
+        """By the chat template of a processor or tokenizer. Without one, or with one that shows no words as they are, a
+        prompt is one turn of words alone.
+        """
+        openings: list[str] = []
+        endings: list[str] = []
+        if getattr(templated, "chat_template", None):
+            try:
+                openings = chat_template.openings(templated)
+                endings = chat_template.endings(templated, video=False)
+            except ValueError:
+                openings, endings = [], []
+        start = getattr(tokenizer, "bos_token", None) or ""
+        return cls(tokenizer, [*openings, *(mark.removeprefix(start) for mark in openings)], endings, ignored)
+
+    def words(self, ids: Sequence[int], places: Sequence[int]) -> list[list[int]]:
+        """For each place in a prompt the ids of the user's words in its turn, in order.
+
+        Args:
+            ids: of the prompt, images as their placeholders, which are among the ignored ids.
+            places: numbers of ids, those of images.
+        """
+        owners: list[int] = []
+        parts: list[str] = []
+        for place, index in enumerate(ids):
+            piece = self._piece(index)
+            parts.append(piece)
+            owners += [place] * len(piece)
+        text = "".join(parts)
+        begins = [0, *(match.end() for match in self._endings.finditer(text))]
+        stops = [*(match.start() for match in self._endings.finditer(text)), len(text)]
+        first_char = {}
+        for char, owner in enumerate(owners):
+            first_char.setdefault(owner, char)
+        turns: dict[int, list[int]] = {}
+        found = []
+        for place in places:
+            at = first_char.get(place, 0)
+            turn = max(number for number, begin in enumerate(begins) if begin <= at)
+            if turn not in turns:
+                turns[turn] = self._said(ids, owners, text, begins[turn], stops[turn])
+            found.append(turns[turn])
+        return found
+
+    def _said(self, ids: Sequence[int], owners: list[int], text: str, begin: int, stop: int) -> list[int]:
+        """The ids of the words in a turn: after its first opening, without further ones, and white space around them."""
+        marks = list(self._openings.finditer(text, begin, stop))
+        start = marks[0].end() if marks else begin
+        marked = {owners[char] for match in marks for char in range(*match.span())}
+        first = owners[start] if start < stop else len(ids)
+        last = owners[stop - 1] if start < stop else -1
+        read = [
+            index
+            for place, index in enumerate(ids[first : last + 1], first)
+            if place not in marked and index not in self._ignored
+        ]
+        while read and not self._piece(read[0]):
+            read.pop(0)
+        while read and not self._piece(read[-1]):
+            read.pop()
+        return read
+
+    def _piece(self, index: int) -> str:
+        """What an id shows, without white space."""
+        if index not in self._pieces:
+            self._pieces[index] = _squeezed(self._tokenizer.decode([index]))
+        return self._pieces[index]
+
+    def _as_written(self, mark: str) -> str:
+        return "".join(self._piece(index) for index in self._tokenizer.encode(mark, add_special_tokens=False))
+
+
+def _squeezed(text: str) -> str:
+    return "".join(text.split())
+
+
+def _any_of(marks: Iterable[str]) -> re.Pattern[str]:
+    """Any of the marks, the longest that fits; nothing if there are none."""
+    whole = sorted({mark for mark in marks if mark}, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, whole)) or r"(?!)")

@@ -1,0 +1,223 @@
+"""Which tokens of an image stay, and where they belong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...pruner import MIPruner
+from ..serving import kept_rows, mrope_positions, selection_orders
+from .models import Architecture
+from .options import configured
+from .orders import Orders
+from .positions import of_prompt, put_right, with_positions, without_positions
+from .processor import COUNTS, KEEP, KEY, WORDS, last_position
+
+_FLAT = ("pixel_values", "image_embeds")  # of all Qwen images, one after another
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What `PrunedProcessor` told about images: tokens before and after, the ratio, ids of words, keys."""
+
+    counts: list[tuple[int, int]]
+    keeps: list[float]
+    words: list[Tensor]
+    keys: list[bytes]
+
+    @classmethod
+    def taken_from(cls, kwargs: dict[str, Any]) -> _Asked | None:
+        """Out of the encoder's kwargs; None where all tokens stay."""
+        counts, keeps, words, keys = (kwargs.pop(name, None) for name in (COUNTS, KEEP, WORDS, KEY))
+        if counts is None:
+            return None
+        pairs = [(int(before), int(after)) for before, after in counts]
+        return cls(pairs, [float(keep) for keep in keeps], list(words), [bytes(key.tolist()) for key in keys])
+
+    def of(self, numbers: Iterable[int]) -> _Asked:
+        """About some of the images."""
+        return _Asked(*([each[n] for n in numbers] for each in (self.counts, self.keeps, self.words, self.keys)))
+
+
+class PrunedModel:
+    """To be put before a model class of vLLM 0.32: prunes what its encoder returns."""
+
+    architecture: Architecture
+    supports_multimodal_pruning = True  # read by vLLM where is_multimodal_pruning_enabled()
+    supports_mrope = True  # and where the configuration has an mrope_section
+    config: Any
+    get_language_model: Any
+
+    def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
+        config = vllm_config.model_config
+        self._pruned_by = configured(config.hf_config)
+        if self._pruned_by is not None:
+            # On this instance only: both model runners ask it, after the model was built, whether to call
+            # recompute_mrope_positions.
+            object.__setattr__(config.multimodal_config, "is_multimodal_pruning_enabled", lambda: True)
+        super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
+        self._orders = Orders()
+        self._encoded_at_once = vllm_config.scheduler_config.max_num_encoder_input_tokens
+        if self._pruned_by is not None:
+            self.is_multimodal_pruning_enabled = False  # of the parent's own steps, for videos
+            _check_rope_table(self, last_position(config) + config.max_model_len)
+
+    def embed_multimodal(self, **kwargs: Any) -> Any:
+        """The parent's features of images or videos, (K, D) each of those that stay, with columns for their positions.
+
+        All images are selected in one packed call, as long as their encoder's work is what vLLM takes for one step: it
+        counts tokens that are left, and may send more.
+        """
+        asked = _Asked.taken_from(kwargs)
+        if self._pruned_by is None:
+            return super().embed_multimodal(**kwargs)  # type: ignore[misc]
+        if asked is not None:
+            parts = list(_parts(kwargs, asked, self._encoded_at_once))
+            return [item for part, own in parts for item in self._pruned(part, own)]
+        items = super().embed_multimodal(**kwargs)  # type: ignore[misc]
+        if any("video" in name for name in kwargs):
+            return [without_positions(item) for item in items]
+        return [
+            self._placed(item, torch.arange(len(item), device=item.device), len(item), grid)
+            for item, grid in zip(items, _grids(kwargs, len(items)), strict=True)
+        ]
+
+    def _pruned(self, kwargs: dict[str, Any], asked: _Asked) -> list[Tensor]:
+        items = list(super().embed_multimodal(**kwargs))  # type: ignore[misc]
+        rows = self._rows(items, asked)
+        return [
+            self._placed(item[row], row, tokens, grid)
+            for item, row, (tokens, _), grid in zip(items, rows, asked.counts, _grids(kwargs, len(items)), strict=True)
+        ]
+
+    def _rows(self, items: Sequence[Tensor], asked: _Asked) -> list[Tensor]:
+        """Of each image the rows that stay: as before, where it was seen before."""
+        rows = [self._orders.get(key) for key in asked.keys]
+        new = [number for number, row in enumerate(rows) if row is None]
+        if new:
+            for number, row in zip(new, self._selected([items[n] for n in new], asked.of(new)), strict=True):
+                rows[number] = row
+                self._orders.put(asked.keys[number], row)
+        return [row for row in rows if row is not None]
+
+    def _selected(self, items: Sequence[Tensor], asked: _Asked) -> list[Tensor]:
+        for item, (tokens, _) in zip(items, asked.counts, strict=True):
+            if len(item) != tokens:
+                raise ValueError(f"mi_pruner: expected {tokens} features of an image, as its shape says, got {len(item)}")
+        width = self.config.get_text_config().hidden_size  # what follows are Qwen3-VL's deepstack features
+        features = [item[:, :width] for item in items]
+        fixed = [self._line_ends(each) for each in features]
+        embed = self.get_language_model().embed_input_ids
+        texts = [
+            embed(ids.to(each.device)).to(each) if len(ids) else each[~mask]
+            for each, mask, ids in zip(features, fixed, asked.words, strict=True)
+        ]
+        # The first of an order are the selection of a smaller ratio.
+        orders = selection_orders(features, MIPruner(keep=max(asked.keeps)), texts=texts, structural=fixed)
+        parts = zip(orders, asked.counts, fixed, strict=True)
+        return [kept_rows(order, kept, mask) for order, (_, kept), mask in parts]
+
+    def _line_ends(self, features: Tensor) -> Tensor:
+        """(N,) bool: rows that are `image_newline`."""
+        if not self.architecture.newlines:
+            return torch.zeros(len(features), dtype=torch.bool, device=features.device)
+        return (features == self.image_newline.to(features)).all(-1)  # type: ignore[attr-defined]
+
+    # -- positions
+
+    def _placed(self, kept: Tensor, rows: Tensor, tokens: int, grid: Sequence[int] | None) -> Tensor:
+        if grid is None:
+            return with_positions(kept, rows.expand(2, -1), tokens)
+        positions, extent = mrope_positions(grid, self.config.vision_config.spatial_merge_size, 0, rows)
+        return with_positions(kept, positions[1:], extent)
+
+    def get_mrope_input_positions(self, input_tokens: list[int], mm_features: list[Any]) -> tuple[Tensor, int]:
+        """(3, L) as a prompt with all tokens has them, without those that are dropped; the difference of what follows."""
+        if self._pruned_by is None:
+            return super().get_mrope_input_positions(input_tokens, mm_features)  # type: ignore[misc]
+        whole: list[int] = []
+        images, moved, done = [], [], 0
+        for feature in sorted(mm_features, key=lambda each: each.mm_position.offset):
+            place = feature.mm_position
+            tokens = self._tokens(feature)
+            whole += input_tokens[done : place.offset]
+            moved.append(replace(feature, mm_position=replace(place, offset=len(whole), length=tokens)))
+            done = place.offset + place.length
+            whole += input_tokens[place.offset : done] + [input_tokens[done - 1]] * (tokens - place.length)
+            if feature.modality == "image":
+                images.append((place.offset, place.length, tokens))
+        whole += input_tokens[done:]
+        if self.architecture.mrope:
+            positions, larger = super().get_mrope_input_positions(whole, moved)  # type: ignore[misc]
+            after = larger + len(whole)
+        else:
+            positions, after = torch.arange(len(whole)).expand(3, -1), len(whole)
+        return of_prompt(positions, images, not self.architecture.mrope), after - len(input_tokens)
+
+    def _tokens(self, feature: Any) -> int:
+        """How many tokens an image or video had."""
+        if feature.data is not None and COUNTS in feature.data:
+            return int(feature.data[COUNTS].data[0])
+        return feature.mm_position.length
+
+    def recompute_mrope_positions(
+        self,
+        input_ids: list[int] | Tensor,
+        multimodal_embeddings: Sequence[Tensor],
+        mrope_positions: Tensor,
+        num_computed_tokens: int,
+    ) -> tuple[list[Tensor], Tensor, int]:
+        """vLLM's hook of each step: `positions.put_right`."""
+        image = getattr(self.config, "image_token_id", None) or self.config.image_token_index
+        ids = torch.as_tensor(input_ids, device=mrope_positions.device)
+        return put_right(ids, multimodal_embeddings, mrope_positions, num_computed_tokens, image)
+
+    def forward(self, input_ids: Any, positions: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """The parent's; where positions are 1-D, with the row of the three that has them."""
+        if positions.dim() == 2 and not self.architecture.mrope:
+            positions = positions[1]
+        return super().forward(input_ids, positions, *args, **kwargs)  # type: ignore[misc]
+
+    def get_encoder_cudagraph_config(self) -> Any:
+        """The parent's; with the option for no modality, since such graphs pass over `embed_multimodal`."""
+        config = super().get_encoder_cudagraph_config()  # type: ignore[misc]
+        return config if self._pruned_by is None else replace(config, modalities=[])
+
+
+def _check_rope_table(model: Any, positions: int) -> None:
+    """ValueError if a prompt and its answer may have positions that the model has no rotation for."""
+    words = model.get_language_model().modules()
+    shortest = min((len(each.cos_sin_cache) for each in words if hasattr(each, "cos_sin_cache")), default=positions)
+    if shortest < positions:
+        raise ValueError(
+            f"mi_pruner: expected a rope table of {positions} positions, for a prompt as long as the context and an answer "
+            f"as long as max_model_len, got {shortest}: use a smaller --max-model-len"
+        )
+
+
+def _grids(kwargs: Mapping[str, Any], count: int) -> list[Sequence[int] | None]:
+    """Frames, height and width of each image in patches; None for models of 1-D positions."""
+    grids = kwargs.get("image_grid_thw")
+    return [None] * count if grids is None else [grid.tolist() for grid in grids]
+
+
+def _parts(kwargs: Mapping[str, Any], asked: _Asked, limit: int) -> Iterator[tuple[dict[str, Any], _Asked]]:
+    """The images in parts of at most `limit` tokens before pruning, or one image."""
+    grids = kwargs.get("image_grid_thw")
+    start = 0
+    while start < len(asked.counts):
+        stop, tokens = start + 1, asked.counts[start][0]
+        while stop < len(asked.counts) and tokens + asked.counts[stop][0] <= limit:
+            tokens += asked.counts[stop][0]
+            stop += 1
+        part = {name: value[start:stop] for name, value in kwargs.items() if grids is None or name not in _FLAT}
+        for name in _FLAT:
+            if grids is not None and name in kwargs:
+                sizes = [int(grid.prod()) for grid in grids] if name == "pixel_values" else [n for n, _ in asked.counts]
+                part[name] = kwargs[name][sum(sizes[:start]) : sum(sizes[:stop])]
+        yield part, asked.of(range(start, stop))
+        start = stop

@@ -1,0 +1,104 @@
+"""The original positions of an image's tokens, carried beside its features until the model runner asks for them.
+
+vLLM tells positions when a request arrives, before its images are encoded. So an image's rows begin with a base, the
+position where the image starts, in row 0 of the three: there mRoPE has the time, which is one for all tokens of an
+image, and 1-D positions need one row only, row 1. Rows 1 and 2 are put right when the features are there. Text is right
+from the start, whatever is kept, and also behind an image whose blocks come from a cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+_DIGITS = 2  # of base 256: bfloat16 has integers up to 256 only; positions fit below 65,536 of an image's start
+COLUMNS = 3 * _DIGITS  # offset in row 1, offset in row 2, extent; all zero: not ours
+
+
+def with_positions(features: Tensor, offsets: Tensor, extent: int) -> Tensor:
+    """Features of an image with columns that tell where they belong.
+
+    Args:
+        features: (K, D).
+        offsets: (2, K) int64, from the image's start: height and width, or twice the 1-D position.
+        extent: how far the text after the image is from its start.
+
+    Returns:
+        (K, D + COLUMNS) of the features' dtype.
+
+    Raises:
+        ValueError: for an extent that does not fit the digits.
+    """
+    if extent >= 256**_DIGITS:
+        raise ValueError(f"mi_pruner: expected fewer than {256**_DIGITS} positions of an image, got {extent}")
+    told = torch.cat([offsets, offsets.new_full((1, offsets.shape[1]), extent)]).T
+    digits = torch.stack([told // 256, told % 256], -1).flatten(1)
+    return torch.cat([features, digits.to(features)], 1)
+
+
+def without_positions(features: Tensor) -> Tensor:
+    """Features that are not ours, with as many columns: (K, D) -> (K, D + COLUMNS)."""
+    return torch.nn.functional.pad(features, (0, COLUMNS))
+
+
+def of_prompt(whole: Tensor, images: Sequence[tuple[int, int, int]], linear: bool) -> tuple[Tensor, int]:
+    """The positions that a request starts with.
+
+    Args:
+        whole: (3, L) int64, positions as if no token were dropped.
+        images: of each image, in order, where it is in the prompt that is left, its tokens there, and before.
+        linear: positions are 1-D.
+
+    Returns:
+        (3, L − dropped) int64: an image's rows are its first ones, with the base in row 0.
+    """
+    columns: list[Tensor] = []
+    done = dropped = 0
+    positions = whole.clone()
+    for start, kept, tokens in images:
+        first = start + dropped
+        if linear:
+            positions[0, first : first + tokens] = whole[0, first]
+        columns.append(torch.arange(done, first + kept))
+        done = first + tokens
+        dropped += tokens - kept
+    columns.append(torch.arange(done, whole.shape[1]))
+    return positions[:, torch.cat(columns)]
+
+
+def put_right(
+    ids: Tensor, items: Sequence[Tensor], positions: Tensor, computed: int, image_token: int
+) -> tuple[list[Tensor], Tensor, int]:
+    """The positions of the images whose features are there.
+
+    Args:
+        ids: (L,) of the prompt.
+        items: of each image or video that the step reads, the rows that it reads, with their columns.
+        positions: (3, L) as they are.
+        computed: how many tokens were computed before the step.
+        image_token: the id of an image's placeholder.
+
+    Returns:
+        The items without their columns; (3, L); how much larger than its place the position of what follows is.
+    """
+    device = positions.device
+    waiting = (ids[computed:] == image_token).nonzero()[:, 0].to(device) + computed
+    positions, cleaned, used = positions.clone(), [], 0
+    after = int(positions.max()) + 1  # of a prompt that ends in a video
+    for item in items:
+        cleaned.append(item[:, :-COLUMNS])
+        digits = item[:, -COLUMNS:].to(device, torch.int64).unflatten(1, (3, _DIGITS))
+        told = digits[..., 0] * 256 + digits[..., 1]
+        extent = int(told[0, 2])
+        if extent == 0:
+            continue
+        places = waiting[used : used + len(told)]
+        used += len(told)
+        base = positions[0, places]
+        positions[1:, places] = base + told[:, :2].T
+        after = int(base[0]) + extent
+    if ids[-1] != image_token and positions[:, -1].unique().numel() == 1:
+        after = int(positions[0, -1]) + 1
+    return cleaned, positions, after - len(ids)
