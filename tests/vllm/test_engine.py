@@ -1,0 +1,27 @@
+"""vLLM with the plug-in against transformers with `prune_inputs`, token by token."""
+
+from __future__ import annotations
+
+import pytest
+
+from vllm_checkpoints import FAMILIES
+from .engines import KEEP, cases, check, generate, reference, request, running
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_as_transformers(family, folders):
+    asked, truth = cases(family), reference(folders[family])
+    wanted = {keep: [truth(case, keep) for case in asked] for keep in (KEEP, 0.1, 1)}
+    by_question = [truth(case, text="question") for case in asked]
+    shorter = [len(a.prompt) < len(b.prompt) for a, b in zip(wanted[KEEP], wanted[1], strict=True)]
+    assert shorter == [bool(case.images) for case in asked]
+    assert any(a.tokens != b.tokens for a, b in zip(wanted[KEEP], by_question, strict=True))
+    for options in ({}, {"max_num_batched_tokens": 24, "max_num_seqs": 2}):  # whole prompts; cut, also within images
+        with running(folders[family], **options) as llm:
+            check(generate(llm, [request(case) for case in asked]), wanted[KEEP])
+            check(generate(llm, [request(case) for case in asked]), wanted[KEEP])  # from caches
+            check(generate(llm, [request(case, keep=0.1) for case in asked]), wanted[0.1])
+            check(generate(llm, [request(case, text="question") for case in asked]), by_question)
+            if not options:
+                for case, want in zip(asked, wanted[KEEP], strict=True):
+                    check(generate(llm, [request(case)]), [want])
