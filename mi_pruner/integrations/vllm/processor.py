@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -61,6 +62,10 @@ class ShortenedDetails(PromptUpdateDetails):
     extent: int = 0
 
 
+class PositionError(ValueError):
+    """A prompt's positions go beyond the model's context."""
+
+
 class PrunedProcessor:
     """To be put before a BaseMultiModalProcessor of vLLM 0.32."""
 
@@ -87,7 +92,13 @@ class PrunedProcessor:
         if options is None or options.keep == 1 or images == 0:
             return super().apply(plain, timing_ctx)  # type: ignore[misc]
         pruning = self._pruning(plain, options, images)
-        return super().apply(replace(plain, hf_processor_mm_kwargs={**theirs, NAME: pruning}), timing_ctx)  # type: ignore[misc]
+        try:
+            return super().apply(replace(plain, hf_processor_mm_kwargs={**theirs, NAME: pruning}), timing_ctx)  # type: ignore[misc]
+        except PositionError:
+            if plain.cache is not None:  # the engine never gets what is remembered here as sent
+                for key in itertools.chain.from_iterable(pruning.hashes.values()):
+                    plain.cache.invalidate(key)
+            raise
 
     def _pruning(self, plain: Any, options: Options, images: int) -> Pruning:
         words = self._words(plain.prompt, images) if options.text == "question" else [[]] * images
@@ -194,7 +205,7 @@ class PrunedProcessor:
                 whole += details.extent - details.counts[1]
         limit = last_position(self.info.ctx.model_config)
         if whole > limit:
-            raise ValueError(
+            raise PositionError(
                 f"mi_pruner: expected a prompt whose positions end below {limit}, where the model's context does, got "
                 f"{whole}: tokens that are dropped leave their positions. Ask with fewer or smaller images"
             )
