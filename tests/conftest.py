@@ -8,6 +8,8 @@ import pytest
 
 from .cuda_host import build as cuda_host
 
+collect_ignore = ["vllm"]  # in an environment of its own, by `make test-vllm`
+
 APART = {f"tests/test_{name}.py" for name in ("backends", "cuda_host", "histogram", "instruction_sets", "triton")}
 
 

@@ -13,7 +13,9 @@ import transformers
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-CORPUS = "what is the woman wearing where is the rocket describe the picture user assistant a cup of coffee on the table"
+CORPUS = (
+    "what is the woman wearing where is the rocket describe the picture user assistant a cup of coffee on the table"
+)
 SPECIAL = ["<pad>", "<s>", "</s>", "<image>", "<video>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"]
 SPECIAL += ["<|video_pad|>"]
 WIDTH, HEADS, LAYERS, CONTEXT = 128, 4, 3, 2048  # vLLM's CPU attention takes heads of 32, 64, 80, 96, 112, 128, 256
@@ -23,7 +25,7 @@ LLAVA = ("llava", "llava_next")
 TEMPLATE = (
     "{% for message in messages %}{{ message['role'] }}: {% if message['content'] is string %}{{ message['content'] }}"
     "{% else %}{% for part in message['content'] %}{% if part['type'] in ('image', 'image_url') %}IMAGE"
-    "{% elif part['type'] == 'video' %}VIDEO{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}\n{% endfor %}"
+    "{% elif part['type'] == 'video' %}VIDEO{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}{{ '\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}assistant: {% endif %}"
 )
 MARKS = {

@@ -26,7 +26,9 @@ class Turns:
         self._tokenizer = tokenizer
         self._pieces: dict[int, str] = {}
         self._ignored = frozenset(ignored)
-        self._openings, self._endings = (_any_of(self._as_written(mark) for mark in each) for each in (openings, endings))
+        self._openings, self._endings = (
+            _any_of(self._as_written(mark) for mark in each) for each in (openings, endings)
+        )
 
     @classmethod
     def of(cls, templated: Any, tokenizer: Any, ignored: Iterable[int]) -> Turns:

@@ -166,6 +166,8 @@ def test_what_a_request_may_not_say(folders):
         for said, message in wrong:
             with pytest.raises(ValueError, match=f"mi_pruner: .*{message}"):
                 generate(llm, [request(asked[0], **said)])
-        with pytest.raises(ValueError, match=r"mi_pruner: .* positions end below 96, .*, got 1\d\d: .* fewer or smaller"):
+        with pytest.raises(
+            ValueError, match=r"mi_pruner: .* positions end below 96, .*, got 1\d\d: .* fewer or smaller"
+        ):
             generate(llm, [request(many)])
         check(generate(llm, [request(asked[0])], NEW_TOKENS), [reference(folders["llava"])(asked[0])])

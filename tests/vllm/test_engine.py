@@ -25,3 +25,23 @@ def test_as_transformers(family, folders):
             if not options:
                 for case, want in zip(asked, wanted[KEEP], strict=True):
                     check(generate(llm, [request(case)]), [want])
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen3_vl"])
+def test_an_engine_for_all_budgets(family, folders):
+    """Started with keep = 1: a batch of whole and pruned prompts, each with its own budget."""
+    asked, truth = cases(family), reference(folders[family])
+    keeps = [1, 0.5, 0.25, 0.1, 0.5, 1, 1.0]
+    wanted = [truth(case, keep) for case, keep in zip(asked, keeps, strict=True)]
+    with running(folders[family], {"keep": 1}) as llm:
+        requests = [request(case, keep=keep) for case, keep in zip(asked, keeps, strict=True)]
+        check(generate(llm, requests), wanted)
+        check(generate(llm, requests), wanted)
+        check(generate(llm, [request(case) for case in asked]), [truth(case, 1) for case in asked])
+
+
+def test_compiled(folders):
+    """Not eager, as engines run by default."""
+    asked, truth = cases("llava"), reference(folders["llava"])
+    with running(folders["llava"], enforce_eager=False) as llm:
+        check(generate(llm, [request(case) for case in asked]), [truth(case) for case in asked])

@@ -12,7 +12,8 @@ def configure(folder, overrides=None, **options):
     """What an engine does first; no model is loaded."""
     return EngineArgs(
         model=str(folder),
-        **{"hf_overrides": KEEP if overrides is None else overrides, "max_model_len": 512, "dtype": "float32"} | options,
+        **{"hf_overrides": KEEP if overrides is None else overrides, "max_model_len": 512, "dtype": "float32"}
+        | options,
     ).create_engine_config()
 
 

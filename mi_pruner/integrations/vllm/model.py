@@ -107,7 +107,9 @@ class PrunedModel:
     def _selected(self, items: Sequence[Tensor], asked: _Asked) -> list[Tensor]:
         for item, (tokens, _) in zip(items, asked.counts, strict=True):
             if len(item) != tokens:
-                raise ValueError(f"mi_pruner: expected {tokens} features of an image, as its shape says, got {len(item)}")
+                raise ValueError(
+                    f"mi_pruner: expected {tokens} features of an image, as its shape says, got {len(item)}"
+                )
         width = self.config.get_text_config().hidden_size  # what follows are Qwen3-VL's deepstack features
         features = [item[:, :width] for item in items]
         fixed = [self._line_ends(each) for each in features]

@@ -63,14 +63,18 @@ def _checked(said: Any) -> dict[str, Any]:
     known = [each.name for each in fields(Options)]
     for name in said:
         if name == "min_gain":
-            raise ValueError("mi_pruner: expected no min_gain, since an engine must know an image's count from its shape")
+            raise ValueError(
+                "mi_pruner: expected no min_gain, since an engine must know an image's count from its shape"
+            )
         if name not in known:
             raise ValueError(f"mi_pruner: expected {' and '.join(known)}, got {name!r:.60}")
     given = dict(said)
     if "keep" in given:
         given["keep"] = _ratio(given["keep"])
     if given.get("text", TEXTS[0]) not in TEXTS:
-        raise ValueError(f"mi_pruner: expected text to be one of {', '.join(map(repr, TEXTS))}, got {given['text']!r:.60}")
+        raise ValueError(
+            f"mi_pruner: expected text to be one of {', '.join(map(repr, TEXTS))}, got {given['text']!r:.60}"
+        )
     return given
 
 

@@ -85,7 +85,7 @@ class PrunedProcessor:
             options = options.of_request(said)
         elif said is not None:
             raise ValueError(
-                f"mi_pruner: expected an engine that was started with --hf-overrides '{{\"{NAME}\": {{\"keep\": ...}}}}', "
+                f'mi_pruner: expected an engine that was started with --hf-overrides \'{{"{NAME}": {{"keep": ...}}}}\', '
                 "got it in a request alone"
             )
         images = plain.mm_data_items.get_all_counts().get("image", 0)

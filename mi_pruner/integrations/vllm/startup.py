@@ -23,7 +23,9 @@ def check_configurations(version: str, served: bool) -> None:
     for architecture in {*ModelRegistry.get_supported_archs(), *MODELS_CONFIG_MAP}:
         own = MODELS_CONFIG_MAP.get(architecture, VerifyAndUpdateConfig)
         if not issubclass(own, _Checked):
-            MODELS_CONFIG_MAP[architecture] = type(own.__name__, (_Checked, own), {"version": version, "served": served})
+            MODELS_CONFIG_MAP[architecture] = type(
+                own.__name__, (_Checked, own), {"version": version, "served": served}
+            )
 
 
 class _Checked:
@@ -101,7 +103,9 @@ def _check_engine(vllm_config: Any) -> None:
             f"stage only, got {parallel.pipeline_parallel_size}: use tensor_parallel_size"
         )
     if lora is not None and lora.enable_tower_connector_lora:
-        raise ValueError("mi_pruner: expected no enable_tower_connector_lora, which counts tokens as they are in the prompt")
+        raise ValueError(
+            "mi_pruner: expected no enable_tower_connector_lora, which counts tokens as they are in the prompt"
+        )
     if speculative is not None and speculative.method not in _DRAFTLESS:
         raise ValueError(
             f"mi_pruner: expected a speculative method without draft model ({', '.join(_DRAFTLESS)}), since drafts read "
