@@ -25,7 +25,8 @@ LLAVA = ("llava", "llava_next")
 TEMPLATE = (
     "{% for message in messages %}{{ message['role'] }}: {% if message['content'] is string %}{{ message['content'] }}"
     "{% else %}{% for part in message['content'] %}{% if part['type'] in ('image', 'image_url') %}IMAGE"
-    "{% elif part['type'] == 'video' %}VIDEO{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}{{ '\\n' }}{% endfor %}"
+    "{% elif part['type'] == 'video' %}VIDEO{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}"
+    "{{ '\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}assistant: {% endif %}"
 )
 MARKS = {
@@ -36,11 +37,17 @@ MARKS = {
     },
 }  # by whether a family is a LLaVA
 _PICTURES = {
-    **{"patch_size": PATCH, "temporal_patch_size": 2, "merge_size": 2, "resample": 3, "rescale_factor": 1 / 255},
-    **{"min_pixels": 28 * 28 * 4, "max_pixels": 28 * 28 * 64},
+    "patch_size": PATCH,
+    "temporal_patch_size": 2,
+    "merge_size": 2,
+    "resample": 3,
+    "rescale_factor": 1 / 255,
+    "min_pixels": 28 * 28 * 4,
+    "max_pixels": 28 * 28 * 64,
     "size": {"shortest_edge": 28 * 28 * 4, "longest_edge": 28 * 28 * 64},
     **dict.fromkeys(("do_resize", "do_rescale", "do_normalize", "do_convert_rgb"), True),
-    **{"image_mean": [0.5] * 3, "image_std": [0.5] * 3},
+    "image_mean": [0.5] * 3,
+    "image_std": [0.5] * 3,
 }
 
 

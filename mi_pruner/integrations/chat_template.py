@@ -33,23 +33,30 @@ def endings(processor: Any, video: bool) -> list[str]:
     return list(dict.fromkeys(opened))
 
 
-def openings(processor: Any) -> list[str]:
-    """What the template writes before the user's words ("USER:"): at the beginning of a prompt, after a system message,
-    and after an answer.
+def openings(processor: Any) -> tuple[list[str], list[str]]:
+    """What the template writes before the user's words ("USER:"): at the beginning of a prompt and after an answer; and
+    after a system message.
 
     Args, Raises:
         As `endings`.
     """
     conversation, prompt = _turn_of_words(processor, video=False)
-    found = [prompt.partition(_WORDS)[0]]
     turns = [turn for turn in conversation if turn["role"] != "system"]
-    after: list[tuple[str, Conversation]] = [(_ANSWER, [*conversation, _answer(conversation), *turns])]
-    after += [(_SYSTEM, [{"role": "system", "content": content}, *turns]) for content in _SYSTEMS]
-    for words, turns in after:
-        rendered = _rendered(processor, turns, generate=True)
-        if isinstance(rendered, str) and words in rendered:  # else a template of single turns, or without system
-            found.append(rendered.partition(words)[2].partition(_WORDS)[0])
-    return list(dict.fromkeys(found))
+    again = _between(processor, [*conversation, _answer(conversation), *turns], _ANSWER)
+    systems = [
+        mark
+        for content in _SYSTEMS
+        for mark in _between(processor, [{"role": "system", "content": content}, *turns], _SYSTEM)
+    ]
+    return list(dict.fromkeys([prompt.partition(_WORDS)[0], *again])), list(dict.fromkeys(systems))
+
+
+def _between(processor: Any, conversation: Conversation, words: str) -> list[str]:
+    """What stands between some words and the user's next; nothing if the template takes no such conversation."""
+    rendered = _rendered(processor, conversation, generate=True)
+    if not isinstance(rendered, str) or words not in rendered:
+        return []
+    return [rendered.partition(words)[2].partition(_WORDS)[0]]
 
 
 def _turn_of_words(processor: Any, video: bool) -> tuple[Conversation, str]:

@@ -16,19 +16,28 @@ class Turns:
     that it does not matter how the tokenizer joins them to what is beside them.
     """
 
-    def __init__(self, tokenizer: Any, openings: Iterable[str], endings: Iterable[str], ignored: Iterable[int]) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        openings: Iterable[str],
+        endings: Iterable[str],
+        ignored: Iterable[int],
+        after_system: Iterable[str] = (),
+    ) -> None:
         """
         Args:
             tokenizer: has `decode` and `encode`.
             openings, endings: what the template writes before the user's words, and between them and an answer.
             ignored: ids of special tokens; all of a prompt is read that is none of these, and no mark.
+            after_system: what the template writes between a system message and the user's words, where it is none of
+                the openings.
         """
         self._tokenizer = tokenizer
         self._pieces: dict[int, str] = {}
         self._ignored = frozenset(ignored)
-        self._openings, self._endings = (
-            _any_of(self._as_written(mark) for mark in each) for each in (openings, endings)
-        )
+        own = {self._as_written(mark) for mark in openings}
+        self._openings, self._endings = _any_of(own), _any_of(map(self._as_written, endings))
+        self._after_system = _any_of(set(map(self._as_written, after_system)) - own)
 
     @classmethod
     def of(cls, templated: Any, tokenizer: Any, ignored: Iterable[int]) -> Turns:
@@ -36,15 +45,17 @@ class Turns:
         prompt is one turn of words alone.
         """
         openings: list[str] = []
+        after_system: list[str] = []
         endings: list[str] = []
         if getattr(templated, "chat_template", None):
             try:
-                openings = chat_template.openings(templated)
                 endings = chat_template.endings(templated, video=False)
+                openings, after_system = chat_template.openings(templated)
             except ValueError:
-                openings, endings = [], []
+                endings = []
         start = getattr(tokenizer, "bos_token", None) or ""
-        return cls(tokenizer, [*openings, *(mark.removeprefix(start) for mark in openings)], endings, ignored)
+        openings += [mark.removeprefix(start) for mark in openings]
+        return cls(tokenizer, openings, endings, ignored, after_system)
 
     def words(self, ids: Sequence[int], places: Sequence[int]) -> list[list[int]]:
         """For each place in a prompt the ids of the user's words in its turn, in order.
@@ -62,7 +73,7 @@ class Turns:
         text = "".join(parts)
         begins = [0, *(match.end() for match in self._endings.finditer(text))]
         stops = [*(match.start() for match in self._endings.finditer(text)), len(text)]
-        first_char = {}
+        first_char: dict[int, int] = {}
         for char, owner in enumerate(owners):
             first_char.setdefault(owner, char)
         turns: dict[int, list[int]] = {}
@@ -76,9 +87,10 @@ class Turns:
         return found
 
     def _said(self, ids: Sequence[int], owners: list[int], text: str, begin: int, stop: int) -> list[int]:
-        """The ids of the words in a turn: after its first opening, without further ones, and white space around them."""
+        """The ids of the words in a turn: after its first opening, without further ones and white space around."""
         marks = list(self._openings.finditer(text, begin, stop))
-        start = marks[0].end() if marks else begin
+        system = self._after_system.search(text, begin, stop)
+        start = system.end() if system else marks[0].end() if marks else begin
         marked = {owners[char] for match in marks for char in range(*match.span())}
         first = owners[start] if start < stop else len(ids)
         last = owners[stop - 1] if start < stop else -1

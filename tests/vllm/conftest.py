@@ -12,7 +12,6 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 from pathlib import Path
 
 import pytest
-
 from vllm_checkpoints import FAMILIES, save
 
 

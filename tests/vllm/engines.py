@@ -14,11 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from vllm_checkpoints import LLAVA, MARKS
 
 from mi_pruner import MIPruner
 from mi_pruner.integrations.transformers import prune_inputs
-
-from vllm_checkpoints import LLAVA, MARKS
 
 QUESTIONS = ("what is the woman wearing?", "where is the rocket?", "describe the picture of a cup")
 LONG = "a cup of coffee on the table " * 4
@@ -96,8 +95,12 @@ class Reference:
             inputs = prune_inputs(self.model, inputs, MIPruner(keep=keep), **how)
         made = self.model.generate(
             **inputs,
-            **{"max_new_tokens": tokens, "do_sample": False, "eos_token_id": None, "pad_token_id": 0},
-            **{"output_scores": True, "return_dict_in_generate": True},
+            max_new_tokens=tokens,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
+            output_scores=True,
+            return_dict_in_generate=True,
         )
         ids = inputs["input_ids"][0].tolist()
         return Answer(ids, made.sequences[0, len(ids) :].tolist(), [step[0].log_softmax(-1) for step in made.scores])
@@ -123,9 +126,17 @@ def running(folder: Path, option: Any = None, **options: Any) -> Iterator[Any]:
     from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
 
     given = {
-        **{"model": str(folder), "dtype": "float32", "enforce_eager": True, "seed": 0},
-        **{"max_model_len": 512, "max_num_seqs": 4, "max_num_batched_tokens": 512, "block_size": 32},
-        **{"gpu_memory_utilization": 0.1, "kv_cache_memory_bytes": 1 << 26, "max_logprobs": 20},
+        "model": str(folder),
+        "dtype": "float32",
+        "enforce_eager": True,
+        "seed": 0,
+        "max_model_len": 512,
+        "max_num_seqs": 4,
+        "max_num_batched_tokens": 512,
+        "block_size": 32,
+        "gpu_memory_utilization": 0.1,
+        "kv_cache_memory_bytes": 1 << 26,
+        "max_logprobs": 20,
         "limit_mm_per_prompt": {"image": 3} if is_llava(folder) else {"image": 3, "video": 1},
         "hf_overrides": {"mi_pruner": {"keep": KEEP} if option is None else option} if option != {} else {},
     }

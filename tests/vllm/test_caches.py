@@ -7,8 +7,22 @@ from dataclasses import replace
 import pytest
 import torch
 
-from .engines import KEEP, LONG, NEW_TOKENS, Case, cached_tokens, cases, check, generate, mark, metrics, picture
-from .engines import reference, request, running
+from .engines import (
+    KEEP,
+    LONG,
+    NEW_TOKENS,
+    Case,
+    cached_tokens,
+    cases,
+    check,
+    generate,
+    mark,
+    metrics,
+    picture,
+    reference,
+    request,
+    running,
+)
 
 
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-
 from vllm_checkpoints import FAMILIES
+
 from .engines import KEEP, cases, check, generate, reference, request, running
 
 

@@ -1,4 +1,4 @@
-"""Positions in both of vLLM's runners, over every cut of a prompt: the V2 runner's own code is called, no CPU runs it."""
+"""Positions in both of vLLM's runners, over every cut of a prompt. No CPU runs V2: its own code is called."""
 
 from __future__ import annotations
 

@@ -52,8 +52,12 @@ class Server:
         shown = [{"type": "image_url", "image_url": {"url": _data_url(seed + n)}} for n in range(images)]
         content = [*shown, {"type": "text", "text": QUESTION}]
         said = {
-            **{"model": "tiny", "messages": [{"role": "user", "content": content}], "max_tokens": 8},
-            **{"temperature": 0, "ignore_eos": True, **body},
+            "model": "tiny",
+            "messages": [{"role": "user", "content": content}],
+            "max_tokens": 8,
+            "temperature": 0,
+            "ignore_eos": True,
+            **body,
         }
         asked = urllib.request.Request(
             f"http://127.0.0.1:{self.port}/v1/chat/completions",

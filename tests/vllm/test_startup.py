@@ -58,7 +58,9 @@ def test_another_family(tmp_path):
     text = transformers.LlamaConfig(hidden_size=64, num_hidden_layers=1, num_attention_heads=2, vocab_size=99)
     text.architectures = ["LlamaForCausalLM"]
     text.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="mi_pruner: expected one of LlavaForConditionalGeneration, .*, got LlamaForC"):
+    with pytest.raises(
+        ValueError, match=r"mi_pruner: expected one of LlavaForConditionalGeneration, .*, got LlamaForC"
+    ):
         configure(tmp_path, skip_tokenizer_init=True)
     configure(tmp_path, {}, skip_tokenizer_init=True)
 
@@ -88,7 +90,7 @@ def test_what_does_not_go_together(folders, family, options, message):
 
 def test_scaled_rope_of_one_dimension(folders):
     scaled = {"text_config": {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}}}
-    with pytest.raises(ValueError, match="mi_pruner: expected rope_type 'default' .*, got 'linear'"):
+    with pytest.raises(ValueError, match=r"mi_pruner: expected rope_type 'default' .*, got 'linear'"):
         configure(folders["llava"], KEEP | scaled)
 
 

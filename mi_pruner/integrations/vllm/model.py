@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,25 +22,24 @@ _FLAT = ("pixel_values", "image_embeds")  # of all Qwen images, one after anothe
 
 @dataclass(frozen=True)
 class _Asked:
-    """What `PrunedProcessor` told about images: tokens before and after, the ratio, ids of words, keys."""
+    """What `PrunedProcessor` told about an image: tokens before and after, the ratio, ids of words (M,), its key."""
 
-    counts: list[tuple[int, int]]
-    keeps: list[float]
-    words: list[Tensor]
-    keys: list[bytes]
+    tokens: int
+    kept: int
+    keep: float
+    words: Tensor
+    key: bytes
 
-    @classmethod
-    def taken_from(cls, kwargs: dict[str, Any]) -> _Asked | None:
-        """Out of the encoder's kwargs; None where all tokens stay."""
-        counts, keeps, words, keys = (kwargs.pop(name, None) for name in (COUNTS, KEEP, WORDS, KEY))
-        if counts is None:
-            return None
-        pairs = [(int(before), int(after)) for before, after in counts]
-        return cls(pairs, [float(keep) for keep in keeps], list(words), [bytes(key.tolist()) for key in keys])
 
-    def of(self, numbers: Iterable[int]) -> _Asked:
-        """About some of the images."""
-        return _Asked(*([each[n] for n in numbers] for each in (self.counts, self.keeps, self.words, self.keys)))
+def _taken_from(kwargs: dict[str, Any]) -> list[_Asked] | None:
+    """Of each image, out of the encoder's kwargs; None where all tokens stay."""
+    counts, keeps, words, keys = (kwargs.pop(name, None) for name in (COUNTS, KEEP, WORDS, KEY))
+    if counts is None:
+        return None
+    return [
+        _Asked(int(count[0]), int(count[1]), float(keep), ids, bytes(key.tolist()))
+        for count, keep, ids, key in zip(counts, keeps, words, keys, strict=True)
+    ]
 
 
 class PrunedModel:
@@ -72,7 +71,7 @@ class PrunedModel:
         All images are selected in one packed call, as long as their encoder's work is what vLLM takes for one step: it
         counts tokens that are left, and may send more.
         """
-        asked = _Asked.taken_from(kwargs)
+        asked = _taken_from(kwargs)
         if self._pruned_by is None:
             return super().embed_multimodal(**kwargs)  # type: ignore[misc]
         if asked is not None:
@@ -86,42 +85,43 @@ class PrunedModel:
             for item, grid in zip(items, _grids(kwargs, len(items)), strict=True)
         ]
 
-    def _pruned(self, kwargs: dict[str, Any], asked: _Asked) -> list[Tensor]:
+    def _pruned(self, kwargs: dict[str, Any], asked: Sequence[_Asked]) -> list[Tensor]:
         items = list(super().embed_multimodal(**kwargs))  # type: ignore[misc]
         rows = self._rows(items, asked)
         return [
-            self._placed(item[row], row, tokens, grid)
-            for item, row, (tokens, _), grid in zip(items, rows, asked.counts, _grids(kwargs, len(items)), strict=True)
+            self._placed(item[row], row, each.tokens, grid)
+            for item, row, each, grid in zip(items, rows, asked, _grids(kwargs, len(items)), strict=True)
         ]
 
-    def _rows(self, items: Sequence[Tensor], asked: _Asked) -> list[Tensor]:
+    def _rows(self, items: Sequence[Tensor], asked: Sequence[_Asked]) -> list[Tensor]:
         """Of each image the rows that stay: as before, where it was seen before."""
-        rows = [self._orders.get(key) for key in asked.keys]
+        rows = [self._orders.get(each.key) for each in asked]
         new = [number for number, row in enumerate(rows) if row is None]
         if new:
-            for number, row in zip(new, self._selected([items[n] for n in new], asked.of(new)), strict=True):
+            selected = self._selected([items[number] for number in new], [asked[number] for number in new])
+            for number, row in zip(new, selected, strict=True):
                 rows[number] = row
-                self._orders.put(asked.keys[number], row)
+                self._orders.put(asked[number].key, row)
         return [row for row in rows if row is not None]
 
-    def _selected(self, items: Sequence[Tensor], asked: _Asked) -> list[Tensor]:
-        for item, (tokens, _) in zip(items, asked.counts, strict=True):
-            if len(item) != tokens:
+    def _selected(self, items: Sequence[Tensor], asked: Sequence[_Asked]) -> list[Tensor]:
+        for item, each in zip(items, asked, strict=True):
+            if len(item) != each.tokens:
                 raise ValueError(
-                    f"mi_pruner: expected {tokens} features of an image, as its shape says, got {len(item)}"
+                    f"mi_pruner: expected {each.tokens} features of an image, as its shape says, got {len(item)}"
                 )
         width = self.config.get_text_config().hidden_size  # what follows are Qwen3-VL's deepstack features
         features = [item[:, :width] for item in items]
         fixed = [self._line_ends(each) for each in features]
         embed = self.get_language_model().embed_input_ids
         texts = [
-            embed(ids.to(each.device)).to(each) if len(ids) else each[~mask]
-            for each, mask, ids in zip(features, fixed, asked.words, strict=True)
+            embed(each.words.to(own.device)).to(own) if len(each.words) else own[~mask]
+            for own, mask, each in zip(features, fixed, asked, strict=True)
         ]
         # The first of an order are the selection of a smaller ratio.
-        orders = selection_orders(features, MIPruner(keep=max(asked.keeps)), texts=texts, structural=fixed)
-        parts = zip(orders, asked.counts, fixed, strict=True)
-        return [kept_rows(order, kept, mask) for order, (_, kept), mask in parts]
+        largest = MIPruner(keep=max(each.keep for each in asked))
+        orders = selection_orders(features, largest, texts=texts, structural=fixed)
+        return [kept_rows(order, each.kept, mask) for order, each, mask in zip(orders, asked, fixed, strict=True)]
 
     def _line_ends(self, features: Tensor) -> Tensor:
         """(N,) bool: rows that are `image_newline`."""
@@ -138,7 +138,7 @@ class PrunedModel:
         return with_positions(kept, positions[1:], extent)
 
     def get_mrope_input_positions(self, input_tokens: list[int], mm_features: list[Any]) -> tuple[Tensor, int]:
-        """(3, L) as a prompt with all tokens has them, without those that are dropped; the difference of what follows."""
+        """(3, L) as in a prompt with all tokens, without those that are dropped; by how much what follows differs."""
         if self._pruned_by is None:
             return super().get_mrope_input_positions(input_tokens, mm_features)  # type: ignore[misc]
         whole: list[int] = []
@@ -196,8 +196,8 @@ def _check_rope_table(model: Any, positions: int) -> None:
     shortest = min((len(each.cos_sin_cache) for each in words if hasattr(each, "cos_sin_cache")), default=positions)
     if shortest < positions:
         raise ValueError(
-            f"mi_pruner: expected a rope table of {positions} positions, for a prompt as long as the context and an answer "
-            f"as long as max_model_len, got {shortest}: use a smaller --max-model-len"
+            f"mi_pruner: expected a rope table of {positions} positions, for a prompt as long as the context and an "
+            f"answer as long as max_model_len, got {shortest}: use a smaller --max-model-len"
         )
 
 
@@ -207,19 +207,22 @@ def _grids(kwargs: Mapping[str, Any], count: int) -> list[Sequence[int] | None]:
     return [None] * count if grids is None else [grid.tolist() for grid in grids]
 
 
-def _parts(kwargs: Mapping[str, Any], asked: _Asked, limit: int) -> Iterator[tuple[dict[str, Any], _Asked]]:
+def _parts(
+    kwargs: Mapping[str, Any], asked: Sequence[_Asked], limit: int
+) -> Iterator[tuple[dict[str, Any], Sequence[_Asked]]]:
     """The images in parts of at most `limit` tokens before pruning, or one image."""
     grids = kwargs.get("image_grid_thw")
     start = 0
-    while start < len(asked.counts):
-        stop, tokens = start + 1, asked.counts[start][0]
-        while stop < len(asked.counts) and tokens + asked.counts[stop][0] <= limit:
-            tokens += asked.counts[stop][0]
+    while start < len(asked):
+        stop, tokens = start + 1, asked[start].tokens
+        while stop < len(asked) and tokens + asked[stop].tokens <= limit:
+            tokens += asked[stop].tokens
             stop += 1
         part = {name: value[start:stop] for name, value in kwargs.items() if grids is None or name not in _FLAT}
         for name in _FLAT:
             if grids is not None and name in kwargs:
-                sizes = [int(grid.prod()) for grid in grids] if name == "pixel_values" else [n for n, _ in asked.counts]
+                of_patches = name == "pixel_values"
+                sizes = [int(grid.prod()) for grid in grids] if of_patches else [each.tokens for each in asked]
                 part[name] = kwargs[name][sum(sizes[:start]) : sum(sizes[:stop])]
-        yield part, asked.of(range(start, stop))
+        yield part, asked[start:stop]
         start = stop

@@ -1,4 +1,4 @@
-"""The served families: vLLM's own model classes with what prunes put before them, made when vLLM asks for one by name."""
+"""The served families: vLLM's own model classes with what prunes put before them, made when vLLM asks for one."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _built(name: str) -> type:
     def processor(info: Any, dummy_inputs: Any) -> Any:
         own = factory.processor(info, dummy_inputs)  # maybe a function that chooses a class
         pruned = type(f"Pruned{type(own).__name__}", (PrunedProcessor, type(own)), {"architecture": architecture})
-        made = object.__new__(pruned)
+        made: Any = object.__new__(pruned)
         made.__dict__.update(own.__dict__)
         return made
 

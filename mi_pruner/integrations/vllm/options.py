@@ -45,8 +45,8 @@ class Options:
         asked = Options(**{"keep": self.keep, "text": self.text, **given})
         if asked.keep > self.keep:
             raise ValueError(
-                f"mi_pruner: expected keep <= {self.keep:g}, for which the engine was started, got {asked.keep:g}: start "
-                "it with the largest that requests ask for"
+                f"mi_pruner: expected keep <= {self.keep:g}, for which the engine was started, got {asked.keep:g}: "
+                "start it with the largest that requests ask for"
             )
         return asked
 

@@ -43,7 +43,7 @@ def without_positions(features: Tensor) -> Tensor:
     return torch.nn.functional.pad(features, (0, COLUMNS))
 
 
-def of_prompt(whole: Tensor, images: Sequence[tuple[int, int, int]], linear: bool) -> tuple[Tensor, int]:
+def of_prompt(whole: Tensor, images: Sequence[tuple[int, int, int]], linear: bool) -> Tensor:
     """The positions that a request starts with.
 
     Args:

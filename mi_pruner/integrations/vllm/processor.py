@@ -85,8 +85,8 @@ class PrunedProcessor:
             options = options.of_request(said)
         elif said is not None:
             raise ValueError(
-                f'mi_pruner: expected an engine that was started with --hf-overrides \'{{"{NAME}": {{"keep": ...}}}}\', '
-                "got it in a request alone"
+                f'mi_pruner: expected an engine that was started with --hf-overrides \'{{"{NAME}": {{"keep": 0.25}}}}\''
+                ", got it in a request alone"
             )
         images = plain.mm_data_items.get_all_counts().get("image", 0)
         if options is None or options.keep == 1 or images == 0:
@@ -213,7 +213,7 @@ class PrunedProcessor:
 
 
 def last_position(model_config: Any) -> int:
-    """Where the positions of a prompt must end: the length of the model's context, whatever is reserved for requests."""
+    """Where the positions of a prompt must end: the length of the model's context, or of what is served."""
     derived, _ = model_config.model_arch_config.derived_max_model_len_and_key
     return max(int(derived), model_config.max_model_len)
 
@@ -225,7 +225,7 @@ def _parted(kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
 
 
 def _fields(counts: tuple[int, int], asked: ImageRequest) -> dict[str, Any]:
-    """vLLM's form of what is told about an image: counts (2,) int64, keep (1,) float64, words (M,) int64, key (32,) uint8."""
+    """In vLLM's form: counts (2,) int64, keep (1,) float64, words (M,) int64, key (32,) uint8."""
     made = {
         COUNTS: torch.tensor(counts),
         KEEP: torch.tensor([asked.keep], dtype=torch.float64),

@@ -79,7 +79,7 @@ def _check_model(model_config: Any) -> None:
 
 
 def _keep_positions(model_config: Any) -> None:
-    """Declares 1-D positions as mRoPE ones, with nothing for height and width: of these vLLM lets a model leave some out.
+    """Declares 1-D positions as mRoPE ones, without a part for height and width: these a model of vLLM may tell.
 
     The model takes one of the three rows, which are equal but for images (`positions`).
     """
@@ -87,8 +87,8 @@ def _keep_positions(model_config: Any) -> None:
     rope = text.rope_parameters
     if rope.get("rope_type", "default") != "default":
         raise ValueError(
-            f"mi_pruner: expected rope_type 'default' in a model of 1-D positions, got {rope['rope_type']!r}, whose table "
-            "of positions ends where the context does"
+            f"mi_pruner: expected rope_type 'default' in a model of 1-D positions, got {rope['rope_type']!r}, whose "
+            "table of positions ends where the context does"
         )
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     rope["mrope_section"] = [int(head * rope.get("partial_rotary_factor", 1.0)) // 2, 0, 0]
@@ -108,8 +108,8 @@ def _check_engine(vllm_config: Any) -> None:
         )
     if speculative is not None and speculative.method not in _DRAFTLESS:
         raise ValueError(
-            f"mi_pruner: expected a speculative method without draft model ({', '.join(_DRAFTLESS)}), since drafts read "
-            f"an image's features one token later than its positions, got {speculative.method!r}"
+            f"mi_pruner: expected a speculative method without draft model ({', '.join(_DRAFTLESS)}), since a draft "
+            f"gets an image's features shifted against its positions, got {speculative.method!r}"
         )
     if vllm_config.ec_transfer_config is not None:
         raise ValueError("mi_pruner: expected the vision encoder in the same instance, got an ec_transfer_config")
