@@ -48,7 +48,7 @@ demo-vllm: $(VLLM_VENV)/.installed
 	$(VLLM_BIN)/python bench/serving/demo.py $(ARGS)
 
 test-vllm: $(VLLM_VENV)/.installed
-	$(VLLM_BIN)/python -m pytest -c tests/vllm/pytest.ini tests/vllm $(ARGS)
+	$(VLLM_BIN)/pytest -c tests/vllm/pytest.ini tests/vllm $(ARGS)
 
 test: lint
 	$(PYTEST) $(ARGS)

@@ -52,16 +52,18 @@ class PrunedModel:
     get_language_model: Any
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
-        super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
         config = vllm_config.model_config
         self._pruned_by = configured(config.hf_config)
+        if self._pruned_by is not None:
+            # On this instance only. Both model runners ask it, after the model was built, whether to call
+            # recompute_mrope_positions; Qwen3-VL, while it is built, whether positions may go beyond the context.
+            object.__setattr__(config.multimodal_config, "is_multimodal_pruning_enabled", lambda: True)
+        super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
         self._orders = Orders()
         self._encoded_at_once = vllm_config.scheduler_config.max_num_encoder_input_tokens
         if self._pruned_by is not None:
+            self.is_multimodal_pruning_enabled = False  # of the parent's own steps, for videos
             _check_rope_table(self, last_position(config) + config.max_model_len)
-            # On this instance only: both model runners ask it, after the model was built, whether to call
-            # recompute_mrope_positions. The model itself takes it for a question about its videos.
-            object.__setattr__(config.multimodal_config, "is_multimodal_pruning_enabled", lambda: True)
 
     def embed_multimodal(self, **kwargs: Any) -> Any:
         """The parent's features of images or videos, (K, D) each of those that stay, with columns for their positions.
