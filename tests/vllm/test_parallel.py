@@ -8,7 +8,6 @@ import pytest
 
 from .engines import KEEP, cases, check, generate, reference, request, running
 
-
 CORES = sorted(os.sched_getaffinity(0))[:2]
 
 
