@@ -45,7 +45,7 @@ demo: $(VENV)/.installed-demo
 	$(BIN)/python -m mi_pruner demo $(ARGS)
 
 demo-vllm: $(VLLM_VENV)/.installed
-	$(VLLM_BIN)/python bench/serving/demo.py $(ARGS)
+	$(VLLM_BIN)/python -m bench.serving.demo $(ARGS)
 
 test-vllm: $(VLLM_VENV)/.installed
 	$(VLLM_BIN)/pytest -c tests/vllm/pytest.ini tests/vllm $(ARGS)

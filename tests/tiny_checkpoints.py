@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from bench.serving.vllm_checkpoints import byte_level
 
 from . import tiny_models
 
@@ -23,16 +24,8 @@ _SPECIAL += [f"<row_{row}_col_{col}>" for row in range(1, 7) for col in range(1,
 
 def tokenizer() -> Any:
     """A byte-level BPE tokenizer, trained on a few words."""
-    trained = Tokenizer(models.BPE())
-    trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    trained.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trained.train_from_iterator(
-        _CORPUS,
-        trainers.BpeTrainer(vocab_size=400, special_tokens=_SPECIAL, initial_alphabet=alphabet, show_progress=False),
-    )
     return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=trained,
+        tokenizer_object=byte_level(_CORPUS, _SPECIAL, 400),
         pad_token="<pad>",
         bos_token="<s>",
         eos_token="</s>",

@@ -5,7 +5,6 @@ The weights are sharper than a fresh initialisation's, so that a wrong position,
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -16,6 +15,7 @@ import torch
 import transformers
 from torch import Tensor
 
+from bench.serving.vllm_checkpoints import sharp_model
 from mi_pruner.integrations import transformers as integration
 from mi_pruner.integrations.model_inputs import PrunedInputs
 
@@ -164,16 +164,7 @@ def build(configuration: Any) -> Any:
 
     In float64: what is compared in the tests then differs by mistakes, not by a processor's rounding.
     """
-    torch.manual_seed(0)
-    built = transformers.AutoModelForImageTextToText.from_config(configuration).eval()
-    generator = torch.Generator().manual_seed(1)
-    for name, weight in built.named_parameters():
-        if weight.dim() >= 2:
-            weight.data.normal_(0, 1.5 / math.sqrt(weight[0].numel()), generator=generator)
-        elif not name.endswith("norm.weight"):
-            weight.data.add_(0.3 * torch.randn(weight.shape, generator=generator))
-    embeddings = built.get_input_embeddings().weight
-    embeddings.data.normal_(0, 1, generator=generator)
+    built = sharp_model(configuration)
     built.generation_config.update(
         pad_token_id=PAD, bos_token_id=BOS, eos_token_id=None, suppress_tokens=[IMAGE, VIDEO, START, END]
     )

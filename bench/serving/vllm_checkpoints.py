@@ -54,7 +54,7 @@ _PICTURES = {
 def save(family: str, folder: Path, *, layers: int = LAYERS, width: int = WIDTH, side: int = TILE) -> Path:
     """Writes a checkpoint. layers, width: of the language model; side: of LLaVA's pictures, in pixels."""
     words = _tokenizer(family)
-    model = _model(_config(family, words, layers, width, side))
+    model = sharp_model(_config(family, words, layers, width, side))
     model.generation_config.update(eos_token_id=None, pad_token_id=0, bos_token_id=1)
     model.save_pretrained(folder)
     if family in LLAVA:
@@ -66,18 +66,37 @@ def save(family: str, folder: Path, *, layers: int = LAYERS, width: int = WIDTH,
     return folder
 
 
-def _tokenizer(family: str) -> Any:
+def byte_level(corpus: list[str], special: list[str], size: int) -> Tokenizer:
+    """A byte-level BPE tokenizer of `size` tokens, trained on a few words."""
     trained = Tokenizer(models.BPE())
     trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     trained.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=384, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
+        vocab_size=size, special_tokens=special, initial_alphabet=alphabet, show_progress=False
     )
-    trained.train_from_iterator([CORPUS], trainer)
+    trained.train_from_iterator(corpus, trainer)
+    return trained
+
+
+def sharp_model(config: Any) -> Any:
+    """A model with sharp random weights in float32, so that a wrong row or position moves the logits."""
+    torch.manual_seed(0)
+    model = transformers.AutoModelForImageTextToText.from_config(config).eval()
+    generator = torch.Generator().manual_seed(1)
+    for name, weight in model.named_parameters():
+        if weight.dim() >= 2:
+            weight.data.normal_(0, 1.5 / math.sqrt(weight[0].numel()), generator=generator)
+        elif not name.endswith("norm.weight"):
+            weight.data.add_(0.3 * torch.randn(weight.shape, generator=generator))
+    model.get_input_embeddings().weight.data.normal_(0, 1, generator=generator)
+    return model
+
+
+def _tokenizer(family: str) -> Any:
     marks = MARKS[family in LLAVA]
     return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=trained,
+        tokenizer_object=byte_level([CORPUS], SPECIAL, 384),
         pad_token="<pad>",
         bos_token="<s>",
         eos_token="</s>",
@@ -176,20 +195,6 @@ def _llava_processor(family: str, words: Any, side: int) -> Any:
         return t.LlavaProcessor(t.CLIPImageProcessorPil(**size), words, **options)
     pictures = t.LlavaNextImageProcessorPil(**size, image_grid_pinpoints=_pinpoints(side))
     return t.LlavaNextProcessor(pictures, words, **options)
-
-
-def _model(config: Any) -> Any:
-    """With sharp weights, so that a wrong row or position moves the logits."""
-    torch.manual_seed(0)
-    model = transformers.AutoModelForImageTextToText.from_config(config).eval().float()
-    generator = torch.Generator().manual_seed(1)
-    for name, weight in model.named_parameters():
-        if weight.dim() >= 2:
-            weight.data.normal_(0, 1.5 / math.sqrt(weight[0].numel()), generator=generator)
-        elif not name.endswith("norm.weight"):
-            weight.data.add_(0.3 * torch.randn(weight.shape, generator=generator))
-    model.get_input_embeddings().weight.data.normal_(0, 1, generator=generator)
-    return model
 
 
 def _rename_tower(file: Path) -> None:

@@ -45,7 +45,7 @@ class Reader:
         if not getattr(processor, "chat_template", None):
             return cls(ignored, tokenizer)
         ids = (tokenizer(e, add_special_tokens=False)["input_ids"] for e in chat_template.endings(processor, video))
-        endings = dict.fromkeys(_squeezed(tokenizer.decode(ending)) for ending in ids)
+        endings = dict.fromkeys(squeezed(tokenizer.decode(ending)) for ending in ids)
         return cls(ignored, tokenizer, tuple(ending for ending in endings if ending))
 
     def instruction(
@@ -143,25 +143,34 @@ class Reader:
         return self.tokenizer is not None and not self._text([index])
 
     def _text(self, ids: list[int]) -> str:
-        return "" if self.tokenizer is None else _squeezed(self.tokenizer.decode(ids))
+        return "" if self.tokenizer is None else squeezed(self.tokenizer.decode(ids))
 
 
-def _squeezed(text: str) -> str:
+def squeezed(text: str) -> str:
+    """Without white space."""
     return "".join(text.split())
 
 
 def special_ids(model: Any, processor: Any | None) -> set[int]:
     """Ids that carry no meaning: those of the model's configuration and, with a processor, all of its tokenizer's."""
+    ids = ids_in(model.config, model.config.get_text_config(), model.generation_config)
+    return ids if processor is None else ids | special_ids_of(tokenizer_of(processor))
+
+
+def ids_in(*configs: Any) -> set[int]:
+    """Ids of tokens that configurations name: placeholders, beginning, end, padding."""
     ids: set[int] = set()
-    for config in (model.config, model.config.get_text_config(), model.generation_config):
+    for config in configs:
         for name, value in config.to_dict().items():
             if name.endswith(("token_id", "token_index")) and value is not None:
                 ids.update(value if isinstance(value, list) else [value])
-    if processor is not None:
-        tokenizer = tokenizer_of(processor)
-        ids.update(tokenizer.all_special_ids)
-        ids.update(index for index, token in tokenizer.added_tokens_decoder.items() if token.special)
     return ids
+
+
+def special_ids_of(tokenizer: Any) -> set[int]:
+    """Ids of a tokenizer's special tokens."""
+    added = (index for index, token in tokenizer.added_tokens_decoder.items() if token.special)
+    return {*tokenizer.all_special_ids, *added}
 
 
 def tokenizer_of(processor: Any) -> Any:

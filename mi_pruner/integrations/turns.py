@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from . import chat_template
+from .instruction import squeezed
 
 
 class Turns:
@@ -64,27 +67,15 @@ class Turns:
             ids: of the prompt, images as their placeholders, which are among the ignored ids.
             places: numbers of ids, those of images.
         """
-        owners: list[int] = []
-        parts: list[str] = []
-        for place, index in enumerate(ids):
-            piece = self._piece(index)
-            parts.append(piece)
-            owners += [place] * len(piece)
-        text = "".join(parts)
-        begins = [0, *(match.end() for match in self._endings.finditer(text))]
-        stops = [*(match.start() for match in self._endings.finditer(text)), len(text)]
-        first_char: dict[int, int] = {}
-        for char, owner in enumerate(owners):
-            first_char.setdefault(owner, char)
-        turns: dict[int, list[int]] = {}
-        found = []
-        for place in places:
-            at = first_char.get(place, 0)
-            turn = max(number for number, begin in enumerate(begins) if begin <= at)
-            if turn not in turns:
-                turns[turn] = self._said(ids, owners, text, begins[turn], stops[turn])
-            found.append(turns[turn])
-        return found
+        pieces = [self._piece(index) for index in ids]
+        text = "".join(pieces)
+        owners = [place for place, piece in enumerate(pieces) for _ in piece]
+        starts = [0, *itertools.accumulate(map(len, pieces))]  # of each id, in the text
+        endings = [match.span() for match in self._endings.finditer(text)]
+        begins, stops = [0, *(end for _, end in endings)], [*(start for start, _ in endings), len(text)]
+        turns = [bisect_right(begins, starts[place]) - 1 for place in places]
+        said = {turn: self._said(ids, owners, text, begins[turn], stops[turn]) for turn in set(turns)}
+        return [said[turn] for turn in turns]
 
     def _said(self, ids: Sequence[int], owners: list[int], text: str, begin: int, stop: int) -> list[int]:
         """The ids of the words in a turn: after its first opening, without further ones and white space around."""
@@ -108,15 +99,11 @@ class Turns:
     def _piece(self, index: int) -> str:
         """What an id shows, without white space."""
         if index not in self._pieces:
-            self._pieces[index] = _squeezed(self._tokenizer.decode([index]))
+            self._pieces[index] = squeezed(self._tokenizer.decode([index]))
         return self._pieces[index]
 
     def _as_written(self, mark: str) -> str:
         return "".join(self._piece(index) for index in self._tokenizer.encode(mark, add_special_tokens=False))
-
-
-def _squeezed(text: str) -> str:
-    return "".join(text.split())
 
 
 def _any_of(marks: Iterable[str]) -> re.Pattern[str]:

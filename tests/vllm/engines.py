@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -147,6 +147,22 @@ def running(folder: Path, option: Any = None, **options: Any) -> Iterator[Any]:
         held.clear()
         gc.collect()
         cleanup_dist_env_and_memory()
+
+
+def model_of(llm: Any) -> Any:
+    return llm.llm_engine.model_executor.driver_worker.worker.model_runner.model
+
+
+@contextlib.contextmanager
+def changed_features(llm: Any, change: Callable[[list[torch.Tensor]], list[torch.Tensor]]) -> Iterator[None]:
+    """What vLLM's own model class makes of images goes through `change` first."""
+    parent = type(model_of(llm)).__mro__[2]
+    encode = parent.embed_multimodal
+    parent.embed_multimodal = lambda self, **kwargs: change(encode(self, **kwargs))
+    try:
+        yield
+    finally:
+        parent.embed_multimodal = encode
 
 
 def is_llava(folder: Path) -> bool:

@@ -14,10 +14,12 @@ from .engines import (
     Case,
     cached_tokens,
     cases,
+    changed_features,
     check,
     generate,
     mark,
     metrics,
+    model_of,
     picture,
     reference,
     request,
@@ -74,26 +76,18 @@ def test_encoded_again_in_another_batch(dtype, folders):
 
 def test_the_selection_is_remembered(folders):
     """Whatever the encoder makes of an image the second time."""
-    with running(folders["qwen2_5_vl"]) as llm:
-        model = llm.llm_engine.model_executor.driver_worker.worker.model_runner.model
-        picked, parent = [], type(model).__mro__[2]
-        encode = parent.embed_multimodal
+    picked, rows = [], []
 
-        def noisy(self, **kwargs):
-            items = encode(self, **kwargs)
-            picked.append(len(items))
-            return [item + torch.randn_like(item) * len(picked) for item in items]
+    def noisy(items):
+        picked.append(len(items))
+        return [item + torch.randn_like(item) * len(picked) for item in items]
 
-        parent.embed_multimodal = noisy
-        try:
-            rows = []
-            for _ in range(2):
-                generate(llm, [request(cases("qwen2_5_vl")[0])])
-                rows.append({key: order.tolist() for key, order in model._orders._orders.items()})
-                llm.llm_engine.reset_encoder_cache()
-                llm.reset_prefix_cache()
-        finally:
-            parent.embed_multimodal = encode
+    with running(folders["qwen2_5_vl"]) as llm, changed_features(llm, noisy):
+        for _ in range(2):
+            generate(llm, [request(cases("qwen2_5_vl")[0])])
+            rows.append({key: order.tolist() for key, order in model_of(llm)._orders._orders.items()})
+            llm.llm_engine.reset_encoder_cache()
+            llm.reset_prefix_cache()
     assert len(picked) >= 2
     assert rows[0] == rows[1]
 
@@ -102,23 +96,16 @@ def test_many_images_at_once(folders):
     """The scheduler counts tokens that are left: ten images of 36 as 40. The encoder gets no more than 72 at a time."""
     family, shown = "llava", [picture(seed, 84, 84) for seed in range(12)]
     asked = [Case("<s>user: ", f"{mark(family)}what is it?", images=[image]) for image in shown]
-    truth = reference(folders[family])
+    truth, seen = reference(folders[family]), []
     wanted = [truth(case, 0.1) for case in asked]
-    with running(folders[family], {"keep": 0.1}, max_num_batched_tokens=72, max_num_seqs=16) as llm:
-        model = llm.llm_engine.model_executor.driver_worker.worker.model_runner.model
-        parent, seen = type(model).__mro__[2], []
-        encode = parent.embed_multimodal
 
-        def counted(self, **kwargs):
-            items = encode(self, **kwargs)
-            seen.append(sum(map(len, items)))
-            return items
+    def counted(items):
+        seen.append(sum(map(len, items)))
+        return items
 
-        parent.embed_multimodal = counted
-        try:
-            check(generate(llm, [request(case) for case in asked]), wanted)
-        finally:
-            parent.embed_multimodal = encode
+    options = {"max_num_batched_tokens": 72, "max_num_seqs": 16}
+    with running(folders[family], {"keep": 0.1}, **options) as llm, changed_features(llm, counted):
+        check(generate(llm, [request(case) for case in asked]), wanted)
     assert sum(seen) >= 12 * 36
     assert max(seen) == 72
 

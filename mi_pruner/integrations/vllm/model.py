@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,13 +12,11 @@ from torch import Tensor
 
 from ...pruner import MIPruner
 from ..serving import kept_rows, mrope_positions, selection_orders
-from .models import Architecture
+from .models import Architecture, image_token
 from .options import configured
 from .orders import Orders
 from .positions import of_prompt, put_right, with_positions, without_positions
 from .processor import COUNTS, KEEP, KEY, WORDS, last_position
-
-_FLAT = ("pixel_values", "image_embeds")  # of all Qwen images, one after another
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ class PrunedModel:
         if self._pruned_by is None:
             return super().embed_multimodal(**kwargs)  # type: ignore[misc]
         if asked is not None:
-            parts = list(_parts(kwargs, asked, self._encoded_at_once))
+            parts = _parts(kwargs, asked, self._encoded_at_once)
             return [item for part, own in parts for item in self._pruned(part, own)]
         items = super().embed_multimodal(**kwargs)  # type: ignore[misc]
         if any("video" in name for name in kwargs):
@@ -174,9 +173,8 @@ class PrunedModel:
         num_computed_tokens: int,
     ) -> tuple[list[Tensor], Tensor, int]:
         """vLLM's hook of each step: `positions.put_right`."""
-        image = getattr(self.config, "image_token_id", None) or self.config.image_token_index
-        ids = torch.as_tensor(input_ids, device=mrope_positions.device)
-        return put_right(ids, multimodal_embeddings, mrope_positions, num_computed_tokens, image)
+        image = image_token(self.config)
+        return put_right(input_ids, multimodal_embeddings, mrope_positions, num_computed_tokens, image)
 
     def forward(self, input_ids: Any, positions: Tensor, *args: Any, **kwargs: Any) -> Any:
         """The parent's; where positions are 1-D, with the row of the three that has them."""
@@ -212,17 +210,19 @@ def _parts(
 ) -> Iterator[tuple[dict[str, Any], Sequence[_Asked]]]:
     """The images in parts of at most `limit` tokens before pruning, or one image."""
     grids = kwargs.get("image_grid_thw")
+    sizes = (
+        {} if grids is None else {"pixel_values": grids.prod(-1).tolist(), "image_embeds": [a.tokens for a in asked]}
+    )
+    begins = {name: [0, *itertools.accumulate(own)] for name, own in sizes.items()}  # of what is not one for each image
     start = 0
     while start < len(asked):
         stop, tokens = start + 1, asked[start].tokens
         while stop < len(asked) and tokens + asked[stop].tokens <= limit:
             tokens += asked[stop].tokens
             stop += 1
-        part = {name: value[start:stop] for name, value in kwargs.items() if grids is None or name not in _FLAT}
-        for name in _FLAT:
-            if grids is not None and name in kwargs:
-                of_patches = name == "pixel_values"
-                sizes = [int(grid.prod()) for grid in grids] if of_patches else [each.tokens for each in asked]
-                part[name] = kwargs[name][sum(sizes[:start]) : sum(sizes[:stop])]
+        part = {}
+        for name, value in kwargs.items():
+            begin = begins.get(name, range(len(asked) + 1))
+            part[name] = value[begin[start] : begin[stop]]
         yield part, asked[start:stop]
         start = stop

@@ -31,6 +31,11 @@ ARCHITECTURES = {
 }
 
 
+def image_token(config: Any) -> int:
+    """The id of an image's placeholder, of a model's configuration."""
+    return getattr(config, "image_token_id", None) or config.image_token_index
+
+
 def __getattr__(name: str) -> type:
     if name not in ARCHITECTURES:
         raise AttributeError(name)

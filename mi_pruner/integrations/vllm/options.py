@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 SERVED_VERSION = (0, 32)  # of vLLM: the plug-in builds on what is not a public interface
@@ -41,8 +41,7 @@ class Options:
         Raises:
             ValueError: naming what is wrong, also for a larger `keep`: encoder cache and scheduler are made for this.
         """
-        given = _checked(said)
-        asked = Options(**{"keep": self.keep, "text": self.text, **given})
+        asked = replace(self, **_checked(said))
         if asked.keep > self.keep:
             raise ValueError(
                 f"mi_pruner: expected keep <= {self.keep:g}, for which the engine was started, got {asked.keep:g}: "

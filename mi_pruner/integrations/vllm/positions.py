@@ -69,9 +69,9 @@ def of_prompt(whole: Tensor, images: Sequence[tuple[int, int, int]], linear: boo
 
 
 def put_right(
-    ids: Tensor, items: Sequence[Tensor], positions: Tensor, computed: int, image_token: int
+    ids: Sequence[int] | Tensor, items: Sequence[Tensor], positions: Tensor, computed: int, image_token: int
 ) -> tuple[list[Tensor], Tensor, int]:
-    """The positions of the images whose features are there.
+    """The positions of the images whose features are there. Called in every step, also where there are none.
 
     Args:
         ids: (L,) of the prompt.
@@ -83,22 +83,24 @@ def put_right(
     Returns:
         The items without their columns; (3, L); how much larger than its place the position of what follows is.
     """
-    device = positions.device
-    waiting = (ids[computed:] == image_token).nonzero()[:, 0].to(device) + computed
-    positions, cleaned, used = positions.clone(), [], 0
-    after = int(positions.max()) + 1  # of a prompt that ends in a video
-    for item in items:
-        cleaned.append(item[:, :-COLUMNS])
-        digits = item[:, -COLUMNS:].to(device, torch.int64).unflatten(1, (3, _DIGITS))
-        told = digits[..., 0] * 256 + digits[..., 1]
-        extent = int(told[0, 2])
-        if extent == 0:
-            continue
-        places = waiting[used : used + len(told)]
-        used += len(told)
-        base = positions[0, places]
-        positions[1:, places] = base + told[:, :2].T
-        after = int(base[0]) + extent
-    if ids[-1] != image_token and positions[:, -1].unique().numel() == 1:
-        after = int(positions[0, -1]) + 1
-    return cleaned, positions, after - len(ids)
+    after = None  # the last image that was read
+    if items:
+        positions = positions.clone()
+        there = torch.as_tensor(ids, device=positions.device)[computed:] == image_token
+        waiting, used = there.nonzero()[:, 0] + computed, 0
+        for item in items:
+            digits = item[:, -COLUMNS:].to(positions.device, torch.int64).unflatten(1, (3, _DIGITS))
+            told = digits[..., 0] * 256 + digits[..., 1]
+            if not (extent := int(told[0, 2])):
+                continue
+            places = waiting[used : used + len(told)]
+            used += len(told)
+            base = positions[0, places]
+            positions[1:, places] = base + told[:, :2].T
+            after = int(base[0]) + extent
+    last = positions[:, -1]
+    if ids[-1] != image_token and bool((last == last[0]).all()):
+        after = int(last[0]) + 1
+    elif after is None:  # of a prompt that ends in a video
+        after = int(positions.max()) + 1
+    return [item[:, :-COLUMNS] for item in items], positions, after - len(ids)

@@ -13,9 +13,10 @@ from vllm.multimodal.inputs import MultiModalFieldConfig
 from vllm.multimodal.processing import PromptUpdateDetails
 
 from ...pruner import MIPruner
+from ..instruction import ids_in, special_ids_of
 from ..serving import cache_key, kept_count, mrope_positions
 from ..turns import Turns
-from .models import Architecture
+from .models import Architecture, image_token
 from .options import NAME, Options, configured
 
 COUNTS, KEEP, WORDS, KEY = (f"{NAME}_{field}" for field in ("counts", "keep", "words", "key"))  # of an image's inputs
@@ -109,8 +110,7 @@ class PrunedProcessor:
         return Pruning(requests, {**hashes, "image": keys})
 
     def _words(self, prompt: Sequence[int], images: int) -> list[list[int]]:
-        config = self.info.get_hf_config()
-        placeholder = getattr(config, "image_token_id", None) or config.image_token_index
+        placeholder = image_token(self.info.get_hf_config())
         places = [place for place, index in enumerate(prompt) if index == placeholder]
         # Another number than that of images is an error, which vLLM reports.
         return self._turns.words(prompt, places) if len(places) == images else [[]] * images
@@ -119,11 +119,7 @@ class PrunedProcessor:
     def _turns(self) -> Turns:
         tokenizer, processor = self.info.get_tokenizer(), self.info.get_hf_processor()
         templated = processor if getattr(processor, "chat_template", None) else tokenizer
-        config = self.info.get_hf_config()
-        placeholders = [value for name, value in vars(config).items() if name.endswith(("token_id", "token_index"))]
-        special = [index for index, token in tokenizer.added_tokens_decoder.items() if token.special]
-        ignored = {*special, *tokenizer.all_special_ids, *(each for each in placeholders if isinstance(each, int))}
-        return Turns.of(templated, tokenizer, ignored)
+        return Turns.of(templated, tokenizer, ids_in(self.info.get_hf_config()) | special_ids_of(tokenizer))
 
     # -- what vLLM caches an item by
 
