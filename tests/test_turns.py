@@ -90,5 +90,6 @@ def test_without_a_template_all_is_read():
     for template in (None, "{{ raise_exception('no') }}"):
         tokenizer.chat_template = template
         turns = Turns.of(tokenizer, tokenizer, special)
-        (words,) = turns.words(ids, [ids.index(tokenizer.convert_tokens_to_ids("<image>"))])
+        with pytest.warns(UserWarning, match="mi_pruner: expected the marks of the checkpoint's chat template in a pr"):
+            (words,) = turns.words(ids, [ids.index(tokenizer.convert_tokens_to_ids("<image>"))])
         assert tokenizer.decode(words) == "what is  the cup?"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import warnings
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -66,12 +67,21 @@ class Turns:
         Args:
             ids: of the prompt, images as their placeholders, which are among the ignored ids.
             places: numbers of ids, those of images.
+
+        Warns:
+            UserWarning: where no mark of an answer is found, so that all of a prompt is one turn.
         """
         pieces = [self._piece(index) for index in ids]
         text = "".join(pieces)
         owners = [place for place, piece in enumerate(pieces) for _ in piece]
         starts = [0, *itertools.accumulate(map(len, pieces))]  # of each id, in the text
         endings = [match.span() for match in self._endings.finditer(text)]
+        if places and not endings:
+            warnings.warn(
+                "mi_pruner: expected the marks of the checkpoint's chat template in a prompt, found none: all of it is "
+                "taken for what the user said with its images",
+                stacklevel=2,
+            )
         begins, stops = [0, *(end for _, end in endings)], [*(start for start, _ in endings), len(text)]
         turns = [bisect_right(begins, starts[place]) - 1 for place in places]
         said = {turn: self._said(ids, owners, text, begins[turn], stops[turn]) for turn in set(turns)}

@@ -149,8 +149,12 @@ def running(folder: Path, option: Any = None, **options: Any) -> Iterator[Any]:
         cleanup_dist_env_and_memory()
 
 
+def runner_of(llm: Any) -> Any:
+    return llm.llm_engine.model_executor.driver_worker.worker.model_runner
+
+
 def model_of(llm: Any) -> Any:
-    return llm.llm_engine.model_executor.driver_worker.worker.model_runner.model
+    return runner_of(llm).model
 
 
 @contextlib.contextmanager

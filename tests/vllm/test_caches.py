@@ -110,32 +110,6 @@ def test_many_images_at_once(folders):
     assert max(seen) == 72
 
 
-def test_a_video_is_left_alone(folders):
-    """A video beside a pruned image: all of its tokens, at its own positions."""
-    import numpy as np
-
-    family = "qwen2_5_vl"
-    truth = reference(folders[family])
-    film = np.stack([np.asarray(picture(seed, 84, 112)) for seed in range(4)])
-    frames = {"fps": 2.0, "duration": 2.0, "total_num_frames": 4, "frames_indices": [0, 1, 2, 3]}
-    clip = (film, {**frames, "video_backend": "opencv", "do_sample_frames": False})
-    alone = "<s>user: <|vision_start|><|video_pad|><|vision_end|>what is it? assistant: "
-    with running(folders[family], {}) as llm:
-        plain = generate(llm, [{"prompt": alone, "multi_modal_data": {"video": clip}}])[0]
-    beside = alone.replace("what", f"and {mark(family)}what")
-    shown = picture(0, 112, 84)
-    with running(folders[family]) as llm:
-        same = generate(llm, [{"prompt": alone, "multi_modal_data": {"video": clip}}])[0]
-        both = generate(llm, [{"prompt": beside, "multi_modal_data": {"video": clip, "image": shown}}])[0]
-        again = generate(llm, [{"prompt": beside, "multi_modal_data": {"video": clip, "image": shown}}])[0]
-    assert same.prompt_token_ids == plain.prompt_token_ids
-    assert same.outputs[0].token_ids == plain.outputs[0].token_ids
-    video = truth.model.config.video_token_id
-    assert both.prompt_token_ids.count(video) == plain.prompt_token_ids.count(video)
-    assert both.prompt_token_ids.count(truth.model.config.image_token_id) == 3  # of 12
-    assert again.outputs[0].token_ids == both.outputs[0].token_ids
-
-
 def test_without_the_option_nothing_changes(folders):
     asked, truth = cases("llava"), reference(folders["llava"])
     wanted = [truth(case, 1) for case in asked]

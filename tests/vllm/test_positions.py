@@ -21,13 +21,15 @@ from mi_pruner.integrations.vllm.positions import COLUMNS
 from mi_pruner.integrations.vllm.processor import COUNTS
 
 IMAGE, VIDEO, WIDTH = 7, 8, 16
-GRIDS = [(1, 8, 6), (1, 6, 10), (1, 4, 4)]  # patches: 12, 15 and 4 tokens
-KEPT = [5, 4, 1]
-PROMPTS = {  # of text, images 0, 1, 2 and a video V
+GRIDS = [(1, 8, 6), (1, 6, 10), (1, 4, 4), (1, 4, 8)]  # patches: 12, 15, 4 and 8 tokens
+KEPT = [5, 4, 1, 8]
+PROMPTS = {  # of text, images 0 to 3 and a video V
     "text between": [*[10] * 30, 0, 11, 12, 1, *[12] * 3],
     "no text between": [10, 0, 1, 2, 11, 11],
-    "no text before": [0, 10, 1],
-    "nothing but an image": [2],
+    "no text before": [0, 10, 1, 11],
+    "no text but the last": [2, 10],
+    "an image last, of which nothing is dropped": [10, 0, 11, 3],
+    "placeholders that are text": [10, 0, 11, 1, IMAGE, 12, IMAGE],
     "a video": [10, 0, 11, "V", 12, 1, 11],
     "a video last": [10, 0, 11, "V"],
 }
@@ -44,7 +46,7 @@ class Prompt:
         self.items: list[torch.Tensor] = []
         truth, at = [], 0
         for part in parts:
-            if part in (0, 1, 2):
+            if part in range(len(GRIDS)):
                 _, height, width = (GRIDS[part][0], GRIDS[part][1] // 2, GRIDS[part][2] // 2)
                 rows = torch.randperm(height * width, generator=generator)[: KEPT[part]].sort().values
                 self._add("image", IMAGE, GRIDS[part], len(rows), height * width)
@@ -125,14 +127,14 @@ class TestPositions:
         assert larger == prompt.larger
         for cut in range(1, len(prompt.ids) + 1):
             positions = started.clone()
-            for low, high in ((0, cut), (cut, len(prompt.ids))):
-                if items := prompt.window(low, high):
-                    cleaned, positions, larger = prompt.model.recompute_mrope_positions(
-                        prompt.ids, items, positions, low
-                    )
-                    assert all(item.shape[1] == WIDTH for item in cleaned)
+            end = len(prompt.ids)
+            for low, high in ((0, cut), (cut, end), (end, end + 1)):  # called in steps without images, too
+                cleaned, positions, larger = prompt.model.recompute_mrope_positions(
+                    prompt.ids, prompt.window(low, high), positions, low
+                )
+                assert all(item.shape[1] == WIDTH for item in cleaned)
+                assert larger == prompt.larger or high < end
             assert prompt.right(positions)
-            assert larger == prompt.larger
             again, same, _ = prompt.model.recompute_mrope_positions(  # after a preemption
                 prompt.ids, prompt.window(0, len(prompt.ids)), positions, 0
             )

@@ -10,9 +10,21 @@ how-to.
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 from .options import SERVED_VERSION
 
 __all__ = ["register"]
+
+
+def __getattr__(name: str) -> Any:
+    """The model classes, which vLLM takes from here: of a package it sees when any of the files has changed."""
+    if not name.endswith("ForConditionalGeneration"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from . import models
+
+    return getattr(models, name)
 
 
 def register() -> None:
@@ -25,11 +37,12 @@ def register() -> None:
 
     from . import startup
 
-    served = tuple(int(part) for part in vllm.__version__.split(".")[:2]) == SERVED_VERSION
+    numbers = re.match(r"(\d+)\.(\d+)", vllm.__version__)  # none in that of a checkout without tags
+    served = numbers is not None and tuple(map(int, numbers.groups())) == SERVED_VERSION
     if served:
         from .models import ARCHITECTURES
 
         for name in ARCHITECTURES:
-            vllm.ModelRegistry.register_model(name, f"{__name__}.models:{name}")
+            vllm.ModelRegistry.register_model(name, f"{__name__}:{name}")
         startup.mend_cpu_runner()
     startup.check_configurations(vllm.__version__, served)

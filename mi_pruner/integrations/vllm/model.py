@@ -42,11 +42,9 @@ def _taken_from(kwargs: dict[str, Any]) -> list[_Asked] | None:
 
 
 class PrunedModel:
-    """To be put before a model class of vLLM 0.32: prunes what its encoder returns."""
+    """To be put before a model class of vLLM 0.32: prunes what its encoder returns. Does nothing without the option."""
 
     architecture: Architecture
-    supports_multimodal_pruning = True  # read by vLLM where is_multimodal_pruning_enabled()
-    supports_mrope = True  # and where the configuration has an mrope_section
     config: Any
     get_language_model: Any
 
@@ -57,6 +55,7 @@ class PrunedModel:
             # On this instance only. Both model runners ask it, after the model was built, whether to call
             # recompute_mrope_positions; Qwen3-VL, while it is built, whether positions may go beyond the context.
             object.__setattr__(config.multimodal_config, "is_multimodal_pruning_enabled", lambda: True)
+            self.supports_multimodal_pruning = self.supports_mrope = True  # not of the class: its parent may not
         super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
         self._orders = Orders()
         self._encoded_at_once = vllm_config.scheduler_config.max_num_encoder_input_tokens
@@ -94,21 +93,23 @@ class PrunedModel:
 
     def _rows(self, items: Sequence[Tensor], asked: Sequence[_Asked]) -> list[Tensor]:
         """Of each image the rows that stay: as before, where it was seen before."""
-        rows = [self._orders.get(each.key) for each in asked]
-        new = [number for number, row in enumerate(rows) if row is None]
-        if new:
-            selected = self._selected([items[number] for number in new], [asked[number] for number in new])
-            for number, row in zip(new, selected, strict=True):
-                rows[number] = row
-                self._orders.put(asked[number].key, row)
-        return [row for row in rows if row is not None]
-
-    def _selected(self, items: Sequence[Tensor], asked: Sequence[_Asked]) -> list[Tensor]:
         for item, each in zip(items, asked, strict=True):
             if len(item) != each.tokens:
                 raise ValueError(
                     f"mi_pruner: expected {each.tokens} features of an image, as its shape says, got {len(item)}"
                 )
+        # A client that names its images may use a name again, for another shape.
+        keys = [(each.key, each.tokens, each.kept) for each in asked]
+        rows = [self._orders.get(key) for key in keys]
+        new = [number for number, row in enumerate(rows) if row is None]
+        if new:
+            selected = self._selected([items[number] for number in new], [asked[number] for number in new])
+            for number, row in zip(new, selected, strict=True):
+                rows[number] = row
+                self._orders.put(keys[number], row)
+        return [row for row in rows if row is not None]
+
+    def _selected(self, items: Sequence[Tensor], asked: Sequence[_Asked]) -> list[Tensor]:
         width = self.config.get_text_config().hidden_size  # what follows are Qwen3-VL's deepstack features
         features = [item[:, :width] for item in items]
         fixed = [self._line_ends(each) for each in features]
@@ -172,7 +173,11 @@ class PrunedModel:
         mrope_positions: Tensor,
         num_computed_tokens: int,
     ) -> tuple[list[Tensor], Tensor, int]:
-        """vLLM's hook of each step: `positions.put_right`."""
+        """vLLM's hook of each step: `positions.put_right`; without the option the parent's, of pruned videos."""
+        if self._pruned_by is None:
+            return super().recompute_mrope_positions(  # type: ignore[misc]
+                input_ids, multimodal_embeddings, mrope_positions, num_computed_tokens
+            )
         image = image_token(self.config)
         return put_right(input_ids, multimodal_embeddings, mrope_positions, num_computed_tokens, image)
 

@@ -56,6 +56,11 @@ def configured(hf_config: Any) -> Options | None:
     return None if said is None else Options.at_startup(said)
 
 
+def is_within(kwargs: Mapping[str, Any]) -> bool:
+    """Whether the option is said in a part of a processor's kwargs, such as images_kwargs, where nobody reads it."""
+    return any(isinstance(part, Mapping) and NAME in part for part in kwargs.values())
+
+
 def _checked(said: Any) -> dict[str, Any]:
     if not isinstance(said, Mapping):
         raise ValueError(f'mi_pruner: expected an object, such as {{"keep": 0.25}}, got {said!r:.60}')

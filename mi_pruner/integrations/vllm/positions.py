@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 _DIGITS = 2  # of base 256: bfloat16 has integers up to 256 only; positions fit below 65,536 of an image's start
-COLUMNS = 3 * _DIGITS  # offset in row 1, offset in row 2, extent; all zero: not ours
+COLUMNS = 2 * _DIGITS  # offsets in rows 1 and 2, larger by 1: zero is not ours
 
 
 def with_positions(features: Tensor, offsets: Tensor, extent: int) -> Tensor:
@@ -23,7 +23,7 @@ def with_positions(features: Tensor, offsets: Tensor, extent: int) -> Tensor:
     Args:
         features: (K, D).
         offsets: (2, K) int64, from the image's start: height and width, or twice the 1-D position.
-        extent: how far the text after the image is from its start.
+        extent: how far the text after the image is from its start: more than any offset.
 
     Returns:
         (K, D + COLUMNS) of the features' dtype.
@@ -33,7 +33,7 @@ def with_positions(features: Tensor, offsets: Tensor, extent: int) -> Tensor:
     """
     if extent >= 256**_DIGITS:
         raise ValueError(f"mi_pruner: expected fewer than {256**_DIGITS} positions of an image, got {extent}")
-    told = torch.cat([offsets, offsets.new_full((1, offsets.shape[1]), extent)]).T
+    told = offsets.T + 1
     digits = torch.stack([told // 256, told % 256], -1).flatten(1)
     return torch.cat([features, digits.to(features)], 1)
 
@@ -74,7 +74,7 @@ def put_right(
     """The positions of the images whose features are there. Called in every step, also where there are none.
 
     Args:
-        ids: (L,) of the prompt.
+        ids: (L,) of the prompt, which ends in text, or in an image or video of which nothing was dropped.
         items: of each image or video that the step reads, the rows that it reads, with their columns.
         positions: (3, L) as they are.
         computed: how many tokens were computed before the step.
@@ -83,24 +83,17 @@ def put_right(
     Returns:
         The items without their columns; (3, L); how much larger than its place the position of what follows is.
     """
-    after = None  # the last image that was read
     if items:
         positions = positions.clone()
         there = torch.as_tensor(ids, device=positions.device)[computed:] == image_token
         waiting, used = there.nonzero()[:, 0] + computed, 0
         for item in items:
-            digits = item[:, -COLUMNS:].to(positions.device, torch.int64).unflatten(1, (3, _DIGITS))
+            digits = item[:, -COLUMNS:].to(positions.device, torch.int64).unflatten(1, (2, _DIGITS))
             told = digits[..., 0] * 256 + digits[..., 1]
-            if not (extent := int(told[0, 2])):
+            if not told[0, 0]:
                 continue
             places = waiting[used : used + len(told)]
             used += len(told)
-            base = positions[0, places]
-            positions[1:, places] = base + told[:, :2].T
-            after = int(base[0]) + extent
-    last = positions[:, -1]
-    if ids[-1] != image_token and bool((last == last[0]).all()):
-        after = int(last[0]) + 1
-    elif after is None:  # of a prompt that ends in a video
-        after = int(positions.max()) + 1
+            positions[1:, places] = positions[0, places] + told.T - 1
+    after = int(positions[:, -1].max()) + 1
     return [item[:, :-COLUMNS] for item in items], positions, after - len(ids)

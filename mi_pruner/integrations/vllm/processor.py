@@ -17,7 +17,7 @@ from ..instruction import ids_in, special_ids_of
 from ..serving import cache_key, kept_count, mrope_positions
 from ..turns import Turns
 from .models import Architecture, image_token
-from .options import NAME, Options, configured
+from .options import NAME, Options, configured, is_within
 
 COUNTS, KEEP, WORDS, KEY = (f"{NAME}_{field}" for field in ("counts", "keep", "words", "key"))  # of an image's inputs
 
@@ -63,8 +63,8 @@ class ShortenedDetails(PromptUpdateDetails):
     extent: int = 0
 
 
-class PositionError(ValueError):
-    """A prompt's positions go beyond the model's context."""
+class PromptError(ValueError):
+    """A prompt is refused when it is known where its images are, and how many tokens they had."""
 
 
 class PrunedProcessor:
@@ -77,9 +77,11 @@ class PrunedProcessor:
         """The inputs with pruned images. Nothing changes without the option, or where all tokens stay.
 
         Raises:
-            ValueError: for what a request may not say, and positions beyond the model's.
+            ValueError: for what a request may not say, positions beyond the model's, and an image that ends the prompt.
         """
         theirs, said = _parted(inputs.hf_processor_mm_kwargs)
+        if is_within(theirs):
+            raise ValueError("mi_pruner: expected it in mm_processor_kwargs themselves, got it within a part of them")
         plain = replace(inputs, hf_processor_mm_kwargs=theirs)
         options = configured(self.info.get_hf_config())
         if options is not None and said is not None:
@@ -95,7 +97,7 @@ class PrunedProcessor:
         pruning = self._pruning(plain, options, images)
         try:
             return super().apply(replace(plain, hf_processor_mm_kwargs={**theirs, NAME: pruning}), timing_ctx)  # type: ignore[misc]
-        except PositionError:
+        except PromptError:
             if plain.cache is not None:  # the engine never gets what is remembered here as sent
                 for key in itertools.chain.from_iterable(pruning.hashes.values()):
                     plain.cache.invalidate(key)
@@ -110,16 +112,27 @@ class PrunedProcessor:
         return Pruning(requests, {**hashes, "image": keys})
 
     def _words(self, prompt: Sequence[int], images: int) -> list[list[int]]:
+        known = max(len(self.info.get_tokenizer()), self.info.ctx.model_config.get_vocab_size())
+        if unknown := [index for index in prompt if not 0 <= index < known]:
+            raise ValueError(f"mi_pruner: expected a prompt of ids below {known}, got {unknown[0]}")
         placeholder = image_token(self.info.get_hf_config())
         places = [place for place, index in enumerate(prompt) if index == placeholder]
-        # Another number than that of images is an error, which vLLM reports.
-        return self._turns.words(prompt, places) if len(places) == images else [[]] * images
+        if len(places) < images:  # an error, which vLLM reports
+            return [[]] * images
+        return self._turns.words(prompt, places[:images])  # as vLLM takes them; further ones are the user's text
 
     @cached_property
     def _turns(self) -> Turns:
         tokenizer, processor = self.info.get_tokenizer(), self.info.get_hf_processor()
         templated = processor if getattr(processor, "chat_template", None) else tokenizer
         return Turns.of(templated, tokenizer, ids_in(self.info.get_hf_config()) | special_ids_of(tokenizer))
+
+    def get_dummy_inputs(self, *args: Any, **kwargs: Any) -> Any:
+        """The parent's, which vLLM sizes its memory by, with a token behind the images: `apply` asks for one."""
+        made = super().get_dummy_inputs(*args, **kwargs)  # type: ignore[misc]
+        if configured(self.info.get_hf_config()) is None or not made.prompt:
+            return made
+        return replace(made, prompt=[*made.prompt, 0])
 
     # -- what vLLM caches an item by
 
@@ -195,13 +208,17 @@ class PrunedProcessor:
     def _maybe_apply_prompt_updates(self, mm_items: Any, mm_res: Any) -> Any:
         prompt, placeholders = super()._maybe_apply_prompt_updates(mm_items, mm_res)  # type: ignore[misc]
         whole = len(prompt)
-        for updates in mm_res.prompt_updates.get("image", []):
+        for updates, place in zip(mm_res.prompt_updates.get("image", []), placeholders.get("image", []), strict=True):
             details = updates[0].content
-            if isinstance(details, ShortenedDetails):
-                whole += details.extent - details.counts[1]
+            if not isinstance(details, ShortenedDetails):
+                continue
+            tokens, kept = details.counts
+            whole += details.extent - kept
+            if kept < tokens and place.start_idx + place.length == len(prompt):
+                raise PromptError("mi_pruner: expected text after the last image, got a prompt that ends in an image")
         limit = last_position(self.info.ctx.model_config)
         if whole > limit:
-            raise PositionError(
+            raise PromptError(
                 f"mi_pruner: expected a prompt whose positions end below {limit}, where the model's context does, got "
                 f"{whole}: tokens that are dropped leave their positions. Ask with fewer or smaller images"
             )

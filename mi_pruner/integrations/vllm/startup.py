@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from .options import NAME, SERVED_VERSION, configured
+from .options import NAME, SERVED_VERSION, configured, is_within
 
 _DRAFTLESS = ("ngram", "ngram_gpu", "suffix")  # speculative decoding without a model that would read the prompt
 
@@ -69,7 +69,8 @@ def _check_model(model_config: Any) -> None:
         raise ValueError(
             "mi_pruner: expected no video_pruning_rate beside it, since both would set positions: leave out one of them"
         )
-    if NAME in (multimodal.mm_processor_kwargs or {}):
+    kwargs = multimodal.mm_processor_kwargs or {}
+    if NAME in kwargs or is_within(kwargs):
         raise ValueError("mi_pruner: expected it in --hf-overrides, got it in --mm-processor-kwargs, too")
     vision = model_config.hf_config.vision_config.model_type
     if vision == "pixtral":
@@ -84,7 +85,12 @@ def _keep_positions(model_config: Any) -> None:
     The model takes one of the three rows, which are equal but for images (`positions`).
     """
     text = model_config.hf_text_config
-    rope = text.rope_parameters
+    rope = getattr(text, "rope_parameters", None)
+    if rope is None:
+        raise ValueError(
+            "mi_pruner: expected a language model with rotary positions, got one without rope_parameters: "
+            f"{text.model_type}"
+        )
     if rope.get("rope_type", "default") != "default":
         raise ValueError(
             f"mi_pruner: expected rope_type 'default' in a model of 1-D positions, got {rope['rope_type']!r}, whose "
@@ -117,7 +123,7 @@ def _check_engine(vllm_config: Any) -> None:
 
 def mend_cpu_runner() -> None:
     """vLLM 0.32: CPUModelRunner.load_model does not set the flag by which positions of pruned images are put right, as
-    GPUModelRunner.load_model does. The one place where vLLM is patched.
+    GPUModelRunner.load_model does. The one place where vLLM is patched; without the option nothing changes.
     """
     from vllm.platforms import current_platform
 
@@ -132,9 +138,8 @@ def mend_cpu_runner() -> None:
     @functools.wraps(before)
     def load_model(self: Any, *args: Any, **kwargs: Any) -> None:
         before(self, *args, **kwargs)
-        config = self.model_config.multimodal_config
-        prunes = config is not None and config.is_multimodal_pruning_enabled()
-        self.is_multimodal_pruning_enabled = prunes and getattr(self.model, "supports_multimodal_pruning", False)
+        if configured(self.model_config.hf_config) is not None:
+            self.is_multimodal_pruning_enabled = True
 
     load_model.mended = True  # type: ignore[attr-defined]
     CPUModelRunner.load_model = load_model
