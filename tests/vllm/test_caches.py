@@ -7,6 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from mi_pruner.integrations.vllm.orders import Orders
+
 from .engines import (
     KEEP,
     LONG,
@@ -146,3 +148,16 @@ def test_what_a_request_may_not_say(folders):
         ):
             generate(llm, [request(many)])
         check(generate(llm, [request(asked[0])], NEW_TOKENS), [reference(folders["llava"])(asked[0])])
+
+
+def test_what_is_remembered_has_a_bound():
+    """Small images, too, of which each takes a piece of memory. The longest unused go."""
+    orders = Orders(rows=640)
+    for key in range(100):
+        orders.put(key, torch.arange(1))
+        orders.put(key, torch.arange(2))  # anew
+        orders.get(0)
+    assert [key for key in range(100) if orders.get(key) is not None] == [0, *range(91, 100)]
+    orders.put("large", torch.arange(1000))
+    assert orders.get(0) is None
+    assert len(orders.get("large")) == 1000

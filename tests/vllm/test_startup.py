@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from vllm.engine.arg_utils import EngineArgs
 
+from mi_pruner.integrations.vllm import register, startup
+
 KEEP = {"mi_pruner": {"keep": 0.25}}
 
 
@@ -74,11 +76,27 @@ def test_another_version_of_vllm(folders, monkeypatch):
     configure(folders["llava"], {})
 
 
+@pytest.mark.parametrize("version", ["dev", "0.0.0", "0.31.9", "1.32.0"])
+def test_whatever_the_version_is_called(version, monkeypatch):
+    """vLLM starts; nothing of it is replaced."""
+    put = []
+    monkeypatch.setattr("vllm.__version__", version)
+    monkeypatch.setattr(startup, "check_configurations", lambda *given: put.append(given))
+    monkeypatch.setattr("vllm.ModelRegistry.register_model", lambda *given: put.append(given))
+    register()
+    assert put == [(version, False)]
+
+
 @pytest.mark.parametrize(
     ("family", "options", "message"),
     [
         ("qwen2_5_vl", {"video_pruning_rate": 0.5}, "expected no video_pruning_rate beside it"),
         ("llava", {"mm_processor_kwargs": {"mi_pruner": {"keep": 0.1}}}, "in --hf-overrides, got it in --mm-processor"),
+        (
+            "llava",
+            {"mm_processor_kwargs": {"images_kwargs": {"mi_pruner": {}}}},
+            "got it in --mm-processor-kwargs",
+        ),
         ("llava", {"pipeline_parallel_size": 2, "distributed_executor_backend": "mp"}, "pipeline_parallel_size 1"),
         ("llava", {"enable_lora": True, "enable_tower_connector_lora": True}, "no enable_tower_connector_lora"),
     ],
@@ -92,6 +110,12 @@ def test_scaled_rope_of_one_dimension(folders):
     scaled = {"text_config": {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}}}
     with pytest.raises(ValueError, match=r"mi_pruner: expected rope_type 'default' .*, got 'linear'"):
         configure(folders["llava"], KEEP | scaled)
+
+
+def test_no_rope(folders):
+    """As of a language model with learned positions."""
+    with pytest.raises(ValueError, match=r"mi_pruner: expected a language model with rotary positions, .*: llama"):
+        configure(folders["llava"], KEEP | {"text_config": {"rope_parameters": None}})
 
 
 def test_positions_of_one_dimension_keep_the_rope(folders):
