@@ -415,8 +415,8 @@ def test_pictures_and_tables_from_a_run(tiny_run, tmp_path, capsys):
     names += ["run-cuda", "robustness", "instructions", "prefill-measured"]
     document = "\n".join(f"## {n}\n<!-- bench:{n} -->\nold\n<!-- /bench:{n} -->" for n in names)
     (tmp_path / "docs" / "benchmarks.md").write_text(document)
-    for name in ("backends.md", "kernels.md", "kernels-cuda.md", "quality.md"):
-        (tmp_path / "docs" / name).write_text("")
+    for page in plot.PAGES[1:]:
+        (tmp_path / "docs" / f"{page}.md").write_text("")
     (tmp_path / "README.md").write_text("before\n<!-- bench:headline -->\n<!-- /bench:headline -->\nafter\n")
     arguments = ["plot", "--results", str(tiny_run.folder), "--root", str(tmp_path)]
     assert command.main(arguments) == 0
@@ -438,7 +438,7 @@ def test_pictures_and_tables_from_a_run(tiny_run, tmp_path, capsys):
 
 
 def test_the_blocks_of_the_documents_are_those_that_are_filled():
-    blocks = dict.fromkeys(tables.blocks(Kept({}, [], [], [], [], [], [], [], [], [], [], [], []), []), "")
+    blocks = dict.fromkeys(tables.blocks(Kept({}, *[[]] * (len(dataclasses.fields(Kept)) - 1)), []), "")
     for name in plot.DOCUMENTS:
         text = (record.ROOT / name).read_text(encoding="utf-8")
         assert documents.fill(text, blocks, "bench") != text

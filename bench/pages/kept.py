@@ -7,6 +7,7 @@ from pathlib import Path
 from bench import record, repeats, robustness
 from bench.competitors import COMPETITORS, OURS
 from bench.photographs import make
+from bench.serving import served
 from bench.speed import busy, goals, guess, instructions, machine_code, prefill, shared, waits
 from bench.speed.rows import Row, newest
 
@@ -31,6 +32,7 @@ class Kept:
     waits: list[busy.Wait]
     row_waits: list[waits.RowWait]
     repeats: list[repeats.Trial]
+    served: list[served.Served]
 
 
 def read(folder: Path) -> Kept:
@@ -56,6 +58,7 @@ def read(folder: Path) -> Kept:
         record.read_if_there(folder / busy.FILE, busy.Wait),
         record.read_if_there(folder / waits.FILE, waits.RowWait),
         record.read_if_there(folder / repeats.FILE, repeats.Trial),
+        record.read_if_there(folder / served.FILE, served.Served),
     )
 
 

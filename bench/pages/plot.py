@@ -12,7 +12,7 @@ from bench import record
 from . import documents, drawing, pictures, tables
 from .kept import read
 
-PAGES = ("benchmarks", "backends", "kernels", "kernels-cuda", "quality")
+PAGES = ("benchmarks", "backends", "kernels", "kernels-cuda", "quality", "serving")
 DOCUMENTS = (*(f"docs/{page}.md" for page in PAGES), "README.md")
 
 

@@ -13,7 +13,7 @@ from bench.speed import busy, goals, guess, shared, waits
 from bench.speed.language_models import EFFICIENCY, MODELS, PROMPT, SHOWN
 from bench.speed.rows import Row, newest
 
-from . import expected, repeats
+from . import expected, repeats, serving
 from .kept import Kept, Newest, fastest_mode, newest_calls, ours
 from .markdown import NONE, made, ms, percent, short, table
 
@@ -72,6 +72,7 @@ def blocks(kept: Kept, drawn: Iterable[Path]) -> dict[str, str]:
     filled["busy"] = busy_table(kept.waits)
     filled["row-waits"] = row_waits_table(kept.row_waits)
     filled["repeats"] = repeats.block(kept.repeats)
+    filled["serving"] = serving.block(kept.served)
     filled["photographs"] = fidelity(kept.fidelities)
     filled["goals"] = goal_table(kept.figures)
     filled["expected"] = expected.block(kept.loops, kept.kernels)

@@ -16,7 +16,7 @@ import signal
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from bench import record
 from bench.record import rounded
+from bench.serving.served import FILE, Served
 from bench.serving.vllm_server import ServerError, serving
 
 SIDE = 336  # pixels: 576 patches, as in LLaVA-1.5
@@ -38,24 +39,6 @@ GENERATED = 16  # tokens of an answer
 WARM_UP, ALONE = 3, 9  # questions asked one at a time
 QUESTION = "what is the woman wearing?"
 ANSWER = 300  # seconds at most for a request
-FILE = "serving.csv"
-
-
-@dataclass(frozen=True)
-class Served(record.Run):
-    """One server: the medians of questions asked one at a time, and of requests in flight together."""
-
-    vllm: str
-    keep: float  # share of an image's tokens
-    requests: int  # together
-    prompt: int  # tokens
-    alone_first_ms: float  # until the first token
-    requests_s: float  # a second
-    tokens_s: float  # generated, a second
-    first_50_ms: float
-    first_95_ms: float
-    whole_50_ms: float  # until the last token
-    whole_95_ms: float
 
 
 class Answer(NamedTuple):
