@@ -91,6 +91,7 @@ def test_whatever_the_version_is_called(version, monkeypatch):
     ("family", "options", "message"),
     [
         ("qwen2_5_vl", {"video_pruning_rate": 0.5}, "expected no video_pruning_rate beside it"),
+        ("llava", {"enable_prompt_embeds": True}, "expected no enable_prompt_embeds"),
         ("llava", {"mm_processor_kwargs": {"mi_pruner": {"keep": 0.1}}}, "in --hf-overrides, got it in --mm-processor"),
         (
             "llava",

@@ -69,6 +69,11 @@ def _check_model(model_config: Any) -> None:
         raise ValueError(
             "mi_pruner: expected no video_pruning_rate beside it, since both would set positions: leave out one of them"
         )
+    if model_config.enable_prompt_embeds:
+        raise ValueError(
+            "mi_pruner: expected no enable_prompt_embeds, since vLLM puts such prompts among the features of images: "
+            "serve them by another engine"
+        )
     kwargs = multimodal.mm_processor_kwargs or {}
     if NAME in kwargs or is_within(kwargs):
         raise ValueError("mi_pruner: expected it in --hf-overrides, got it in --mm-processor-kwargs, too")
