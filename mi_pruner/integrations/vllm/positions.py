@@ -95,5 +95,5 @@ def put_right(
             places = waiting[used : used + len(told)]
             used += len(told)
             positions[1:, places] = positions[0, places] + told.T - 1
-    after = int(positions[:, -1].max()) + 1
+    after = max(positions[:, -1].tolist()) + 1
     return [item[:, :-COLUMNS] for item in items], positions, after - len(ids)
