@@ -7,9 +7,9 @@ from bench.serving.served import Served
 
 def served(date: str, keep: float, prompt: int, first: float, requests_s: float) -> Served:
     run = {"commit": "c", "command": "d", "machine": "m", "device": "cpu", "threads": 2, "torch": "2", "vllm": "0.32"}
-    times = {"first_50_ms": 4e3, "first_95_ms": 8e3, "whole_50_ms": 5e3, "whole_95_ms": 9e3}
-    return Served(date, **run, keep=keep, requests=8, prompt=prompt, alone_first_ms=first, requests_s=requests_s,
-                  tokens_s=1, **times)  # fmt: skip
+    load = {"requests": 8, "requests_s": requests_s, "tokens_s": 1, "first_50_ms": 4e3, "first_95_ms": 8e3}
+    load |= {"whole_50_ms": 5e3, "whole_95_ms": 9e3}
+    return Served(date, **run, keep=keep, prompt=prompt, alone_first_ms=first, **load)
 
 
 def test_the_last_run_is_shown():
