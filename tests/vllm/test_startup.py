@@ -8,6 +8,7 @@ from vllm.engine.arg_utils import EngineArgs
 from mi_pruner.integrations.vllm import register, startup
 
 KEEP = {"mi_pruner": {"keep": 0.25}}
+ENCODER_ELSEWHERE = {"ec_connector": "ECExampleConnector", "ec_role": "ec_consumer"}
 
 
 def configure(folder, overrides=None, **options):
@@ -98,6 +99,7 @@ def test_whatever_the_version_is_called(version, monkeypatch):
             {"mm_processor_kwargs": {"images_kwargs": {"mi_pruner": {}}}},
             "got it in --mm-processor-kwargs",
         ),
+        ("llava", {"ec_transfer_config": ENCODER_ELSEWHERE}, "the vision encoder in the same instance"),
         ("llava", {"pipeline_parallel_size": 2, "distributed_executor_backend": "mp"}, "pipeline_parallel_size 1"),
         ("llava", {"enable_lora": True, "enable_tower_connector_lora": True}, "no enable_tower_connector_lora"),
     ],
@@ -105,6 +107,19 @@ def test_whatever_the_version_is_called(version, monkeypatch):
 def test_what_does_not_go_together(folders, family, options, message):
     with pytest.raises(ValueError, match=f"mi_pruner: .*{message}"):
         configure(folders[family], **options)
+
+
+def test_drafts(folders):
+    draft = {"method": "draft_model", "model": str(folders["llava"]), "num_speculative_tokens": 2}
+    with pytest.raises(ValueError, match=r"mi_pruner: expected a speculative method without .*, got 'draft_model'"):
+        configure(folders["llava"], speculative_config=draft)
+    configure(folders["llava"], {}, speculative_config=draft)
+    configure(folders["llava"], speculative_config={"method": "ngram", "num_speculative_tokens": 2})
+
+
+def test_another_vision_encoder(folders):
+    with pytest.raises(ValueError, match="mi_pruner: expected a LLaVA with CLIP or SigLIP, got one with Pixtral's"):
+        configure(folders["llava"], KEEP | {"vision_config": {"model_type": "pixtral"}})
 
 
 def test_scaled_rope_of_one_dimension(folders):
