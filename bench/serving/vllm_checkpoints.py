@@ -21,7 +21,7 @@ SPECIAL += ["<|video_pad|>"]
 WIDTH, HEADS, LAYERS, CONTEXT = 128, 4, 3, 2048  # vLLM's CPU attention takes heads of 32, 64, 80, 96, 112, 128, 256
 PATCH, TILE = 14, 84  # pixels; LLaVA's picture has 6 x 6 patches
 FAMILIES = ("llava", "llava_next", "qwen2_vl", "qwen2_5_vl", "qwen3_vl")
-LLAVA = ("llava", "llava_next")
+LLAVA = ("llava", "llava_next", "llava_siglip")
 TEMPLATE = (
     "{% for message in messages %}{{ message['role'] }}: {% if message['content'] is string %}{{ message['content'] }}"
     "{% else %}{% for part in message['content'] %}{% if part['type'] in ('image', 'image_url') %}IMAGE"
@@ -127,9 +127,10 @@ def _config(family: str, words: Any, layers: int, width: int, side: int) -> Any:
         "tie_word_embeddings": False,
     }
     if family in LLAVA:
-        kind = {"llava": transformers.LlavaConfig, "llava_next": transformers.LlavaNextConfig}[family]
-        clip = {
-            "model_type": "clip_vision_model",
+        kind = transformers.LlavaNextConfig if family == "llava_next" else transformers.LlavaConfig
+        siglip = family == "llava_siglip"  # no token of a class
+        vision = {
+            "model_type": "siglip_vision_model" if siglip else "clip_vision_model",
             "hidden_size": 64,
             "intermediate_size": 96,
             "num_hidden_layers": 3,
@@ -137,9 +138,12 @@ def _config(family: str, words: Any, layers: int, width: int, side: int) -> Any:
             "image_size": side,
             "patch_size": PATCH,
         }
-        tiles = {} if family == "llava" else {"image_grid_pinpoints": _pinpoints(side)}
+        if siglip:
+            vision["vision_use_head"] = False
+        tiles = {"image_grid_pinpoints": _pinpoints(side)} if family == "llava_next" else {}
         return kind(
-            vision_config=clip,
+            vision_config=vision,
+            vision_feature_select_strategy="full" if siglip else "default",
             text_config={"model_type": "llama", "architectures": ["LlamaForCausalLM"], **text},
             image_token_index=ids["<image>"],
             image_seq_length=(side // PATCH) ** 2,
@@ -187,14 +191,14 @@ def _llava_processor(family: str, words: Any, side: int) -> Any:
     options = {
         "chat_template": words.chat_template,
         "patch_size": PATCH,
-        "vision_feature_select_strategy": "default",
-        "num_additional_image_tokens": 1,
+        "vision_feature_select_strategy": "full" if family == "llava_siglip" else "default",
+        "num_additional_image_tokens": 0 if family == "llava_siglip" else 1,
     }
     size = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
-    if family == "llava":
-        return t.LlavaProcessor(t.CLIPImageProcessorPil(**size), words, **options)
-    pictures = t.LlavaNextImageProcessorPil(**size, image_grid_pinpoints=_pinpoints(side))
-    return t.LlavaNextProcessor(pictures, words, **options)
+    if family == "llava_next":
+        pictures = t.LlavaNextImageProcessorPil(**size, image_grid_pinpoints=_pinpoints(side))
+        return t.LlavaNextProcessor(pictures, words, **options)
+    return t.LlavaProcessor(t.CLIPImageProcessorPil(**size), words, **options)
 
 
 def _rename_tower(file: Path) -> None:

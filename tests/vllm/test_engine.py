@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from vllm_checkpoints import FAMILIES
+from vllm_checkpoints import FAMILIES, save
 
 from .engines import KEEP, cases, check, generate, reference, request, running
 
@@ -25,6 +25,14 @@ def test_as_transformers(family, folders):
             if not options:
                 for case, want in zip(asked, wanted[KEEP], strict=True):
                     check(generate(llm, [request(case)]), [want])
+
+
+def test_siglip(tmp_path):
+    """LLaVA-1.5 with another vision encoder, of which all tokens are an image's."""
+    folder = save("llava_siglip", tmp_path / "llava_siglip")
+    asked, truth = cases("llava"), reference(folder)
+    with running(folder) as llm:
+        check(generate(llm, [request(case) for case in asked]), [truth(case) for case in asked])
 
 
 @pytest.mark.parametrize("family", ["llava", "qwen3_vl"])
