@@ -145,7 +145,7 @@ def _check_ratio(ratio: float | None) -> None:
 
 def check_keep(keep: int | float, ratio: float | None = None) -> None:
     """TypeError / ValueError unless `keep` is a count >= 1 (int), or a ratio in (0, 1] (float) without another."""
-    if isinstance(keep, bool) or not isinstance(keep, int | float | torch.SymInt):
+    if isinstance(keep, bool) or not isinstance(keep, (int, float, torch.SymInt)):
         _fail("keep", "an int (tokens) or a float (ratio)", repr(keep), TypeError)
     if isinstance(keep, float):
         if not 0 < keep <= 1:

@@ -1,7 +1,8 @@
 """Which backend runs an operator: a choice made from the device alone, which `backend()` overrides.
 
 Each public operator has one implementation for every device, registered here: it validates (`_checks`), brings the
-arguments into one form, and calls the chosen backend outside autograd.
+arguments into one form, and calls the chosen backend outside autograd. Where that is the compiled one, it leaves the
+calls that follow to the library (`_native`), which has the same form and hands back what it can't take.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ class Backend:
 
 _NATIVE_MISSING = _native.load()
 _LIBRARY = _schema.define("mi_pruner")
+_FOR_THE_LIBRARY = _schema.define("mi_pruner_python")
 for _backend in ("mi_pruner_cpu", "mi_pruner_cuda"):
     _schema.define(_backend)  # implemented by the compiled library
 
@@ -111,6 +113,21 @@ _override: ContextVar[str] = vars(torch.ops.mi_pruner).setdefault(
 )
 
 
+class _Asked(str):
+    """A backend's name. While one lives, in any context, the library leaves to Python what is not that backend's."""
+
+    def __init__(self, name: str) -> None:
+        self._change(1)
+
+    def __del__(self) -> None:
+        self._change(-1)
+
+    def _change(self, by: int) -> None:
+        for device in _native.DIRECT:
+            if self not in ("auto", device):
+                _native.close_direct(device, by)
+
+
 @contextlib.contextmanager
 def backend(name: str) -> Iterator[None]:
     """Runs the operators called inside on one backend.
@@ -130,7 +147,7 @@ def backend(name: str) -> Iterator[None]:
         why = BACKENDS[name].unavailable()
         if why is not None:
             raise RuntimeError(f"backend {name!r} is not available: {why}")
-    token = _override.set(name)
+    token = _override.set(_Asked(name))
     try:
         yield
     finally:
@@ -196,10 +213,13 @@ def _implementation(name: str) -> Callable:
     def run(*arguments, **options):
         call = signature.bind(*arguments, **options)
         device, dtype = call.visual.device, _checks.accumulation_dtype(call.visual.dtype)
-        operators = choose(device.type, device.index, name).operators
+        chosen = choose(device.type, device.index, name)
+        operators = chosen.operators
         # The compiled operators have the same schemas: what they fill in themselves costs less than passing it on.
         if not isinstance(operators, torch._ops._OpNamespace):
             options = {key: getattr(call, key) for key in signature.defaults}
+        elif chosen.name == device.type and _override.get() == "auto":
+            _native.open_direct(device.type, device.index)
         with torch.no_grad():
             return getattr(operators, name)(
                 *(_canonical(key, value, dtype) for key, value in zip(signature.positional, arguments, strict=True)),
@@ -209,9 +229,25 @@ def _implementation(name: str) -> Callable:
     return run
 
 
+def _for_the_library(name: str) -> Callable:
+    """The implementation, as the library calls it: an error is raised by the library, in place of empty results."""
+    run = _implementation(name)
+    outputs = len(torch._C.parse_schema(name + _schema.SCHEMAS[name]).returns)
+
+    def run_or_leave_error(*arguments, **options):
+        try:
+            return run(*arguments, **options)
+        except BaseException as error:  # noqa: BLE001  whatever it is: the library raises it
+            _native.raise_in_library(error)
+            return torch.empty(0) if outputs == 1 else (torch.empty(0),) * outputs
+
+    return run_or_leave_error
+
+
 def register() -> None:
     """Registers fake and real implementations of the public operators; none of them records autograd."""
     for name in _schema.SCHEMAS:
-        _LIBRARY.impl(name, _implementation(name), "CompositeExplicitAutograd")
-        _LIBRARY.impl(name, torch.library.fallthrough_kernel, "Autograd")
+        for library, implementation in ((_LIBRARY, _implementation), (_FOR_THE_LIBRARY, _for_the_library)):
+            library.impl(name, implementation(name), "CompositeExplicitAutograd")
+            library.impl(name, torch.library.fallthrough_kernel, "Autograd")
         torch.library.register_fake(f"mi_pruner::{name}", _schema.fake(name), lib=_LIBRARY)

@@ -1,4 +1,10 @@
-"""Finds and loads the compiled library, which registers its operators with PyTorch as it is loaded."""
+"""Finds and loads the compiled library, which registers its operators with PyTorch as it is loaded; and speaks with it.
+
+The public operators are the library's where it has kernels for a tensor's device: it takes a call past Python if the
+arguments are right and Python has left it the device (`open_direct`), as long as nobody asks for another backend
+(`close_direct`). All other calls come back to Python, as operators of the namespace `mi_pruner_python`. The other half
+is csrc/front/python.cpp.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +14,8 @@ import os
 from pathlib import Path
 
 import torch
+
+from . import _checks
 
 _NO_CUDA = "the library was built without the CUDA kernels (MI_PRUNER_BUILD=cuda asks for them)"
 
@@ -30,7 +38,63 @@ def load() -> str | None:
         torch.ops.load_library(path)
     except OSError as error:  # another torch, another platform: the reference still works
         return f"{path.name} cannot be loaded: {error}"
+    _connect()
     return None
+
+
+DIRECT = ("cpu", "cuda")  # devices, in the library's order, whose tensors it may take past Python
+
+
+class _Limits(ctypes.Structure):
+    """What the library takes: see `Limits` in csrc/front/python.h."""
+
+    NUMBERS = ("MIN_BANDWIDTH", "MAX_BANDWIDTH", "MAX_WEIGHT")  # of _checks.py
+    COUNTS = ("MIN_BINS", "MAX_BINS")
+    _fields_ = [*((name, ctypes.c_double) for name in NUMBERS), *((name, ctypes.c_int64) for name in COUNTS)]
+
+
+class _Python(ctypes.Structure):
+    """Functions of the interpreter: see `Python` in csrc/front/python.cpp."""
+
+    FUNCTIONS = ("PyErr_SetObject", "Py_IncRef", "Py_DecRef")
+    _fields_ = [(name, ctypes.c_void_p) for name in FUNCTIONS]
+
+
+@functools.cache
+def _library() -> ctypes.PyDLL:
+    """Its functions, called with Python's lock."""
+    library = ctypes.PyDLL(str(library_path()))
+    library.mi_pruner_connect.argtypes = [ctypes.POINTER(_Limits), ctypes.POINTER(_Python)]
+    library.mi_pruner_open.argtypes = library.mi_pruner_close.argtypes = [ctypes.c_int, ctypes.c_int]
+    library.mi_pruner_raise.argtypes = [ctypes.py_object, ctypes.py_object]
+    for function in (library.mi_pruner_connect, library.mi_pruner_open, library.mi_pruner_close):
+        function.restype = None
+    library.mi_pruner_raise.restype = None
+    return library
+
+
+def _connect() -> None:
+    """Tells the library which options are in range, and how to raise an exception."""
+    limits = _Limits(*(getattr(_checks, name) for name in (*_Limits.NUMBERS, *_Limits.COUNTS)))
+    functions = (getattr(ctypes.pythonapi, name) for name in _Python.FUNCTIONS)
+    python = _Python(*(ctypes.cast(function, ctypes.c_void_p).value for function in functions))
+    _library().mi_pruner_connect(ctypes.byref(limits), ctypes.byref(python))
+
+
+def open_direct(device_type: str, index: int | None) -> None:
+    """From now on the library takes calls for the tensors of this device past Python."""
+    _library().mi_pruner_open(DIRECT.index(device_type), index or 0)
+
+
+def close_direct(device_type: str, change: int) -> None:
+    """Not for tensors of these devices, until each `change` of 1 is undone by one of -1."""
+    if load() is None:
+        _library().mi_pruner_close(DIRECT.index(device_type), change)
+
+
+def raise_in_library(error: BaseException) -> None:
+    """Has the library raise this where the Python operator that it has called returns to it."""
+    _library().mi_pruner_raise(type(error), error)
 
 
 def cuda_kernels_missing() -> str | None:

@@ -7,6 +7,8 @@ in nats. No output requires grad. docs/maths.md derives the quantities.
 
 from __future__ import annotations
 
+import inspect
+
 import torch
 from torch import Tensor
 
@@ -15,17 +17,35 @@ from . import _checks
 
 def count_from_ratio(ratio: float, tokens: int) -> int:
     """K = max(1, floor(ratio · tokens + 0.5)): how many of `tokens` a ratio in (0, 1] keeps."""
-    return torch.sym_max(1, torch.sym_int(ratio * tokens + 0.5))
+    if type(tokens) is int:  # what follows is right for it, too, but ten times as slow
+        return int(ratio * tokens + 0.5) or 1
+    # The minimum: for torch.export's prover alone.
+    return torch.sym_min(tokens, torch.sym_max(1, torch.sym_int(ratio * tokens + 0.5)))
 
 
 def _count_and_ratio(keep: int | float, ratio: float | None, visual: Tensor) -> tuple[int, float | None]:
     """`keep` as a count, and the ratio of its own valid tokens that bounds each sample."""
-    _checks.check_keep(keep, ratio)
-    if not isinstance(keep, float):
+    if type(keep) is int and keep >= 1:
         return keep, ratio
-    _checks.check_visual(visual)
-    tokens = visual.shape[1]
-    return torch.sym_min(tokens, count_from_ratio(keep, tokens)), keep  # the minimum: for torch.export's prover alone
+    if type(keep) is not float or not 0 < keep <= 1 or ratio is not None:
+        _checks.check_keep(keep, ratio)
+        if not isinstance(keep, float):
+            return keep, ratio
+    shape: tuple[int, ...] = getattr(visual, "shape", ())
+    if len(shape) != 3:
+        _checks.check_visual(visual)  # says so; all else about `visual` is the operator's to say
+    return count_from_ratio(keep, shape[1]), keep
+
+
+def _changed(**options: object) -> dict[str, object]:
+    """The options that are not at their default: each one that is passed on costs a call 2 % of its time."""
+    if torch.compiler.is_compiling():  # costs nothing there, and constants have no identity
+        return options
+    return {
+        name: value
+        for name, value in options.items()
+        if value is not (default := _DEFAULTS[name]) and (type(value) is not float or value != default)
+    }
 
 
 def mi_scores(
@@ -65,7 +85,14 @@ def mi_scores(
         ValueError, TypeError: naming the argument, what was expected and what came.
     """
     return torch.ops.mi_pruner.mi_scores(
-        visual, text, visual_prior=visual_prior, text_prior=text_prior, bandwidth=bandwidth, marginal=marginal
+        visual,
+        text,
+        **_changed(
+            visual_prior=visual_prior,
+            text_prior=text_prior,
+            bandwidth=bandwidth,
+            marginal=marginal,
+        ),
     )
 
 
@@ -121,13 +148,15 @@ def greedy_select(
         scores,
         visual,
         count,
-        visual_prior=visual_prior,
-        visual_bandwidth=visual_bandwidth,
-        redundancy=redundancy,
-        redundancy_weight=redundancy_weight,
-        budget=budget,
-        min_gain=min_gain,
-        ratio=ratio,
+        **_changed(
+            visual_prior=visual_prior,
+            visual_bandwidth=visual_bandwidth,
+            redundancy=redundancy,
+            redundancy_weight=redundancy_weight,
+            budget=budget,
+            min_gain=min_gain,
+            ratio=ratio,
+        ),
     )
 
 
@@ -163,16 +192,18 @@ def prune(
         visual,
         text,
         count,
-        visual_prior=visual_prior,
-        text_prior=text_prior,
-        bandwidth=bandwidth,
-        marginal=marginal,
-        visual_bandwidth=visual_bandwidth,
-        redundancy=redundancy,
-        redundancy_weight=redundancy_weight,
-        budget=budget,
-        min_gain=min_gain,
-        ratio=ratio,
+        **_changed(
+            visual_prior=visual_prior,
+            text_prior=text_prior,
+            bandwidth=bandwidth,
+            marginal=marginal,
+            visual_bandwidth=visual_bandwidth,
+            redundancy=redundancy,
+            redundancy_weight=redundancy_weight,
+            budget=budget,
+            min_gain=min_gain,
+            ratio=ratio,
+        ),
     )
 
 
@@ -211,10 +242,12 @@ def mi_scores_varlen(
         cu_seqlens_text,
         max_seqlen_visual,
         max_seqlen_text,
-        visual_prior=visual_prior,
-        text_prior=text_prior,
-        bandwidth=bandwidth,
-        marginal=marginal,
+        **_changed(
+            visual_prior=visual_prior,
+            text_prior=text_prior,
+            bandwidth=bandwidth,
+            marginal=marginal,
+        ),
     )
 
 
@@ -260,12 +293,14 @@ def greedy_select_varlen(
         max_seqlen_visual,
         max_keep,
         total_keep,
-        visual_prior=visual_prior,
-        visual_bandwidth=visual_bandwidth,
-        redundancy=redundancy,
-        redundancy_weight=redundancy_weight,
-        min_gain=min_gain,
-        ratio=ratio,
+        **_changed(
+            visual_prior=visual_prior,
+            visual_bandwidth=visual_bandwidth,
+            redundancy=redundancy,
+            redundancy_weight=redundancy_weight,
+            min_gain=min_gain,
+            ratio=ratio,
+        ),
     )
 
 
@@ -311,15 +346,17 @@ def prune_varlen(
         max_seqlen_text,
         max_keep,
         total_keep,
-        visual_prior=visual_prior,
-        text_prior=text_prior,
-        bandwidth=bandwidth,
-        marginal=marginal,
-        visual_bandwidth=visual_bandwidth,
-        redundancy=redundancy,
-        redundancy_weight=redundancy_weight,
-        min_gain=min_gain,
-        ratio=ratio,
+        **_changed(
+            visual_prior=visual_prior,
+            text_prior=text_prior,
+            bandwidth=bandwidth,
+            marginal=marginal,
+            visual_bandwidth=visual_bandwidth,
+            redundancy=redundancy,
+            redundancy_weight=redundancy_weight,
+            min_gain=min_gain,
+            ratio=ratio,
+        ),
     )
 
 
@@ -359,5 +396,18 @@ def histogram_mi_scores(
         ValueError, TypeError: naming the argument, what was expected and what came.
     """
     return torch.ops.mi_pruner.histogram_mi_scores(
-        visual, text, visual_prior=visual_prior, text_prior=text_prior, bins=bins
+        visual,
+        text,
+        **_changed(
+            visual_prior=visual_prior,
+            text_prior=text_prior,
+            bins=bins,
+        ),
     )
+
+
+_DEFAULTS = {
+    name: parameter.default
+    for function in (greedy_select, prune, histogram_mi_scores)  # these have all options
+    for name, parameter in inspect.signature(function).parameters.items()
+}

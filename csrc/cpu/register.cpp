@@ -13,6 +13,8 @@
 #include <torch/csrc/stable/ops.h>
 
 #include "cpu/tensors.h"
+#include "front/operators.h"
+#include "new_tensor.h"
 
 namespace mi_pruner::cpu {
 
@@ -165,8 +167,7 @@ std::vector<int64_t> budgets(const std::optional<Tensor>& budget, size_t samples
 }
 
 Outputs new_outputs(const Tensor& visual, std::initializer_list<int64_t> shape) {
-  return {torch::stable::new_empty(visual, shape, ScalarType::Long),
-          torch::stable::new_empty(visual, shape, accumulation(visual))};
+  return {new_tensor(visual, shape, ScalarType::Long), new_tensor(visual, shape, accumulation(visual))};
 }
 
 // f<Acc>() for the accumulation type of `visual`.
@@ -207,7 +208,7 @@ Selecting packed_selecting(const Tensor& cu_visual, const Tensor& cu_keep, int64
 Tensor mi_scores_op(Tensor visual, Tensor text, OptionalTensor visual_prior, OptionalTensor text_prior,
                     std::optional<double> bandwidth, std::string marginal) {
   const Scoring scoring = dense_scoring(visual, text, text_prior, bandwidth, marginal);
-  const Tensor scores = torch::stable::new_empty(visual, {visual.size(0), visual.size(1)}, accumulation(visual));
+  const Tensor scores = new_tensor(visual, {visual.size(0), visual.size(1)}, accumulation(visual));
   MI_PRUNER_BY_ACCUMULATION(visual, score, dense_samples(visual), visual_prior, scoring, scores);
   return scores;
 }
@@ -234,7 +235,7 @@ TokensAndPicks prune_op(Tensor visual, Tensor text, int64_t keep, OptionalTensor
                             budgets(budget, visual.size(0)),
                             {visual_bandwidth, redundancy_of(redundancy), redundancy_weight, min_gain, ratio}};
   const Outputs out = new_outputs(visual, {visual.size(0), keep});
-  const Tensor tokens = torch::stable::new_empty(visual, {visual.size(0), keep, visual.size(2)});
+  const Tensor tokens = new_tensor(visual, {visual.size(0), keep, visual.size(2)}, visual.scalar_type());
   MI_PRUNER_BY_ACCUMULATION(visual, prune, dense_samples(visual), visual.size(0) * visual.size(1), visual_prior,
                             scoring, selecting, out, tokens);
   return {tokens, out.indices, out.gains};
@@ -245,7 +246,7 @@ Tensor mi_scores_varlen_op(Tensor visual, Tensor text, Tensor cu_seqlens_visual,
                            OptionalTensor text_prior, std::optional<double> bandwidth, std::string marginal) {
   const Scoring scoring = packed_scoring(visual, text, cu_seqlens_visual, cu_seqlens_text, max_seqlen_text, text_prior,
                                          bandwidth, marginal);
-  const Tensor scores = torch::stable::new_empty(visual, {visual.size(0)}, accumulation(visual));
+  const Tensor scores = new_tensor(visual, {visual.size(0)}, accumulation(visual));
   const auto samples = packed_samples("cu_seqlens_visual", visual, cu_seqlens_visual, max_seqlen_visual);
   MI_PRUNER_BY_ACCUMULATION(visual, score, samples, visual_prior, scoring, scores);
   return scores;
@@ -278,7 +279,7 @@ TokensAndPicks prune_varlen_op(Tensor visual, Tensor text, Tensor cu_seqlens_vis
       packed_selecting(cu_seqlens_visual, cu_keep, max_keep, total_keep,
                        {visual_bandwidth, redundancy_of(redundancy), redundancy_weight, min_gain, ratio});
   const Outputs out = new_outputs(visual, {total_keep});
-  const Tensor tokens = torch::stable::new_empty(visual, {total_keep, visual.size(1)});
+  const Tensor tokens = new_tensor(visual, {total_keep, visual.size(1)}, visual.scalar_type());
   if (tokens.numel() > 0) // slots that no sample owns
     std::memset(tokens.mutable_data_ptr(), 0, tokens.numel() * bytes(dtype_of(visual)));
   const auto samples = packed_samples("cu_seqlens_visual", visual, cu_seqlens_visual, max_seqlen_visual);
@@ -290,7 +291,7 @@ Tensor histogram_mi_scores_op(Tensor visual, Tensor text, OptionalTensor visual_
                               int64_t bins) {
   check_dense(visual, text);
   STD_TORCH_CHECK(1 <= bins && bins <= kMaxBins, "bins: too few or too many");
-  const Tensor scores = torch::stable::new_empty(visual, {visual.size(0), visual.size(1)}, accumulation(visual));
+  const Tensor scores = new_tensor(visual, {visual.size(0), visual.size(1)}, accumulation(visual));
   MI_PRUNER_BY_ACCUMULATION(visual, score_by_histograms, dense_samples(visual), visual_prior, dense_samples(text),
                             text_prior, text.size(0) * text.size(1), static_cast<int>(bins), scores);
   return scores;
@@ -308,4 +309,16 @@ STABLE_TORCH_LIBRARY_IMPL(mi_pruner_cpu, CPU, m) {
   m.impl("greedy_select_varlen", TORCH_BOX(&greedy_select_varlen_op));
   m.impl("prune_varlen", TORCH_BOX(&prune_varlen_op));
   m.impl("histogram_mi_scores", TORCH_BOX(&histogram_mi_scores_op));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(mi_pruner, CPU, m) {
+  using namespace mi_pruner::front;
+  namespace cpu = mi_pruner::cpu;
+  m.impl("mi_scores", TORCH_BOX((&Public<MiScores, &cpu::mi_scores_op>::call)));
+  m.impl("greedy_select", TORCH_BOX((&Public<GreedySelect, &cpu::greedy_select_op>::call)));
+  m.impl("prune", TORCH_BOX((&Public<Prune, &cpu::prune_op>::call)));
+  m.impl("mi_scores_varlen", TORCH_BOX((&Public<MiScoresVarlen, &cpu::mi_scores_varlen_op>::call)));
+  m.impl("greedy_select_varlen", TORCH_BOX((&Public<GreedySelectVarlen, &cpu::greedy_select_varlen_op>::call)));
+  m.impl("prune_varlen", TORCH_BOX((&Public<PruneVarlen, &cpu::prune_varlen_op>::call)));
+  m.impl("histogram_mi_scores", TORCH_BOX((&Public<HistogramMiScores, &cpu::histogram_mi_scores_op>::call)));
 }

@@ -13,8 +13,6 @@
 
 namespace mi_pruner::cpu {
 
-using OptionalTensor = std::optional<Tensor>;
-
 // One sample's place in arrays over all tokens (or over all slots of the output).
 struct Span {
   int64_t begin;
@@ -39,10 +37,6 @@ inline Dtype dtype_of(const Tensor& tensor) {
   default:
     STD_TORCH_CHECK(false, "features: unsupported dtype");
   }
-}
-
-inline ScalarType accumulation(const Tensor& visual) {
-  return visual.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
 inline int64_t bytes(Dtype dtype) { return dtype == Dtype::kFloat64 ? 8 : dtype == Dtype::kFloat32 ? 4 : 2; }

@@ -7,6 +7,9 @@
 #include <torch/csrc/stable/ops.h>
 
 #include "cuda/host/call.h"
+#ifndef MI_PRUNER_CUDA_HOST
+#include "front/operators.h"
+#endif
 
 #ifdef MI_PRUNER_CUDA_HOST
 #define MI_PRUNER_CUDA_KEY CPU
@@ -23,8 +26,7 @@ using TokensAndPicks = std::tuple<Tensor, Tensor, Tensor>;
 struct Outputs {
   Tensor indices, gains;
   Outputs(const Tensor& visual, std::initializer_list<int64_t> shape)
-      : indices(torch::stable::new_empty(visual, shape, ScalarType::Long)),
-        gains(torch::stable::new_empty(visual, shape, ScalarType::Float)) {}
+      : indices(new_tensor(visual, shape, ScalarType::Long)), gains(new_tensor(visual, shape, ScalarType::Float)) {}
 
   Picks picks(const Layout& slots, const Selecting& selecting) {
     return {slots, selecting.budget, selecting.min_gain, indices.mutable_data_ptr<int64_t>(),
@@ -42,7 +44,7 @@ bool empty(const Layout& layout) { return layout.samples == 0 || layout.longest 
 Tensor run_scores(const Tensor& visual, const Tokens& visual_tokens, const Tokens& text_tokens,
                   std::initializer_list<int64_t> shape, const std::optional<double>& bandwidth,
                   const std::string& marginal) {
-  Tensor scores = torch::stable::new_empty(visual, shape, ScalarType::Float);
+  Tensor scores = new_tensor(visual, shape, ScalarType::Float);
   if (empty(visual_tokens.layout)) return torch::stable::fill_(scores, 0);
   Call call(visual, visual_tokens, text_tokens, {}, nullptr, false);
   call.normalise(bandwidth, marginal, scores.mutable_data_ptr<float>());
@@ -68,7 +70,7 @@ TokensAndPicks run_prune(const Tensor& visual, const Tokens& visual_tokens, cons
                          std::initializer_list<int64_t> token_shape, const std::optional<double>& bandwidth,
                          const std::string& marginal, const Selecting& selecting) {
   Outputs picked(visual, shape), sorted(visual, shape);
-  Tensor tokens = torch::stable::new_empty(visual, token_shape);
+  Tensor tokens = new_tensor(visual, token_shape, visual.scalar_type());
   if (empty(visual_tokens.layout) || slots.total == 0) {
     sorted.clear();
     torch::stable::fill_(tokens, 0);
@@ -171,3 +173,16 @@ STABLE_TORCH_LIBRARY_IMPL(mi_pruner_cuda, MI_PRUNER_CUDA_KEY, m) {
   m.impl("greedy_select_varlen", TORCH_BOX(&ops::greedy_select_varlen));
   m.impl("prune_varlen", TORCH_BOX(&ops::prune_varlen));
 }
+
+#ifndef MI_PRUNER_CUDA_HOST
+STABLE_TORCH_LIBRARY_IMPL(mi_pruner, CUDA, m) {
+  using namespace mi_pruner::front;
+  namespace cuda = mi_pruner::cuda;
+  m.impl("mi_scores", TORCH_BOX((&Public<MiScores, &cuda::mi_scores>::call)));
+  m.impl("greedy_select", TORCH_BOX((&Public<GreedySelect, &cuda::greedy_select>::call)));
+  m.impl("prune", TORCH_BOX((&Public<Prune, &cuda::prune>::call)));
+  m.impl("mi_scores_varlen", TORCH_BOX((&Public<MiScoresVarlen, &cuda::mi_scores_varlen>::call)));
+  m.impl("greedy_select_varlen", TORCH_BOX((&Public<GreedySelectVarlen, &cuda::greedy_select_varlen>::call)));
+  m.impl("prune_varlen", TORCH_BOX((&Public<PruneVarlen, &cuda::prune_varlen>::call)));
+}
+#endif

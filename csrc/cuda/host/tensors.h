@@ -17,8 +17,6 @@ extern "C" __attribute__((weak)) int32_t aoti_torch_get_current_cuda_stream(int3
 
 namespace mi_pruner::cuda {
 
-using OptionalTensor = std::optional<Tensor>;
-
 // The device's current stream. libtorch_cuda.so is there wherever CUDA tensors are, but is not linked: the same file
 // loads beside a CPU build of torch. Where it was loaded out of sight of the weak symbol, it is asked by name.
 inline cudaStream_t current_stream([[maybe_unused]] const Tensor& tensor) {

@@ -5,9 +5,7 @@
 #include <cstring>
 #include <vector>
 
-#include <torch/csrc/stable/ops.h>
-
-#include "check.h"
+#include "new_tensor.h"
 
 namespace mi_pruner::cuda {
 
@@ -22,14 +20,14 @@ public:
   void allocate(const Tensor& like) {
 #ifdef MI_PRUNER_CUDA_HOST // an allocation each, so that the address sanitizer sees where it ends
     for (const Wanted& part : wanted_) {
-      memory_.push_back(torch::stable::new_empty(like, {part.bytes}, ScalarType::Byte));
+      memory_.push_back(new_tensor(like, {part.bytes}, ScalarType::Byte));
       part.set(memory_.back().mutable_data_ptr());
     }
 #else
     int64_t total = 0;
     for (const Wanted& part : wanted_)
       total += padded(part.bytes);
-    memory_.push_back(torch::stable::new_empty(like, {total}, ScalarType::Byte));
+    memory_.push_back(new_tensor(like, {total}, ScalarType::Byte));
     char* at = static_cast<char*>(memory_.back().mutable_data_ptr());
     for (const Wanted& part : wanted_) {
       part.set(at);
