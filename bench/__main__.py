@@ -12,6 +12,7 @@ COMMANDS = {  # name -> (module, what it does); imported when called: a run need
     "guess": ("speed.guess", "how many rows a selection computes for a pick, guessed by gain and by a draft"),
     "waits": ("speed.waits", "how long a selection on rows waits for them on a GPU, simulated"),
     "repeats": ("repeats", "which cosine makes a token of a video a repeat: thresholds, on videos of each kind"),
+    "host": ("speed.host", "what a call costs beside its work, in times of a layer_norm"),
     "busy": ("speed.busy", "on a CPU: what a call takes alone, and beside busy processes"),
     "machine-code": ("speed.machine_code", "what a turn of the CUDA kernels' loops costs, from their machine code"),
     "goals": ("speed.goals", "on a GPU: the performance goals, a line each, and the time of every kernel"),

@@ -23,8 +23,10 @@ inline Tensor new_tensor(const Tensor& like, const int64_t* sizes, int64_t dim, 
   }
   const auto code = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
   AtenTensorHandle made = nullptr;
-  TORCH_ERROR_CODE_CHECK(
-      aoti_torch_empty_strided(dim, sizes, strides, code, device_type(like), like.get_device_index(), &made));
+  const auto failed =
+      aoti_torch_empty_strided(dim, sizes, strides, code, device_type(like), like.get_device_index(), &made);
+  STD_TORCH_CHECK(failed == AOTI_TORCH_SUCCESS, "mi_pruner: PyTorch can't make a tensor of ", stride, " elements of ",
+                  torch::headeronly::toString(dtype), " (out of memory?)");
   return Tensor(made);
 }
 

@@ -66,7 +66,7 @@ def _library() -> ctypes.PyDLL:
     library = ctypes.PyDLL(str(library_path()))
     library.mi_pruner_connect.argtypes = [ctypes.POINTER(_Limits), ctypes.POINTER(_Python)]
     library.mi_pruner_open.argtypes = library.mi_pruner_close.argtypes = [ctypes.c_int, ctypes.c_int]
-    library.mi_pruner_raise.argtypes = [ctypes.py_object, ctypes.py_object]
+    library.mi_pruner_raise.argtypes = [ctypes.py_object, ctypes.py_object, ctypes.c_char_p]
     for function in (library.mi_pruner_connect, library.mi_pruner_open, library.mi_pruner_close):
         function.restype = None
     library.mi_pruner_raise.restype = None
@@ -94,7 +94,8 @@ def close_direct(device_type: str, change: int) -> None:
 
 def raise_in_library(error: BaseException) -> None:
     """Has the library raise this where the Python operator that it has called returns to it."""
-    _library().mi_pruner_raise(type(error), error)
+    text = f"{type(error).__name__}: {error}".encode(errors="replace")
+    _library().mi_pruner_raise(type(error), error, text)
 
 
 def cuda_kernels_missing() -> str | None:

@@ -176,3 +176,13 @@ def samples(draw, dtypes=(*FULL, torch.float16, torch.bfloat16), kinds=KINDS, ma
         draw(st.sampled_from([None, "float", "bool", "odd"])),
         draw(st.sampled_from([None, "float", "bool"])),
     )
+
+
+def traced(call):
+    """Runs it; the names of the operators that it called, in order, and the bytes of each allocation by PyTorch."""
+    with torch.autograd.profiler.profile(profile_memory=True) as profile:
+        outputs = call()  # lives until the end: nothing is given back meanwhile but what the call itself does
+    events = profile.kineto_results.events()
+    del outputs
+    names = [event.name() for event in events if "::" in event.name()]
+    return names, [event.nbytes() for event in events if event.name() == "[memory]" and event.nbytes() > 0]

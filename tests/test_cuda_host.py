@@ -269,16 +269,43 @@ def test_scores_of_many_rows(n, marginal):
 
 
 # ---- launches --------------------------------------------------------------------------------------------------------
+def counter(name):
+    return ctypes.c_uint.in_dll(ctypes.CDLL(str(cuda_host.PLAIN.library)), name)
+
+
+@pytest.mark.parametrize("clusters", ["0", "2"])
 @pytest.mark.parametrize("redundancy", ["mean", "none"])
 @pytest.mark.parametrize("bound", [0, WARPS, ROWS], ids=["warp", "warps", "rows"])
-def test_a_prune_is_four_launches(bound, redundancy):
-    launches = ctypes.c_uint.in_dll(ctypes.CDLL(str(cuda_host.PLAIN.library)), "mi_pruner_host_launches")
+def test_a_prune_is_four_launches_four_allocations_and_no_question(bound, redundancy, clusters, monkeypatch):
+    """Of these one is for all that lies between; the runtime is asked in the first call of a kind."""
+    monkeypatch.setenv("MI_PRUNER_HOST_CLUSTERS", clusters)
+    launches, questions = counter("mi_pruner_host_launches"), counter("mi_pruner_host_questions")
     arguments, priors = packed_arguments(
         [inputs.make_sample("clustered", 20, 3, 8, seed=1, visual_prior="float")], [5], bound
     )
-    before = launches.value
-    mi_pruner.prune_varlen(*arguments, **priors, redundancy=redundancy)
-    assert launches.value - before == 4
+
+    def prune():
+        return torch.ops.mi_pruner_cuda.prune_varlen(*arguments, **priors, redundancy=redundancy)
+
+    prune()
+    launched, asked = launches.value, questions.value
+    called, allocated = inputs.traced(prune)
+    assert launches.value - launched == 4
+    assert questions.value == asked
+    assert called == ["mi_pruner_cuda::prune_varlen"]
+    assert len(allocated) == 4
+
+
+def test_the_runtime_is_asked_once_for_each_device_and_kernel(monkeypatch):
+    questions, asked = counter("mi_pruner_host_questions"), []
+    visual, text = torch.randn(1, 20, 8), torch.randn(1, 3, 8)
+    for processors in ("77", "77", "78", "77"):  # to the launches: a device each
+        monkeypatch.setenv("MI_PRUNER_HOST_BLOCKS", processors)
+        before = questions.value
+        mi_pruner.prune(visual, text, 5)
+        asked.append(questions.value - before)
+    assert asked[0] == asked[2] > 0
+    assert asked[1] == asked[3] == 0
 
 
 def test_rows_may_be_far_apart():

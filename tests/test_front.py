@@ -16,6 +16,7 @@ import torch
 import mi_pruner
 from mi_pruner import _checks, _dispatch, _native, _schema, reference
 
+from . import inputs
 from .bad_arguments import PACKED_OPERATORS, VALID, B, D, M, N, features, integers
 
 CHOSEN = _dispatch.choose("cpu").name
@@ -134,6 +135,15 @@ def spread(arguments):
         for name, x in arguments.items()
         if isinstance(x, torch.Tensor)
     }
+
+
+def test_a_call_allocates_its_outputs_and_calls_nothing_else_of_pytorch():
+    for operator in VALID:
+        arguments = random_features(operator)
+        outputs = call(operator, arguments)
+        called, allocated = inputs.traced(lambda operator=operator, arguments=arguments: call(operator, arguments))
+        assert called == [f"mi_pruner::{operator}"]
+        assert sorted(allocated) == sorted(x.nbytes for x in outputs)
 
 
 # ---- what it leaves to Python ----------------------------------------------------------------------------------------

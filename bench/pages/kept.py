@@ -8,7 +8,7 @@ from bench import record, repeats, robustness
 from bench.competitors import COMPETITORS, OURS
 from bench.photographs import make
 from bench.serving import served
-from bench.speed import busy, goals, guess, instructions, machine_code, prefill, shared, waits
+from bench.speed import busy, goals, guess, host, instructions, machine_code, prefill, shared, waits
 from bench.speed.rows import Row, newest
 
 Newest = dict[tuple[str, str], Row]
@@ -31,6 +31,7 @@ class Kept:
     guesses: list[guess.Guess]
     waits: list[busy.Wait]
     row_waits: list[waits.RowWait]
+    host_times: list[host.HostTime]
     repeats: list[repeats.Trial]
     served: list[served.Served]
 
@@ -57,6 +58,7 @@ def read(folder: Path) -> Kept:
         record.read_if_there(folder / guess.FILE, guess.Guess),
         record.read_if_there(folder / busy.FILE, busy.Wait),
         record.read_if_there(folder / waits.FILE, waits.RowWait),
+        record.read_if_there(folder / host.FILE, host.HostTime),
         record.read_if_there(folder / repeats.FILE, repeats.Trial),
         record.read_if_there(folder / served.FILE, served.Served),
     )

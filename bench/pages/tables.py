@@ -13,7 +13,7 @@ from bench.speed import busy, goals, guess, shared, waits
 from bench.speed.language_models import EFFICIENCY, MODELS, PROMPT, SHOWN
 from bench.speed.rows import Row, newest
 
-from . import expected, repeats, serving
+from . import expected, host, repeats, serving
 from .kept import Kept, Newest, fastest_mode, newest_calls, ours
 from .markdown import NONE, made, ms, percent, short, table
 
@@ -61,6 +61,7 @@ def blocks(kept: Kept, drawn: Iterable[Path]) -> dict[str, str]:
             f"ahead-{device}": ahead(rows),
             f"core-{device}": core(rows),
             f"prefill-{device}": selection_in_prefill(rows),
+            f"host-{device}": host.block(kept.host_times, device),
         }
     filled["robustness"] = robust(kept.verdicts)
     filled["instructions"] = counted(kept)

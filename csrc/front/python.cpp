@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <string>
 
 #define MI_PRUNER_EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -16,7 +17,8 @@ struct Python {
 };
 
 struct Error {
-  void *type, *value; // owned; null: none
+  void *type = nullptr, *value = nullptr; // owned; null: none
+  std::string text;                       // for those who catch it in C++
 };
 
 enum Device { kCpu, kCuda, kDevices };
@@ -54,7 +56,7 @@ bool direct(const Tensor& tensor) {
 }
 
 void rethrow() {
-  if (raised.value != nullptr) throw Raised("mi_pruner: Python raised an error");
+  if (raised.value != nullptr) throw Raised(raised.text);
 }
 
 } // namespace mi_pruner
@@ -72,12 +74,12 @@ MI_PRUNER_EXPORT void mi_pruner_open(int device, int index) {
 
 MI_PRUNER_EXPORT void mi_pruner_close(int device, int change) { mi_pruner::closed[device] += change; }
 
-MI_PRUNER_EXPORT void mi_pruner_raise(void* type, void* value) {
+MI_PRUNER_EXPORT void mi_pruner_raise(void* type, void* value, const char* text) {
   using mi_pruner::python;
   const mi_pruner::Error left = mi_pruner::take_raised(); // which nobody was told of
   for (void* object : {left.type, left.value})
     if (object != nullptr) python.release(object);
   for (void* object : {type, value})
     python.keep(object);
-  mi_pruner::raised = {type, value};
+  mi_pruner::raised = {type, value, text};
 }

@@ -35,7 +35,8 @@ const Limits& limits();
 // asks for another.
 bool direct(const Tensor& tensor);
 
-// What a Python implementation raised in this thread, for the caller of the operator; returns where it raised nothing.
+// Throws what a Python implementation raised in this thread, for the caller of the operator; returns where it raised
+// nothing.
 void rethrow();
 
 template <typename Result> struct Unboxed {

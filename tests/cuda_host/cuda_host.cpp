@@ -2,6 +2,9 @@
 #include "cuda_host.h"
 
 #include <algorithm>
+#include <map>
+#include <mutex>
+#include <tuple>
 
 #include "grid.h"
 
@@ -10,6 +13,7 @@ dim3 threadIdx, blockIdx, blockDim;
 extern "C" {
 extern __attribute__((visibility("default"))) unsigned mi_pruner_host_launches; // so far, for the tests to count
 unsigned mi_pruner_host_launches = 0;
+__attribute__((visibility("default"))) unsigned mi_pruner_host_questions = 0;
 }
 
 asm(R"(
@@ -70,6 +74,13 @@ void* shared_memory() { return grid->block().shared.get(); }
 void wait_a_moment() { grid->pause(); }
 void maybe_wait() { grid->maybe_wait(); }
 
+int device() {
+  using Settings = std::tuple<int, int, bool>;
+  static std::mutex mutex;
+  static std::map<Settings, int> devices;
+  const std::lock_guard<std::mutex> lock(mutex);
+  return devices.emplace(Settings(processors(), resident_clusters(), has_groups()), devices.size()).first->second;
+}
 int processors() { return static_cast<int>(number("MI_PRUNER_HOST_BLOCKS", 5)); }
 int resident_clusters() { return static_cast<int>(number("MI_PRUNER_HOST_CLUSTERS", 0)); }
 bool has_groups() { return number("MI_PRUNER_HOST_GROUPS", 0) != 0; }

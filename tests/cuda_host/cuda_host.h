@@ -28,9 +28,6 @@
 using cudaStream_t = void*;
 enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidConfiguration = 9, cudaErrorLaunchFailure = 719 };
 
-const char* cudaGetErrorString(cudaError_t error);
-inline cudaError_t cudaGetLastError() { return cudaSuccess; }
-
 struct dim3 {
   unsigned x = 1, y = 1, z = 1;
 };
@@ -55,6 +52,7 @@ using Where = std::source_location;
 cudaError_t run(unsigned blocks, unsigned threads, size_t shared, unsigned cluster,
                 const std::function<void()>& thread);
 
+int device();            // a number for the present values of the next three: to the launches, a device each
 int processors();        // multiprocessors: MI_PRUNER_HOST_BLOCKS, 5 by default
 int resident_clusters(); // at a time; MI_PRUNER_HOST_CLUSTERS, none by default
 bool has_groups();       // of warps, that multiply together; MI_PRUNER_HOST_GROUPS, none by default
@@ -152,6 +150,8 @@ inline float __int_as_float(int x) { return mi_pruner_bits<float>(x); }
 
 template <typename T> T __ldg(const T* from) { return *from; }
 template <typename T> T __ldcg(const T* from) { return *from; }
+
+#include "runtime.h"
 
 #define MI_PRUNER_SHARED(type, name) type& name = *static_cast<type*>(mi_pruner::cuda::host::shared_memory())
 

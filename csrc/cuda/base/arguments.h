@@ -1,6 +1,7 @@
 // What launches and kernels are told, and what they leave for one another. Free of Torch; memory belongs to the caller.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #ifdef MI_PRUNER_CUDA_HOST
@@ -10,6 +11,15 @@
 #endif
 
 namespace mi_pruner::cuda {
+
+// Where launches go: a device, which is the current one, as far as their sizes depend on it, and a stream of it.
+struct Target {
+  int device;
+  int processors;     // multiprocessors
+  size_t most_shared; // bytes of shared memory that a block may have
+  bool has_clusters;
+  cudaStream_t stream;
+};
 
 enum class Dtype { kFloat16, kBFloat16, kFloat32 };
 enum class Redundancy { kMean, kChain, kMax };

@@ -56,33 +56,41 @@ struct Call {
   const std::optional<double> ratio;
   Dtype dtype;
   int64_t dim;
-  cudaStream_t stream;
+  Target target{};
   Workspace workspace;
   Similarities found{};
   Densities densities{};
   RowMemory memory{};
+  // Of a prune, its own; the picks in order of selection.
   float* scores = nullptr;
+  int64_t* picked_indices = nullptr;
+  float* picked_gains = nullptr;
 
-  // The similarities; `selecting` null: for the scores only. Room for scores where they are not given.
+  // The similarities; `selecting` null: for the scores only. `prune`: room for what lies between the two.
   Call(const Tensor& features, const Tokens& visual, const Tokens& text, const Layout& slots,
-       const Selecting* selecting, bool own_scores)
+       const Selecting* selecting, bool prune)
       : features(features), visual(visual), text(text), slots(slots),
         rows(selecting != nullptr && selecting->greedy && !takes_gram_path(visual.layout.longest)),
         ratio(selecting == nullptr ? std::nullopt : selecting->ratio), dtype(dtype_of(features)),
-        dim(features.size(features.dim() - 1)), stream(current_stream(features)) {
-    start(selecting, own_scores);
+        dim(features.size(features.dim() - 1)) {
+    MI_PRUNER_CUDA_CHECK(find_target(device_of(features), current_stream(features), target));
+    start(selecting, prune);
   }
 
   // Not in the constructor, whose arguments hide the layouts that are made whole here.
-  void start(const Selecting* selecting, bool own_scores) {
+  void start(const Selecting* selecting, bool prune) {
     const bool gram = selecting != nullptr && selecting->greedy && !rows;
     found.kappa = selecting == nullptr ? 0.0f : selecting->how.kappa;
     reserve(gram);
     if (ratio) workspace.add(densities.most_picks, visual.layout.samples);
     if (rows) reserve_rows();
-    if (own_scores) workspace.add(scores, visual.layout.total);
+    if (prune) {
+      workspace.add(scores, visual.layout.total);
+      workspace.add(picked_indices, slots.total);
+      workspace.add(picked_gains, slots.total);
+    }
     workspace.allocate(features);
-    MI_PRUNER_CUDA_CHECK(similarity(dtype, visual, text, slots, dim, found, stream));
+    MI_PRUNER_CUDA_CHECK(similarity(dtype, visual, text, slots, dim, found, target));
   }
 
   void reserve(bool gram) {
@@ -113,7 +121,7 @@ struct Call {
   }
 
   void reserve_rows() {
-    MI_PRUNER_CUDA_CHECK(size_rows(dtype, visual.layout, slots.longest, memory));
+    MI_PRUNER_CUDA_CHECK(size_rows(dtype, visual.layout, slots.longest, target, memory));
     workspace.add(memory.rows, memory.teams * memory.cached() * memory.row_stride);
     workspace.add(memory.log_z, memory.teams * memory.cached());
     workspace.add(memory.parts, memory.teams * kProductRows * memory.tiles);
@@ -128,18 +136,18 @@ struct Call {
     const float kappa = bandwidth ? static_cast<float>(1 / (*bandwidth * *bandwidth)) : 0.0f;
     MI_PRUNER_CUDA_CHECK(normalisers(visual.layout, text.layout, found, kappa, ratio.value_or(0), densities,
                                      {to, marginal == "joint"}, memory.counters, rows ? memory.counter_count() : 0,
-                                     stream));
+                                     target));
   }
 
   void select(const float* from, const Selecting& selecting, Picks picks) {
     picks.most_picks = densities.most_picks;
     if (!selecting.greedy)
-      MI_PRUNER_CUDA_CHECK(top_k(visual.layout, from, densities.log_prior, picks, stream));
+      MI_PRUNER_CUDA_CHECK(top_k(visual.layout, from, densities.log_prior, picks, target));
     else if (rows)
       MI_PRUNER_CUDA_CHECK(
-          greedy_on_rows(dtype, visual, found.visual_norm, dim, from, densities, selecting.how, memory, picks, stream));
+          greedy_on_rows(dtype, visual, found.visual_norm, dim, from, densities, selecting.how, memory, picks, target));
     else
-      MI_PRUNER_CUDA_CHECK(greedy_by_warp(visual.layout, from, found, densities, selecting.how, picks, stream));
+      MI_PRUNER_CUDA_CHECK(greedy_by_warp(visual.layout, from, found, densities, selecting.how, picks, target));
   }
 };
 

@@ -28,16 +28,15 @@ struct Outputs {
   Outputs(const Tensor& visual, std::initializer_list<int64_t> shape)
       : indices(new_tensor(visual, shape, ScalarType::Long)), gains(new_tensor(visual, shape, ScalarType::Float)) {}
 
-  Picks picks(const Layout& slots, const Selecting& selecting) {
-    return {slots, selecting.budget, selecting.min_gain, indices.mutable_data_ptr<int64_t>(),
-            gains.mutable_data_ptr<float>()};
-  }
-
   void clear() {
     torch::stable::fill_(indices, -1);
     torch::stable::fill_(gains, -kInfinity);
   }
 };
+
+Picks picks_of(const Layout& slots, const Selecting& selecting, int64_t* indices, float* gains) {
+  return {slots, selecting.budget, selecting.min_gain, indices, gains};
+}
 
 bool empty(const Layout& layout) { return layout.samples == 0 || layout.longest <= 0; }
 
@@ -60,7 +59,9 @@ PickTensors run_select(const Tensor& scores, const Tensor& visual, const Tokens&
   } else {
     Call call(visual, tokens, no_tokens(tokens), slots, &selecting, false);
     call.normalise(std::nullopt, {}, nullptr);
-    call.select(scores.const_data_ptr<float>(), selecting, out.picks(call.slots, selecting));
+    call.select(
+        scores.const_data_ptr<float>(), selecting,
+        picks_of(call.slots, selecting, out.indices.mutable_data_ptr<int64_t>(), out.gains.mutable_data_ptr<float>()));
   }
   return {out.indices, out.gains};
 }
@@ -69,19 +70,19 @@ TokensAndPicks run_prune(const Tensor& visual, const Tokens& visual_tokens, cons
                          const Layout& slots, std::initializer_list<int64_t> shape,
                          std::initializer_list<int64_t> token_shape, const std::optional<double>& bandwidth,
                          const std::string& marginal, const Selecting& selecting) {
-  Outputs picked(visual, shape), sorted(visual, shape);
+  Outputs sorted(visual, shape);
   Tensor tokens = new_tensor(visual, token_shape, visual.scalar_type());
   if (empty(visual_tokens.layout) || slots.total == 0) {
     sorted.clear();
     torch::stable::fill_(tokens, 0);
   } else {
     Call call(visual, visual_tokens, text_tokens, slots, &selecting, true);
-    const Picks picks = picked.picks(call.slots, selecting);
+    const Picks picks = picks_of(call.slots, selecting, call.picked_indices, call.picked_gains);
     call.normalise(bandwidth, marginal, call.scores);
     call.select(call.scores, selecting, picks);
     MI_PRUNER_CUDA_CHECK(gather(call.visual, call.dim, element_of(visual), picks, tokens.mutable_data_ptr(),
                                 sorted.indices.mutable_data_ptr<int64_t>(), sorted.gains.mutable_data_ptr<float>(),
-                                call.stream));
+                                call.target));
   }
   return {tokens, sorted.indices, sorted.gains};
 }

@@ -39,7 +39,9 @@ inline cudaStream_t current_stream([[maybe_unused]] const Tensor& tensor) {
 struct Guard {
   explicit Guard(const Tensor&) {}
 };
+inline int device_of(const Tensor&) { return host::device(); }
 #else
+inline int device_of(const Tensor& tensor) { return tensor.get_device_index(); }
 struct Guard : torch::stable::accelerator::DeviceGuard {
   explicit Guard(const Tensor& tensor) : DeviceGuard(tensor.get_device_index()) {}
 };

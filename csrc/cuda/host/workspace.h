@@ -12,13 +12,14 @@ namespace mi_pruner::cuda {
 // Filled part by part, then allocated: the parts' pointers are set.
 class Workspace {
 public:
+  Workspace() { wanted_.reserve(32); } // parts, or more
   template <typename T> void add(T*& pointer, int64_t count) {
     wanted_.push_back({&pointer, count * static_cast<int64_t>(sizeof(T))});
   }
 
   // One allocation for all, each part at a multiple of 256 bytes.
   void allocate(const Tensor& like) {
-#ifdef MI_PRUNER_CUDA_HOST // an allocation each, so that the address sanitizer sees where it ends
+#ifdef __SANITIZE_ADDRESS__ // an allocation each, so that the sanitizer sees where it ends
     for (const Wanted& part : wanted_) {
       memory_.push_back(new_tensor(like, {part.bytes}, ScalarType::Byte));
       part.set(memory_.back().mutable_data_ptr());

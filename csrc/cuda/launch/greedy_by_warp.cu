@@ -20,11 +20,9 @@ template <Together kTheHow, int kTheQuads, int kTheSharing> struct Way {
 
 cudaError_t greedy_by_warp(const Layout& visual, const float* scores, const Similarities& found,
                            const Densities& densities, const Selection& selection, const Picks& picks,
-                           cudaStream_t stream) {
-  int most = 0, processors = 0;
-  cudaError_t error = most_shared(most);
-  if (error == cudaSuccess) error = count_processors(processors);
-  if (error != cudaSuccess) return error;
+                           const Target& target) {
+  const int64_t most = static_cast<int64_t>(target.most_shared);
+  cudaError_t error = cudaSuccess;
   const int64_t longest = visual.longest, most_picks = std::min(longest, picks.slots.longest);
   bool launched = false;
   // The first of these ways that is wanted, holds the longest sample and runs here.
@@ -46,11 +44,11 @@ cudaError_t greedy_by_warp(const Layout& visual, const float* scores, const Simi
       // Of more blocks than multiprocessors several share one, and its memory: each keeps fewer rows.
       constexpr int64_t kReserved = 1024; // bytes of a block that are not its own
       const int64_t blocks = visual.samples * kGreedyBlocks<kHow>,
-                    sharing = std::clamp<int64_t>(ceil_div(blocks, processors), 1, TheWay::kSharing);
+                    sharing = std::clamp<int64_t>(ceil_div(blocks, target.processors), 1, TheWay::kSharing);
       room.fill((most + kReserved) / sharing - kReserved, Fetchers{selecting}.count(kWarps));
       Shape shape{blocks, 32 * kWarps, room.bytes(), kGreedyBlocks<kHow>};
-      shape.most_shared = static_cast<size_t>(most);
-      return run_if_it_can(greedy_warp_kernel<kMode, TheWay::kQuads, kHow>, shape, false, launched, stream, visual,
+      shape.most_shared = target.most_shared;
+      return run_if_it_can(greedy_warp_kernel<kMode, TheWay::kQuads, kHow>, shape, false, launched, target, visual,
                            scores, found, densities, selection, picks, room, selecting);
     });
   };
@@ -59,7 +57,7 @@ cudaError_t greedy_by_warp(const Layout& visual, const float* scores, const Simi
   static_assert(Way<Together::kAlone, 8, 1>::kMostTokens == kShortSample);
   launch_if(true, Way<Together::kAlone, 8, 1>());
   // Clusters, where each of their blocks has a multiprocessor to itself, wherever they come to lie.
-  const bool few = visual.samples * kClusterBlocks <= processors / 2;
+  const bool few = visual.samples * kClusterBlocks <= target.processors / 2;
   launch_if(few, Way<Together::kInCluster, 2, 1>());
   launch_if(few, Way<Together::kInCluster, 3, 1>());
   static_assert(Way<Together::kInCluster, 4, 1>::kMostTokens == kGramTokens);

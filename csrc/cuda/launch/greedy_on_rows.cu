@@ -9,18 +9,24 @@
 namespace mi_pruner::cuda {
 namespace {
 
+#ifdef MI_PRUNER_CUDA_HOST
+int64_t row_bytes() { return host::row_bytes(); }
+#else
+constexpr int64_t row_bytes() { return kRowBytes; }
+#endif
+
 template <typename Tile> Shape shape_of(int64_t blocks, bool clustered) {
   return {blocks, kTileThreads, sizeof(RowShared<Tile>), clustered ? kClusterBlocks : 1u};
 }
 
-// f(kernel, Tile{}): multiplying by groups of warps where the current device does, and the features are halves.
-template <typename F> cudaError_t by_kernel(Dtype dtype, const F& f) {
+// f(kernel, Tile{}): multiplying by groups of warps where the target does, and the features are halves.
+template <typename F> cudaError_t by_kernel(Dtype dtype, const Target& target, const F& f) {
   return by_dtype(dtype, [&](auto t) {
     using T = decltype(t);
     if constexpr (sizeof(T) == 2) {
       using Tile = RowTile<true>;
       bool groups = false;
-      const cudaError_t error = runs(rows_kernel<T, Tile>, shape_of<Tile>(1, false), true, groups);
+      const cudaError_t error = runs(rows_kernel<T, Tile>, shape_of<Tile>(1, false), true, target, groups);
       if (error != cudaSuccess) return error;
       if (groups) return f(rows_kernel<T, Tile>, Tile());
     }
@@ -30,18 +36,16 @@ template <typename F> cudaError_t by_kernel(Dtype dtype, const F& f) {
 
 } // namespace
 
-cudaError_t size_rows(Dtype dtype, const Layout& visual, int64_t picks, RowMemory& memory) {
+cudaError_t size_rows(Dtype dtype, const Layout& visual, int64_t picks, const Target& target, RowMemory& memory) {
   const int64_t longest = visual.longest;
-  int processors = 0, clusters = 0;
-  cudaError_t error = count_processors(processors);
-  if (error == cudaSuccess)
-    error = by_kernel(dtype, [&](auto* kernel, auto tile) {
-      return resident_clusters(kernel, shape_of<decltype(tile)>(kClusterBlocks, true), clusters);
-    });
+  int clusters = 0;
+  const cudaError_t error = by_kernel(dtype, target, [&](auto* kernel, auto tile) {
+    return resident_clusters(kernel, shape_of<decltype(tile)>(kClusterBlocks, true), target, clusters);
+  });
   memory.clustered = clusters > 0;
   // A block a multiprocessor, and no more than there are parts of products for.
   const int64_t each = memory.clustered ? kClusterBlocks : 1,
-                groups = std::max<int64_t>(1, memory.clustered ? clusters : processors);
+                groups = std::max<int64_t>(1, memory.clustered ? clusters : target.processors);
   memory.teams = std::min({visual.samples, kMostTeams, groups});
   memory.blocks = each * std::min(groups, memory.teams * (1 + ceil_div(ceil_div(longest, kTileRows), each)));
   memory.tiles = ceil_div(longest, kTileColumns);
@@ -55,9 +59,9 @@ cudaError_t size_rows(Dtype dtype, const Layout& visual, int64_t picks, RowMemor
 
 cudaError_t greedy_on_rows(Dtype dtype, const Tokens& visual, const float* norms, int64_t dim, const float* scores,
                            const Densities& densities, const Selection& selection, const RowMemory& memory,
-                           const Picks& picks, cudaStream_t stream) {
-  return by_kernel(dtype, [&](auto* kernel, auto tile) {
-    return run(kernel, shape_of<decltype(tile)>(memory.blocks, memory.clustered), stream, visual, norms, dim, scores,
+                           const Picks& picks, const Target& target) {
+  return by_kernel(dtype, target, [&](auto* kernel, auto tile) {
+    return run(kernel, shape_of<decltype(tile)>(memory.blocks, memory.clustered), target, visual, norms, dim, scores,
                densities, selection, memory, picks);
   });
 }

@@ -5,8 +5,8 @@
 #include <limits>
 #include <map>
 #include <mutex>
-#include <tuple>
 #include <type_traits>
+#include <utility>
 
 #include "cuda/base/arguments.h"
 #include "cuda/base/ptx.cuh"
@@ -23,33 +23,13 @@ struct Shape {
   size_t most_shared = 0; // bytes that another launch of the kernel may have; 0: as many
 };
 
-#ifdef MI_PRUNER_CUDA_HOST
-template <typename... Parameters>
-cudaError_t runs(void (*)(Parameters...), const Shape& shape, bool groups, bool& does) {
-  does = (shape.cluster == 1 || host::resident_clusters() > 0) && (!groups || host::has_groups());
-  return cudaSuccess;
-}
-template <typename... Parameters> cudaError_t resident_clusters(void (*)(Parameters...), const Shape&, int& clusters) {
-  clusters = host::resident_clusters();
-  return cudaSuccess;
-}
-inline cudaError_t most_shared(int& bytes) {
-  bytes = kMostShared;
-  return cudaSuccess;
-}
-inline int64_t row_bytes() { return host::row_bytes(); }
-inline cudaError_t count_processors(int& processors) {
-  processors = host::processors();
-  return cudaSuccess;
-}
-#else
 class Launch {
 public:
   cudaLaunchConfig_t config{};
 
   Launch(const Shape& shape, cudaStream_t stream) {
-    config.gridDim = dim3(static_cast<unsigned>(shape.blocks));
-    config.blockDim = dim3(shape.threads);
+    config.gridDim = dim3{static_cast<unsigned>(shape.blocks), 1, 1};
+    config.blockDim = dim3{shape.threads, 1, 1};
     config.dynamicSmemBytes = shape.shared;
     config.stream = stream;
     config.attrs = &attribute_;
@@ -66,107 +46,113 @@ private:
   cudaLaunchAttribute attribute_{};
 };
 
-constexpr int64_t row_bytes() { return kRowBytes; }
+// A kernel on a device: what the runtime was asked about it, or told.
+struct Kernel {
+  int threads = -1;                 // that a block may have; not asked: -1
+  size_t shared = kSharedByDefault; // bytes that a block may have without more ado
+  std::map<size_t, int> clusters;   // by the bytes of a block: how many run at a time
+};
 
-// Before a launch, where a block has more shared memory than by default. Always the same for a kernel: less would be
-// too little for a launch of another thread that is on its way.
-template <typename... Parameters> cudaError_t allow_shared(void (*kernel)(Parameters...), const Shape& shape) {
+// Holds the lock on all of them.
+class KnownKernel {
+public:
+  template <typename... Parameters>
+  KnownKernel(void (*kernel)(Parameters...), const Target& target)
+      : lock_(mutex()), kernel_(all()[{target.device, reinterpret_cast<const void*>(kernel)}]) {}
+  Kernel* operator->() const { return &kernel_; }
+
+private:
+  static std::mutex& mutex() {
+    static std::mutex mutex;
+    return mutex;
+  }
+  static std::map<std::pair<int, const void*>, Kernel>& all() {
+    static std::map<std::pair<int, const void*>, Kernel> all;
+    return all;
+  }
+  const std::lock_guard<std::mutex> lock_;
+  Kernel& kernel_;
+};
+
+// Before a launch, where a block has more shared memory than by default. Never less than for another launch, which may
+// be on its way.
+template <typename... Parameters>
+cudaError_t allow_shared(const KnownKernel& known, void (*kernel)(Parameters...), const Shape& shape) {
   const size_t most = shape.most_shared > shape.shared ? shape.most_shared : shape.shared;
-  if (most <= kSharedByDefault) return cudaSuccess;
-  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(most));
+  if (most <= known->shared) return cudaSuccess;
+  const cudaError_t error =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(most));
+  if (error == cudaSuccess) known->shared = most;
+  return error;
 }
 
-// What the runtime says about a kernel on the current device (null: about the device): asked once in a process.
-template <typename Ask> cudaError_t ask_once(const void* kernel, int64_t question, int& answer, const Ask& ask) {
-  static std::mutex mutex;
-  static std::map<std::tuple<int, const void*, int64_t>, int> answers;
-  int device = 0;
-  cudaError_t error = cudaGetDevice(&device);
-  if (error != cudaSuccess) return error;
-  const std::lock_guard<std::mutex> lock(mutex);
-  const std::tuple<int, const void*, int64_t> key(device, kernel, question);
-  if (const auto known = answers.find(key); known != answers.end()) {
-    answer = known->second;
+// Clusters of such a launch that run at a time: none where the device has no clusters, or the process so small a part
+// of it that none has room.
+template <typename... Parameters>
+cudaError_t resident_clusters(const KnownKernel& known, void (*kernel)(Parameters...), const Shape& shape,
+                              const Target& target, int& clusters) {
+  clusters = 0;
+  if (!target.has_clusters) return cudaSuccess;
+  if (const auto found = known->clusters.find(shape.shared); found != known->clusters.end()) {
+    clusters = found->second;
     return cudaSuccess;
   }
-  error = ask(device);
-  if (error == cudaSuccess) answers[key] = answer;
-  return error;
+  const cudaError_t error = allow_shared(known, kernel, shape);
+  if (error != cudaSuccess) return error;
+  const Launch launch(shape, nullptr);
+  if (cudaOccupancyMaxActiveClusters(&clusters, kernel, &launch.config) != cudaSuccess) clusters = 0;
+  cudaGetLastError(); // of a cluster that no part of the device has room for
+  known->clusters[shape.shared] = clusters;
+  return cudaSuccess;
 }
-
-inline cudaError_t attribute(cudaDeviceAttr which, int& value) {
-  return ask_once(nullptr, which, value, [&](int device) { return cudaDeviceGetAttribute(&value, which, device); });
-}
-
-// Bytes of shared memory that a block may have.
-inline cudaError_t most_shared(int& bytes) { return attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, bytes); }
-
-inline cudaError_t count_processors(int& processors) { return attribute(cudaDevAttrMultiProcessorCount, processors); }
-
-// Clusters of such a launch that the current device runs at a time: none where it has no clusters, or the process so
-// small a part of it that none has room.
 template <typename... Parameters>
-cudaError_t resident_clusters(void (*kernel)(Parameters...), const Shape& shape, int& clusters) {
-  clusters = 0;
-  int supported = 0;
-  const cudaError_t error = attribute(cudaDevAttrClusterLaunch, supported);
-  if (error != cudaSuccess || supported == 0) return error;
-  const void* const address = reinterpret_cast<const void*>(kernel);
-  return ask_once(address, static_cast<int64_t>(shape.shared), clusters, [&](int) {
-    const cudaError_t allowed = allow_shared(kernel, shape);
-    if (allowed != cudaSuccess) return allowed;
-    const Launch launch(shape, nullptr);
-    if (cudaOccupancyMaxActiveClusters(&clusters, kernel, &launch.config) != cudaSuccess) clusters = 0;
-    cudaGetLastError(); // of a cluster that no part of the device has room for
-    return cudaSuccess;
-  });
+cudaError_t resident_clusters(void (*kernel)(Parameters...), const Shape& shape, const Target& target, int& clusters) {
+  return resident_clusters(KnownKernel(kernel, target), kernel, shape, target, clusters);
 }
 
-// Whether the current device runs the kernel in this shape: what was compiled for it has a body (else its launch bounds
-// say so), a block may have so much shared memory, and a cluster has room. `groups`: the kernel multiplies by groups of
+// Whether the target runs the kernel in this shape: what was compiled for it has a body (else its launch bounds say
+// so), a block may have so much shared memory, and a cluster has room. `groups`: the kernel multiplies by groups of
 // warps.
 template <typename... Parameters>
-cudaError_t runs(void (*kernel)(Parameters...), const Shape& shape, bool /* groups: for the host twin */, bool& does) {
-  constexpr int64_t kThreads = -1; // the question, beside bytes
-  int threads = 0, most = 0, clusters = 1;
-  const void* const address = reinterpret_cast<const void*>(kernel);
-  cudaError_t error = ask_once(address, kThreads, threads, [&](int) {
+cudaError_t runs(void (*kernel)(Parameters...), const Shape& shape, [[maybe_unused]] bool groups, const Target& target,
+                 bool& does) {
+  does = false;
+  const KnownKernel known(kernel, target);
+  if (known->threads < 0) {
     cudaFuncAttributes attributes{};
-    const cudaError_t found = cudaFuncGetAttributes(&attributes, kernel);
-    threads = attributes.maxThreadsPerBlock;
-    return found;
-  });
-  if (error == cudaSuccess) error = most_shared(most);
-  does =
-      error == cudaSuccess && threads >= static_cast<int>(shape.threads) && static_cast<size_t>(most) >= shape.shared;
-  if (does && shape.cluster > 1) error = resident_clusters(kernel, shape, clusters);
-  does = does && error == cudaSuccess && clusters > 0;
+    const cudaError_t error = cudaFuncGetAttributes(&attributes, kernel);
+    if (error != cudaSuccess) return error;
+    known->threads = attributes.maxThreadsPerBlock;
+  }
+  does = known->threads >= static_cast<int>(shape.threads) && target.most_shared >= shape.shared;
+#ifdef MI_PRUNER_CUDA_HOST
+  does = does && (!groups || host::has_groups());
+#endif
+  if (!does || shape.cluster == 1) return cudaSuccess;
+  int clusters = 0;
+  const cudaError_t error = resident_clusters(known, kernel, shape, target, clusters);
+  does = error == cudaSuccess && clusters > 0;
   return error;
 }
-#endif
 
 template <typename... Parameters, typename... Arguments>
-cudaError_t run(void (*kernel)(Parameters...), const Shape& shape, cudaStream_t stream, Arguments&&... arguments) {
+cudaError_t run(void (*kernel)(Parameters...), const Shape& shape, const Target& target, Arguments&&... arguments) {
   if (shape.blocks <= 0) return cudaSuccess;
   if (shape.blocks > std::numeric_limits<int>::max()) return cudaErrorInvalidConfiguration;
-#ifdef MI_PRUNER_CUDA_HOST
-  static_cast<void>(stream);
-  return host::run(static_cast<unsigned>(shape.blocks), shape.threads, shape.shared, shape.cluster,
-                   [&] { kernel(static_cast<Parameters>(arguments)...); });
-#else
-  const cudaError_t error = allow_shared(kernel, shape);
-  if (error != cudaSuccess) return error;
-  const Launch launch(shape, stream);
+  if (shape.shared > kSharedByDefault || shape.most_shared > kSharedByDefault) {
+    const cudaError_t error = allow_shared(KnownKernel(kernel, target), kernel, shape);
+    if (error != cudaSuccess) return error;
+  }
+  const Launch launch(shape, target.stream);
   return cudaLaunchKernelEx(&launch.config, kernel, static_cast<Parameters>(arguments)...);
-#endif
 }
 
-// The same where the current device runs the kernel so, which `launched` tells; `groups`: see `runs`.
+// The same where the target runs the kernel so, which `launched` tells; `groups`: see `runs`.
 template <typename... Parameters, typename... Arguments>
 cudaError_t run_if_it_can(void (*kernel)(Parameters...), const Shape& shape, bool groups, bool& launched,
-                          cudaStream_t stream, Arguments&&... arguments) {
-  const cudaError_t error = runs(kernel, shape, groups, launched);
-  return error == cudaSuccess && launched ? run(kernel, shape, stream, arguments...) : error;
+                          const Target& target, Arguments&&... arguments) {
+  const cudaError_t error = runs(kernel, shape, groups, target, launched);
+  return error == cudaSuccess && launched ? run(kernel, shape, target, arguments...) : error;
 }
 
 // f(T{}) for the type of the features.

@@ -15,16 +15,13 @@ static_assert(kMostOfNormalisers <= kMostShared);
 
 cudaError_t normalisers(const Layout& visual, const Layout& text, const Similarities& found, float kappa, double ratio,
                         const Densities& densities, const Scoring& scoring, unsigned* counters, int64_t counter_count,
-                        cudaStream_t stream) {
-  int processors = 0;
-  const cudaError_t error = count_processors(processors);
-  if (error != cudaSuccess) return error;
+                        const Target& target) {
   // Redundancies: as many rows one after another, of a warp or a block, as let all blocks run at a time: what blocks
   // begin with is shared among them.
   const unsigned row_warps = RedundancyMaker::warps_of_row(visual.longest);
   const int64_t at_once = kNormaliserWarps / row_warps, // by a block
-      rows = std::clamp<int64_t>(ceil_div(visual.samples * visual.longest, kBlocksAtOnce * processors * at_once), 1,
-                                 kMostRows);
+      rows = std::clamp<int64_t>(ceil_div(visual.samples * visual.longest, kBlocksAtOnce * target.processors * at_once),
+                                 1, kMostRows);
   // Without text, too, the prior is normalised, chunk by chunk.
   const int64_t of_text = densities.chunks * std::max<int64_t>(found.text_groups, 1),
                 of_visual = found.visual_tiles > 0 ? ceil_div(visual.longest, rows * at_once) : 0,
@@ -36,7 +33,7 @@ cudaError_t normalisers(const Layout& visual, const Layout& text, const Similari
                     .threads = kNormaliserThreads,
                     .shared = sizeof(NormaliserShared) + (of_visual > 0 ? RedundancyMaker::bytes(visual.longest) : 0),
                     .most_shared = kMostOfNormalisers};
-  return run(normaliser_kernel, shape, stream, visual, text, found, kappa, ratio, densities, scoring, counters,
+  return run(normaliser_kernel, shape, target, visual, text, found, kappa, ratio, densities, scoring, counters,
              counter_count, programs);
 }
 

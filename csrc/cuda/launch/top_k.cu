@@ -6,9 +6,9 @@
 namespace mi_pruner::cuda {
 
 cudaError_t top_k(const Layout& visual, const float* scores, const float* log_prior, const Picks& picks,
-                  cudaStream_t stream) {
+                  const Target& target) {
   const int64_t programs = ceil_div(visual.longest, kTopKThreads);
-  return run(top_k_kernel, {visual.samples * programs, kTopKThreads, sizeof(TopKShared)}, stream, visual, scores,
+  return run(top_k_kernel, {visual.samples * programs, kTopKThreads, sizeof(TopKShared)}, target, visual, scores,
              log_prior, picks, programs);
 }
 
