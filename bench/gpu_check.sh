@@ -14,8 +14,8 @@ set -uo pipefail
 OUT=$(realpath -m "$1") && shift
 for name in "$@"; do
   case $name in
-  first | second | smoke | tests | goals | ncu | suite | sanitize | plain | bench | shared) ;;
-  *) echo "stage: expected first, second, smoke, tests, goals, ncu, suite, sanitize, plain, bench or shared, got $name" >&2; exit 2 ;;
+  first | second | smoke | tests | goals | ncu | suite | sanitize | plain | bench | shared | host) ;;
+  *) echo "stage: expected first, second, smoke, tests, goals, ncu, suite, sanitize, plain, bench, shared or host, got $name" >&2; exit 2 ;;
   esac
 done
 cd "$(dirname "$0")/.." || exit 2
@@ -66,6 +66,7 @@ suite() {
 
 goals() { stage goals 120 "$PY" -m bench goals --out "$OUT" --backends ${BACKENDS//,/ }; }
 plain() { stage plain 110 "$PY" -m bench goals --out "$OUT" --backends ${BACKENDS//,/ } --compiled; }
+host() { stage host 60 "$PY" -m bench host --out "$OUT"; }
 shared() { stage shared 95 "$PY" -m bench shared --out "$OUT"; }
 bench() { stage bench 140 "$PY" -m bench --cases {photograph-576,llava-1.5}/64 {photograph-2880,llava-next}/320 --budget 1 --out "$OUT"; }
 

@@ -11,13 +11,14 @@ import inspect
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from . import _checks
 
 
 def count_from_ratio(ratio: float, tokens: int) -> int:
     """K = max(1, floor(ratio · tokens + 0.5)): how many of `tokens` a ratio in (0, 1] keeps."""
-    if type(tokens) is int:  # what follows is right for it, too, but ten times as slow
+    if type(tokens) is int and not is_compiling():  # ten times as fast as what follows
         return int(ratio * tokens + 0.5) or 1
     # The minimum: for torch.export's prover alone.
     return torch.sym_min(tokens, torch.sym_max(1, torch.sym_int(ratio * tokens + 0.5)))
@@ -39,7 +40,7 @@ def _count_and_ratio(keep: int | float, ratio: float | None, visual: Tensor) -> 
 
 def _changed(**options: object) -> dict[str, object]:
     """The options that are not at their default: each one that is passed on costs a call 2 % of its time."""
-    if torch.compiler.is_compiling():  # costs nothing there, and constants have no identity
+    if is_compiling():  # costs nothing there, and constants have no identity
         return options
     return {
         name: value
