@@ -162,17 +162,22 @@ def choose(device_type: str, index: int | None = None, operator: str = "prune") 
     """
     asked = _override.get()
     if asked == "auto":
-        having = [b for b in BACKENDS.values() if operator not in b.lacks]
-        chosen = next(b for b in having if b.why_not(device_type, index) is None)
-        if device_type == "cuda" and chosen is not having[0] and having[0].name == "cuda":
-            _warn_of_fallback(having[0], chosen.name, index)
-        return chosen
+        return _automatic(device_type, index, operator)
     why = BACKENDS[asked].why_not(device_type, index)
     if why is not None:
         raise RuntimeError(f"backend {asked!r} can't take {device_type} tensors: {why}")
     if operator in BACKENDS[asked].lacks:
         raise RuntimeError(f"backend {asked!r} has no {operator}: 'auto' chooses one that has")
     return BACKENDS[asked]
+
+
+def _automatic(device_type: str, index: int | None, operator: str) -> Backend:
+    """The first backend that can serve such tensors."""
+    having = [b for b in BACKENDS.values() if operator not in b.lacks]
+    chosen = next(b for b in having if b.why_not(device_type, index) is None)
+    if device_type == "cuda" and chosen is not having[0] and having[0].name == "cuda":
+        _warn_of_fallback(having[0], chosen.name, index)
+    return chosen
 
 
 def _warn_of_fallback(cuda: Backend, name: str, index: int | None) -> None:
@@ -218,7 +223,7 @@ def _implementation(name: str) -> Callable:
         # The compiled operators have the same schemas: what they fill in themselves costs less than passing it on.
         if not isinstance(operators, torch._ops._OpNamespace):
             options = {key: getattr(call, key) for key in signature.defaults}
-        elif chosen.name == device.type and _override.get() == "auto":
+        elif chosen.name == device.type and chosen is _automatic(device.type, device.index, name):
             _native.open_direct(device.type, device.index)
         with torch.no_grad():
             return getattr(operators, name)(

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import mi_pruner
+from mi_pruner import _dispatch
 from mi_pruner._dispatch import BACKENDS
 
 from . import inputs
@@ -52,6 +53,23 @@ def prune(s, keep, **options):
 
 def all_same(outputs, expected):
     return all(inputs.same_bits(a, b) for a, b in zip(outputs, expected, strict=True))
+
+
+def test_calls_go_past_python_with_the_same_bits_and_errors(monkeypatch):
+    s = batch_of(40, 6, torch.bfloat16, 1)
+    expected, asked = prune(s, 9, ratio=0.5), []
+    choose = _dispatch.choose
+    monkeypatch.setattr(_dispatch, "choose", lambda *a: asked.append(a) or choose(*a))
+    assert all_same(prune(s, 9, ratio=0.5), expected)
+    assert asked == []
+    another = _dispatch._Asked("reference")
+    assert all_same(prune(s, 9, ratio=0.5), expected)
+    assert len(asked) == 1
+    del another
+    with pytest.raises(TypeError, match=r"^visual: expected float16, bfloat16 or float32"):
+        mi_pruner.mi_scores(s.visual.double(), s.text.double())
+    with pytest.raises(ValueError, match=r"^text: expected the device of visual, cuda:0, got .* on cpu"):
+        mi_pruner.mi_scores(s.visual, s.text.cpu())
 
 
 def test_it_is_the_default_for_cuda_tensors():

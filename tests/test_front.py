@@ -7,6 +7,8 @@ import contextvars
 import gc
 import itertools
 import math
+import subprocess
+import sys
 import threading
 import weakref
 
@@ -239,6 +241,22 @@ def test_the_context_of_the_backend_that_it_is_anyway_costs_nothing(name, in_pyt
     with mi_pruner.backend(name):
         score()
     assert in_python == []
+
+
+def test_a_backend_that_is_asked_for_by_name_is_opened_too():
+    code = """
+import torch, mi_pruner
+from mi_pruner import _dispatch
+visual, asked, choose = torch.ones(1, 2, 3), [], _dispatch.choose
+_dispatch.choose = lambda *a: asked.append(a) or choose(*a)
+with mi_pruner.backend("cpu"):
+    for _ in range(3):
+        mi_pruner.mi_scores(visual, visual)
+print(len(asked))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "1\n"
+    assert done.stderr == ""
 
 
 def test_a_task_keeps_the_backend_of_the_context_that_it_was_made_in(in_python):
