@@ -15,7 +15,8 @@ using OptionalTensor = std::optional<Tensor>;
 
 inline void check_features(const char* name, const Tensor& tensor, int64_t dim, ScalarType dtype) {
   STD_TORCH_CHECK(tensor.dim() == dim && tensor.scalar_type() == dtype, name, ": wrong rank or dtype");
-  STD_TORCH_CHECK(tensor.stride(dim - 1) == 1 || tensor.size(dim - 1) <= 1, name, ": last dimension not contiguous");
+  STD_TORCH_CHECK(tensor.stride(dim - 1) == 1 || tensor.size(dim - 1) <= 1 || tensor.numel() == 0, name,
+                  ": last dimension not contiguous");
 }
 
 inline void check_array(const char* name, const Tensor& tensor, int64_t numel, ScalarType dtype) {

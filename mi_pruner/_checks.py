@@ -94,6 +94,7 @@ def _check_integers(name: str, tensor: Tensor, visual: Tensor, dtypes: tuple[tor
 
 
 def _check_cu(name: str, cu: Tensor, visual: Tensor, like: Tensor | None = None) -> None:
+    _check_tensor(name, cu)
     if cu.dim() != 1 or cu.shape[0] < 1:
         _fail(name, "(B + 1,) int32", _describe(cu))
     if like is not None and cu.shape[0] != like.shape[0]:

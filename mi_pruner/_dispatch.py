@@ -13,6 +13,7 @@ import importlib.util
 import os
 import types
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -52,7 +53,7 @@ class Backend:
 
 _NATIVE_MISSING = _native.load()
 _LIBRARY = _schema.define("mi_pruner")
-_FOR_THE_LIBRARY = _schema.define("mi_pruner_python")
+_FOR_THE_LIBRARY = _schema.define("mi_pruner_python", _schema.with_bytes)
 for _backend in ("mi_pruner_cpu", "mi_pruner_cuda"):
     _schema.define(_backend)  # implemented by the compiled library
 
@@ -114,18 +115,17 @@ _override: ContextVar[str] = vars(torch.ops.mi_pruner).setdefault(
 
 
 class _Asked(str):
-    """A backend's name. While one lives, in any context, the library leaves to Python what is not that backend's."""
+    """A backend's name that can be told when it is in use no more."""
 
-    def __init__(self, name: str) -> None:
-        self._change(1)
 
-    def __del__(self) -> None:
-        self._change(-1)
-
-    def _change(self, by: int) -> None:
-        for device in _native.DIRECT:
-            if self not in ("auto", device):
-                _native.close_direct(device, by)
+def _ask(name: str) -> _Asked:
+    """As long as what it returns lives, in any context, the library leaves to Python what is not that backend's."""
+    asked = _Asked(name)
+    for device in _native.DIRECT:
+        if name not in ("auto", device):
+            _native.close_direct(device, 1)
+            weakref.finalize(asked, _native.close_direct, device, -1).atexit = False
+    return asked
 
 
 @contextlib.contextmanager
@@ -147,7 +147,7 @@ def backend(name: str) -> Iterator[None]:
         why = BACKENDS[name].unavailable()
         if why is not None:
             raise RuntimeError(f"backend {name!r} is not available: {why}")
-    token = _override.set(_Asked(name))
+    token = _override.set(_ask(name))
     try:
         yield
     finally:
@@ -241,9 +241,11 @@ def _for_the_library(name: str) -> Callable:
 
     def run_or_leave_error(*arguments, **options):
         try:
-            return run(*arguments, **options)
-        except BaseException as error:  # noqa: BLE001  whatever it is: the library raises it
-            _native.raise_in_library(error)
+            texts = {key: bytes(value).decode() for key, value in options.items() if isinstance(value, list)}
+            return run(*arguments, **options | texts)
+        except BaseException as error:
+            if not _native.raise_in_library(error):
+                raise
             return torch.empty(0) if outputs == 1 else (torch.empty(0),) * outputs
 
     return run_or_leave_error

@@ -23,21 +23,27 @@ _NO_CUDA = "the library was built without the CUDA kernels (MI_PRUNER_BUILD=cuda
 def library_path() -> Path:
     """The file to load: `MI_PRUNER_LIBRARY` where set (a sanitizer build, say), else the installed one."""
     override = os.environ.get("MI_PRUNER_LIBRARY")
-    return Path(override) if override else Path(__file__).with_name("_C.abi3.so")
+    return Path(override).resolve() if override else Path(__file__).with_name("_C.abi3.so")
 
 
 @functools.cache
 def load() -> str | None:
     """Loads the library, once in a process; returns None, or why there is none."""
-    path = library_path()
-    if not path.is_file():
-        if "MI_PRUNER_LIBRARY" in os.environ:
-            return f"MI_PRUNER_LIBRARY: no file {path}"
-        return f"no {path.name} in {path.parent} (installed with MI_PRUNER_BUILD=none, or not built yet)"
-    try:
-        torch.ops.load_library(path)
-    except OSError as error:  # another torch, another platform: the reference still works
-        return f"{path.name} cannot be loaded: {error}"
+    home = vars(torch.ops.mi_pruner)  # outlives the package, as does a library that was loaded
+    if "_library" not in home:
+        path = library_path()
+        if not path.is_file():
+            if "MI_PRUNER_LIBRARY" in os.environ:
+                return f"MI_PRUNER_LIBRARY: no file {path}"
+            return f"no {path.name} in {path.parent} (installed with MI_PRUNER_BUILD=none, or not built yet)"
+        try:
+            torch.ops.load_library(path)
+        except OSError as error:  # another torch, another platform: the reference still works
+            return f"{path.name} cannot be loaded: {error}"
+        library = ctypes.PyDLL(str(path))
+        if not hasattr(library, "mi_pruner_connect"):
+            return f"{path} was built from another version of mi_pruner: build it again"
+        home["_library"] = library
     _connect()
     return None
 
@@ -56,29 +62,34 @@ class _Limits(ctypes.Structure):
 class _Python(ctypes.Structure):
     """Functions of the interpreter: see `Python` in csrc/front/python.cpp."""
 
-    FUNCTIONS = ("PyErr_SetObject", "Py_IncRef", "Py_DecRef")
+    FUNCTIONS = (
+        "PyErr_Restore",
+        "Py_IncRef",
+        "Py_DecRef",
+        "PyGILState_Ensure",
+        "PyGILState_Release",
+        "Py_IsInitialized",
+    )
     _fields_ = [(name, ctypes.c_void_p) for name in FUNCTIONS]
 
 
-@functools.cache
 def _library() -> ctypes.PyDLL:
-    """Its functions, called with Python's lock."""
-    library = ctypes.PyDLL(str(library_path()))
-    library.mi_pruner_connect.argtypes = [ctypes.POINTER(_Limits), ctypes.POINTER(_Python)]
-    library.mi_pruner_open.argtypes = library.mi_pruner_close.argtypes = [ctypes.c_int, ctypes.c_int]
-    library.mi_pruner_raise.argtypes = [ctypes.py_object, ctypes.py_object, ctypes.c_char_p]
-    for function in (library.mi_pruner_connect, library.mi_pruner_open, library.mi_pruner_close):
-        function.restype = None
-    library.mi_pruner_raise.restype = None
-    return library
+    """The functions of the library that was loaded, called with Python's lock."""
+    return vars(torch.ops.mi_pruner)["_library"]
 
 
 def _connect() -> None:
     """Tells the library which options are in range, and how to raise an exception."""
+    library = _library()
+    library.mi_pruner_connect.argtypes = [ctypes.POINTER(_Limits), ctypes.POINTER(_Python)]
+    library.mi_pruner_open.argtypes = library.mi_pruner_close.argtypes = [ctypes.c_int, ctypes.c_int]
+    for function in (library.mi_pruner_connect, library.mi_pruner_open, library.mi_pruner_close):
+        function.restype = None
+    library.mi_pruner_raise.argtypes = [ctypes.py_object, ctypes.py_object, ctypes.py_object, ctypes.c_char_p]
     limits = _Limits(*(getattr(_checks, name) for name in (*_Limits.NUMBERS, *_Limits.COUNTS)))
     functions = (getattr(ctypes.pythonapi, name) for name in _Python.FUNCTIONS)
     python = _Python(*(ctypes.cast(function, ctypes.c_void_p).value for function in functions))
-    _library().mi_pruner_connect(ctypes.byref(limits), ctypes.byref(python))
+    library.mi_pruner_connect(ctypes.byref(limits), ctypes.byref(python))
 
 
 def open_direct(device_type: str, index: int | None) -> None:
@@ -88,14 +99,23 @@ def open_direct(device_type: str, index: int | None) -> None:
 
 def close_direct(device_type: str, change: int) -> None:
     """Not for tensors of these devices, until each `change` of 1 is undone by one of -1."""
-    if load() is None:
-        _library().mi_pruner_close(DIRECT.index(device_type), change)
+    library = vars(torch.ops.mi_pruner).get("_library")
+    if library is not None:
+        library.mi_pruner_close(DIRECT.index(device_type), change)
 
 
-def raise_in_library(error: BaseException) -> None:
-    """Has the library raise this where the Python operator that it has called returns to it."""
-    text = f"{type(error).__name__}: {error}".encode(errors="replace")
-    _library().mi_pruner_raise(type(error), error, text)
+def raise_in_library(error: BaseException) -> bool:
+    """Has the library raise this where the Python operator that it has called returns to it.
+
+    False: it has called none in this thread.
+    """
+    name = type(error).__name__
+    try:
+        text = f"{name}: {error}"
+    except Exception:  # noqa: BLE001  of the exception's own __str__
+        text = name
+    encoded = text.encode(errors="replace")
+    return bool(_library().mi_pruner_raise(type(error), error, error.__traceback__, encoded))
 
 
 def cuda_kernels_missing() -> str | None:
@@ -103,7 +123,7 @@ def cuda_kernels_missing() -> str | None:
     missing = load()
     if missing is not None:
         return missing
-    return None if hasattr(ctypes.CDLL(str(library_path())), "mi_pruner_cuda_unusable") else _NO_CUDA
+    return None if hasattr(_library(), "mi_pruner_cuda_unusable") else _NO_CUDA
 
 
 def cuda_missing() -> str | None:
@@ -120,7 +140,7 @@ def cuda_unusable(index: int | None = None) -> str | None:
 
     Asked of the driver, so not before there is a reason to: a process that has asked can't be forked any more.
     """
-    unusable = ctypes.CDLL(str(library_path())).mi_pruner_cuda_unusable
+    unusable = ctypes.CDLL(_library()._name).mi_pruner_cuda_unusable  # without Python's lock: drivers take their time
     unusable.argtypes, unusable.restype = [ctypes.c_int], ctypes.c_char_p
     why = unusable(-1 if index is None else index)
     return None if why is None else why.decode()

@@ -7,6 +7,7 @@ backend implements (`torch.ops.mi_pruner_cpu.*`), so a schema stands once in the
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import torch
@@ -51,8 +52,14 @@ SCHEMAS = {
 }
 
 
-def define(namespace: str) -> torch.library.Library:
-    """Defines every operator in `namespace`; returns the library for their implementations.
+def with_bytes(schema: str) -> str:
+    """The schema with a list of bytes, without a default, in place of each string: as the library calls Python."""
+    return re.sub(r"str (\w+)='\w+'", r"int[] \1", schema)
+
+
+def define(namespace: str, form: Callable[[str], str] = str) -> torch.library.Library:
+    """Defines every operator in `namespace`, with the schemas in another form if need be; returns the library for their
+    implementations.
 
     A package that was imported before, and deleted from `sys.modules` since, has defined them: what it handed out still
     refers to these definitions, so that they stay, and its implementations make room for the new ones.
@@ -64,7 +71,7 @@ def define(namespace: str) -> torch.library.Library:
     if "_definitions" not in home:
         home["_definitions"], home["_schemas"] = torch.library.Library(namespace, "DEF"), SCHEMAS
         for name, schema in SCHEMAS.items():
-            home["_definitions"].define(name + schema)
+            home["_definitions"].define(name + form(schema))
     elif home["_schemas"] != SCHEMAS:
         raise RuntimeError("mi_pruner: this process has imported another version of it: restart Python")
     else:

@@ -32,10 +32,9 @@ def _count_and_ratio(keep: int | float, ratio: float | None, visual: Tensor) -> 
         _checks.check_keep(keep, ratio)
         if not isinstance(keep, float):
             return keep, ratio
-    shape: tuple[int, ...] = getattr(visual, "shape", ())
-    if len(shape) != 3:
+    if not isinstance(visual, Tensor) or visual.dim() != 3:
         _checks.check_visual(visual)  # says so; all else about `visual` is the operator's to say
-    return count_from_ratio(keep, shape[1]), keep
+    return count_from_ratio(keep, visual.shape[1]), keep
 
 
 def _changed(**options: object) -> dict[str, object]:

@@ -62,7 +62,7 @@ def test_calls_go_past_python_with_the_same_bits_and_errors(monkeypatch):
     monkeypatch.setattr(_dispatch, "choose", lambda *a: asked.append(a) or choose(*a))
     assert all_same(prune(s, 9, ratio=0.5), expected)
     assert asked == []
-    another = _dispatch._Asked("reference")
+    another = _dispatch._ask("reference")
     assert all_same(prune(s, 9, ratio=0.5), expected)
     assert len(asked) == 1
     del another

@@ -30,7 +30,7 @@ def calls(monkeypatch):
         monkeypatch.setitem(_dispatch.BACKENDS, name, entry)
     gpu = dataclasses.replace(_dispatch.BACKENDS["triton"], missing="no such device")
     monkeypatch.setitem(_dispatch.BACKENDS, "triton", gpu)
-    asked = _dispatch._Asked("reference")  # by nobody here; as long as it lives, the library takes no call past Python
+    asked = _dispatch._ask("reference")  # by nobody here; as long as it lives, the library takes no call past Python
     yield served
     del asked
 

@@ -7,10 +7,12 @@ import contextvars
 import gc
 import itertools
 import math
+import os
 import subprocess
 import sys
 import threading
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
@@ -119,10 +121,13 @@ def test_right_arguments_go_past_python_and_give_the_same_bits(operator, in_pyth
     base = cases[2]
     cases += [{**base, name: value} for name, values in options_of(operator).items() for value in values]
     cases += [{**base, name: x} for name, x in spread(base).items()]
+    if operator not in PACKED_OPERATORS:
+        nothing = {name: x[:0] for name, x in base.items() if isinstance(x, torch.Tensor)}
+        cases += [{**base, **nothing}, {**base, **spread(nothing)}]
     for arguments in cases:
         direct = call(operator, arguments)
         assert in_python == []
-        asked = _dispatch._Asked("reference")  # by nobody: Python's choice stays the compiled backend
+        asked = _dispatch._ask("reference")  # by nobody: Python's choice stays the compiled backend
         assert same(call(operator, arguments), direct), arguments
         del asked
         assert in_python == [operator]
@@ -166,7 +171,7 @@ ODD_INTEGERS = [-(2**62), -1, 0, 1, 2, N, N + 1, 64, 65, 2**31, 2**62]
 ODD_FLOATS = [math.nan, math.inf, -math.inf, -1.0, -0.0, 0.0, 1e-4, 1e-3, 0.5, 1.0, 1.1, 1e3, 1e4, 1e6, 2e6]
 ODD_STRINGS = ["", "joint", "prior", "mean", "chain", "max", "none", "Mean", "mean\0", "none "]
 ODD = {
-    "Tensor": ODD_TENSORS,
+    "Tensor": [*ODD_TENSORS, None],
     "Optional[Tensor]": [*ODD_TENSORS, None],
     "int": ODD_INTEGERS,
     "SymInt": ODD_INTEGERS,
@@ -193,7 +198,7 @@ def test_odd_arguments_are_refused_or_taken_as_python_does(operator):
     for change in changes:
         arguments = arguments_of(operator, change)
         direct = call(operator, arguments)
-        asked = _dispatch._Asked("reference")
+        asked = _dispatch._ask("reference")
         assert same(call(operator, arguments), direct), change
         del asked
         wrong += isinstance(direct[0], type)
@@ -312,6 +317,114 @@ def test_an_error_is_let_go(monkeypatch):
                 score()
     gc.collect()
     assert [ref() for ref in errors] == [None] * 3
+
+
+def test_an_error_of_a_call_within_another_is_its_own(monkeypatch):
+    """As a signal's handler makes one, between an error in Python and its return to the library."""
+    leave, caught, keeps = _native.raise_in_library, {}, iter((21, 22))
+
+    def wrong(keep):
+        caught[keep] = call("prune", arguments_of("prune", {"keep": keep}.items()))
+
+    def leave_and_call(error):
+        left = leave(error)
+        for keep in keeps:
+            wrong(keep)
+        with mi_pruner.backend("reference"):
+            score()
+        return left
+
+    monkeypatch.setattr(_native, "raise_in_library", leave_and_call)
+    wrong(20)
+    assert caught == {k: (ValueError, f"keep: expected 1 <= keep <= N = 6, got {k}") for k in (20, 21, 22)}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_an_error_that_is_caught_in_cpp_is_not_that_of_a_later_call():
+    scripted = torch.jit.script(scripted_scores)
+    with pytest.raises(RuntimeError, match=r"ValueError: visual: expected \(B, N, D\)"):
+        scripted(torch.ones(2, 3))
+    with mi_pruner.backend("reference"):
+        score()
+        assert scripted(torch.ones(1, 2, 3)).shape == (1, 2)
+
+
+def scripted_scores(visual: torch.Tensor):
+    return torch.ops.mi_pruner.mi_scores(visual, visual)
+
+
+def test_an_error_keeps_its_context_and_need_not_have_a_text(monkeypatch):
+    class NoText(Exception):
+        def __str__(self):
+            raise ValueError("none")
+
+    def fail(*_, **__):
+        try:
+            raise KeyError("inner")
+        except KeyError:
+            raise NoText  # noqa: B904  so that it has a context
+
+    monkeypatch.setattr(reference, "mi_scores", fail)
+    try:
+        raise LookupError("of the caller")
+    except LookupError:
+        with mi_pruner.backend("reference"), pytest.raises(NoText) as caught:
+            score()
+    assert repr(caught.value.__context__) == "KeyError('inner')"
+
+
+def test_without_a_call_of_the_library_an_error_is_raised_in_python():
+    with pytest.raises(ValueError, match=r"^visual: expected"):
+        torch.ops.mi_pruner_python.histogram_mi_scores(torch.ones(2, 3), torch.ones(2, 3))
+
+
+@pytest.mark.slow
+def test_a_compiled_function_may_choose_a_backend(monkeypatch):
+    served, compute = [], reference.mi_scores
+    monkeypatch.setattr(reference, "mi_scores", lambda *a, **o: served.append("reference") or compute(*a, **o))
+
+    @torch.compile(backend="eager")
+    def choosing(visual):
+        with mi_pruner.backend("reference"):
+            return mi_pruner.mi_scores(visual, visual)
+
+    for expected in (1, 2):
+        choosing(torch.ones(1, 2, 3))
+        assert len(served) == expected
+    with mi_pruner.backend("reference"):
+        score()
+    assert len(served) == 3
+    score()
+    assert len(served) == 3
+
+
+def resident():
+    """Bytes of this process in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="no /proc")
+def test_calls_keep_no_memory():
+    """Strings above all: torch forgets those that it unboxes."""
+    right = random_features("mi_scores")
+    wrong = {**right, "marginal": "x" * 100_000}
+
+    def through_python():
+        asked = _dispatch._ask("reference")
+        call("mi_scores", {**right, "marginal": "prior"})
+        del asked
+
+    for once, count in (
+        (lambda: call("mi_scores", right), 4000),
+        (lambda: call("mi_scores", wrong), 400),
+        (through_python, 2000),
+    ):
+        for _ in range(count // 4):
+            once()
+        before = resident()
+        for _ in range(count):
+            once()
+        assert resident() - before < 2**23
 
 
 def test_errors_of_several_threads_are_each_their_own():

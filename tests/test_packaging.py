@@ -197,6 +197,33 @@ for package in (first, mi_pruner):
     succeed(sys.executable, "-c", program, cwd=tmp_path, PYTHONPATH=str(compiled_site))
 
 
+def test_a_library_that_was_loaded_stays_when_the_package_is_imported_again(compiled_site, tmp_path):
+    program = """
+import os, sys, torch, mi_pruner
+visual = torch.randn(1, 9, 16)
+mi_pruner.prune(visual, visual, 5)
+for name in [name for name in sys.modules if name.partition(".")[0] == "mi_pruner"]:
+    del sys.modules[name]
+os.environ["MI_PRUNER_LIBRARY"] = "/nonexistent"
+import mi_pruner
+from mi_pruner import reference
+assert mi_pruner._dispatch.choose("cpu").name == "cpu"
+served, compute = [], reference.prune
+reference.prune = lambda *a, **o: served.append("reference") or compute(*a, **o)
+mi_pruner.prune(visual, visual, 5)
+assert served == []
+with mi_pruner.backend("reference"):
+    mi_pruner.prune(visual, visual, 5)
+assert served == ["reference"]
+try:
+    mi_pruner.prune(visual, visual, 10)
+except ValueError as error:
+    print(error)
+"""
+    printed = succeed(sys.executable, "-c", program, cwd=tmp_path, PYTHONPATH=str(compiled_site))
+    assert printed == "keep: expected 1 <= keep <= N = 9, got 10\n"
+
+
 def test_triton_kernels_is_not_a_top_level_package():
     done = run(sys.executable, "-c", "import triton_kernels", cwd=ROOT)
     assert done.returncode == 1
@@ -206,10 +233,13 @@ def test_triton_kernels_is_not_a_top_level_package():
 def test_library_that_cannot_be_loaded_leaves_the_reference(compiled_site, tmp_path):
     broken = tmp_path / "broken.so"
     broken.write_bytes(b"no library")
+    compiler = os.environ.get("CXX", "g++")
+    succeed(compiler, "-shared", "-x", "c++", os.devnull, "-o", tmp_path / "old.so", cwd=tmp_path)
     program = "import mi_pruner; mi_pruner.show_backends()"
     for path, reason in (
         (broken, "broken.so cannot be loaded"),
         (tmp_path / "absent.so", "MI_PRUNER_LIBRARY: no file"),
+        ("old.so", "old.so was built from another version of mi_pruner: build it again"),
     ):
         environment = {"PYTHONPATH": str(compiled_site), "MI_PRUNER_LIBRARY": str(path)}
         lines = succeed(sys.executable, "-c", program, cwd=tmp_path, **environment).splitlines()

@@ -120,8 +120,20 @@ def test_a_float_keep_names_the_same_wrong_tensors():
 @pytest.mark.parametrize("name", ["visual", "text", "visual_prior", "budget"])
 def test_what_is_no_tensor_is_named(name, keep):
     arguments = {"visual": torch.zeros(B, N, D), "text": torch.zeros(B, M, D), name: np.zeros((B, N, D))}
-    with pytest.raises((TypeError, RuntimeError), match=name):  # with a count, the dispatcher's own error
+    with pytest.raises((TypeError, RuntimeError), match=name):  # the dispatcher's own error
         mi_pruner.prune(keep=keep, **arguments)
+
+
+def test_what_is_no_tensor_is_no_tensor_beside_a_ratio_either():
+    with pytest.raises(TypeError, match=r"^visual: expected a tensor, got numpy.ndarray"):
+        mi_pruner.prune(np.zeros((B, N, D)), torch.zeros(B, M, D), 0.5)
+
+
+def test_none_is_no_tensor():
+    for operator, valid in VALID.items():
+        for name in [name for name, value in valid.items() if callable(value)]:
+            with pytest.raises(TypeError, match=rf"^{name}: expected a tensor, got builtins.NoneType"):
+                call("torch.ops", operator, {name: None})
 
 
 def test_a_sparse_tensor_is_refused():

@@ -13,6 +13,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include "cpu/tensors.h"
+#include "front/box.h"
 #include "front/operators.h"
 #include "new_tensor.h"
 
@@ -128,9 +129,10 @@ void gather(const Rows& rows, Span slot, int64_t count, const Outputs& out, cons
   for (int64_t k = 0; k < count; ++k, to += row_bytes) {
     indices[k] = picks[k].first;
     gains[k] = picks[k].second;
-    std::memcpy(to, static_cast<const char*>(rows.data) + indices[k] * rows.stride * bytes(rows.dtype), row_bytes);
+    if (row_bytes > 0)
+      std::memcpy(to, static_cast<const char*>(rows.data) + indices[k] * rows.stride * bytes(rows.dtype), row_bytes);
   }
-  std::memset(to, 0, (slot.count - count) * row_bytes);
+  if (row_bytes > 0) std::memset(to, 0, (slot.count - count) * row_bytes);
 }
 
 template <typename Acc>
@@ -302,23 +304,23 @@ Tensor histogram_mi_scores_op(Tensor visual, Tensor text, OptionalTensor visual_
 
 STABLE_TORCH_LIBRARY_IMPL(mi_pruner_cpu, CPU, m) {
   using namespace mi_pruner::cpu;
-  m.impl("mi_scores", TORCH_BOX(&mi_scores_op));
-  m.impl("greedy_select", TORCH_BOX(&greedy_select_op));
-  m.impl("prune", TORCH_BOX(&prune_op));
-  m.impl("mi_scores_varlen", TORCH_BOX(&mi_scores_varlen_op));
-  m.impl("greedy_select_varlen", TORCH_BOX(&greedy_select_varlen_op));
-  m.impl("prune_varlen", TORCH_BOX(&prune_varlen_op));
-  m.impl("histogram_mi_scores", TORCH_BOX(&histogram_mi_scores_op));
+  m.impl("mi_scores", MI_PRUNER_BOX(&mi_scores_op));
+  m.impl("greedy_select", MI_PRUNER_BOX(&greedy_select_op));
+  m.impl("prune", MI_PRUNER_BOX(&prune_op));
+  m.impl("mi_scores_varlen", MI_PRUNER_BOX(&mi_scores_varlen_op));
+  m.impl("greedy_select_varlen", MI_PRUNER_BOX(&greedy_select_varlen_op));
+  m.impl("prune_varlen", MI_PRUNER_BOX(&prune_varlen_op));
+  m.impl("histogram_mi_scores", MI_PRUNER_BOX(&histogram_mi_scores_op));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(mi_pruner, CPU, m) {
   using namespace mi_pruner::front;
   namespace cpu = mi_pruner::cpu;
-  m.impl("mi_scores", TORCH_BOX((&Public<MiScores, &cpu::mi_scores_op>::call)));
-  m.impl("greedy_select", TORCH_BOX((&Public<GreedySelect, &cpu::greedy_select_op>::call)));
-  m.impl("prune", TORCH_BOX((&Public<Prune, &cpu::prune_op>::call)));
-  m.impl("mi_scores_varlen", TORCH_BOX((&Public<MiScoresVarlen, &cpu::mi_scores_varlen_op>::call)));
-  m.impl("greedy_select_varlen", TORCH_BOX((&Public<GreedySelectVarlen, &cpu::greedy_select_varlen_op>::call)));
-  m.impl("prune_varlen", TORCH_BOX((&Public<PruneVarlen, &cpu::prune_varlen_op>::call)));
-  m.impl("histogram_mi_scores", TORCH_BOX((&Public<HistogramMiScores, &cpu::histogram_mi_scores_op>::call)));
+  m.impl("mi_scores", MI_PRUNER_BOX(&Public<MiScores, &cpu::mi_scores_op>::call));
+  m.impl("greedy_select", MI_PRUNER_BOX(&Public<GreedySelect, &cpu::greedy_select_op>::call));
+  m.impl("prune", MI_PRUNER_BOX(&Public<Prune, &cpu::prune_op>::call));
+  m.impl("mi_scores_varlen", MI_PRUNER_BOX(&Public<MiScoresVarlen, &cpu::mi_scores_varlen_op>::call));
+  m.impl("greedy_select_varlen", MI_PRUNER_BOX(&Public<GreedySelectVarlen, &cpu::greedy_select_varlen_op>::call));
+  m.impl("prune_varlen", MI_PRUNER_BOX(&Public<PruneVarlen, &cpu::prune_varlen_op>::call));
+  m.impl("histogram_mi_scores", MI_PRUNER_BOX(&Public<HistogramMiScores, &cpu::histogram_mi_scores_op>::call));
 }

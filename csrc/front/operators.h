@@ -24,6 +24,7 @@ inline bool is_floating(ScalarType type) {
 }
 
 inline bool is_features(const Tensor& tensor, int64_t dim) {
+  if (!tensor.defined()) return false; // None
   const ScalarType type = tensor.scalar_type();
   return tensor.dim() == dim && is_floating(type) &&
          (type != ScalarType::Double || device_type(tensor) == aoti_torch_device_type_cpu());
@@ -41,7 +42,7 @@ inline bool is_text(const Tensor& text, const Tensor& visual) {
 // A number for each token.
 inline bool fits(const Tensor& tensor, const Tensor& tokens) {
   const int64_t dim = tokens.dim() - 1;
-  if (tensor.dim() != dim || !same_device(tensor, tokens)) return false;
+  if (!tensor.defined() || tensor.dim() != dim || !same_device(tensor, tokens)) return false;
   for (int64_t i = 0; i < dim; ++i)
     if (tensor.size(i) != tokens.size(i)) return false;
   return true;
@@ -62,8 +63,8 @@ inline bool is_budget(const OptionalTensor& budget, const Tensor& visual) {
 }
 
 inline bool is_cu(const Tensor& cu, const Tensor& cu_visual, const Tensor& visual) {
-  return cu.dim() == 1 && cu.size(0) >= 1 && cu.size(0) == cu_visual.size(0) && cu.scalar_type() == ScalarType::Int &&
-         same_device(cu, visual);
+  return cu.defined() && cu_visual.defined() && cu.dim() == 1 && cu.size(0) >= 1 && cu.size(0) == cu_visual.size(0) &&
+         cu.scalar_type() == ScalarType::Int && same_device(cu, visual);
 }
 
 inline bool is_keep(int64_t keep, const Tensor& visual) { return 1 <= keep && keep <= visual.size(1); }
@@ -226,7 +227,7 @@ struct Public<Operator, compiled> {
   }
 
 private:
-  static bool first_is_direct(const Tensor& first, const auto&...) { return direct(first); }
+  static bool first_is_direct(const Tensor& first, const auto&...) { return first.defined() && direct(first); }
 };
 
 } // namespace mi_pruner::front

@@ -3,23 +3,15 @@
 
 #include <array>
 #include <cstdint>
-#include <stdexcept>
+#include <memory>
+#include <string>
 #include <tuple>
 #include <utility>
+#include <vector>
 
 #include <torch/csrc/stable/library.h>
 
 #include "check.h"
-
-// As pybind11 declares it, whose translation torch's bindings have: what is thrown as this sets Python's error itself.
-// Were it not known to them, it would be the RuntimeError of its message.
-namespace pybind11 {
-class __attribute__((visibility("default"))) builtin_exception : public std::runtime_error {
-public:
-  using runtime_error::runtime_error;
-  virtual void set_error() const = 0;
-};
-} // namespace pybind11
 
 namespace mi_pruner {
 
@@ -35,9 +27,23 @@ const Limits& limits();
 // asks for another.
 bool direct(const Tensor& tensor);
 
-// Throws what a Python implementation raised in this thread, for the caller of the operator; returns where it raised
-// nothing.
-void rethrow();
+// A call of Python's, as long as it lives: what an operator in Python leaves behind (`mi_pruner_raise`) is for the
+// innermost of its thread. A signal's handler, or a destructor, may make a call within another's.
+class Asking {
+public:
+  struct Error; // in Python
+  Asking();
+  ~Asking();
+  Asking(const Asking&) = delete;
+  Asking& operator=(const Asking&) = delete;
+
+  void rethrow(); // what was left; returns where nothing was
+  static bool leave(std::shared_ptr<Error> error);
+
+private:
+  Asking* const outer_;
+  std::shared_ptr<Error> error_;
+};
 
 template <typename Result> struct Unboxed {
   static Result from(const StableIValue* stack) { return torch::stable::detail::to<Result>(stack[0]); }
@@ -53,12 +59,23 @@ private:
   }
 };
 
+template <typename T> StableIValue boxed(const T& argument) { return torch::stable::detail::from(argument); }
+// As its bytes: of a string that goes to the dispatcher, torch before 2.14 forgets a copy.
+inline StableIValue boxed(const std::string& argument) {
+  const auto* const bytes = reinterpret_cast<const unsigned char*>(argument.data());
+  return torch::stable::detail::from(std::vector<int64_t>(bytes, bytes + argument.size()));
+}
+
 // The operator's implementation in Python, by the name under which that is registered.
 template <typename Result, typename... Arguments> Result in_python(const char* name, const Arguments&... arguments) {
-  std::array<StableIValue, sizeof...(Arguments)> stack{torch::stable::detail::from(arguments)...};
-  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, "", stack.data(), TORCH_ABI_VERSION));
+  Asking asking;
+  std::array<StableIValue, sizeof...(Arguments)> stack{boxed(arguments)...};
+  if (torch_call_dispatcher(name, "", stack.data(), TORCH_ABI_VERSION) != AOTI_TORCH_SUCCESS) {
+    asking.rethrow();
+    STD_TORCH_CHECK(false, name, " was interrupted before it began");
+  }
   Result result = Unboxed<Result>::from(stack.data());
-  rethrow(); // beside results that hold nothing: the dispatcher would keep an exception's text alone
+  asking.rethrow(); // beside results that hold nothing: the dispatcher would keep no exception, but a failure
   return result;
 }
 

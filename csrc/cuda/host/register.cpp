@@ -7,6 +7,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include "cuda/host/call.h"
+#include "front/box.h"
 #ifndef MI_PRUNER_CUDA_HOST
 #include "front/operators.h"
 #endif
@@ -167,23 +168,23 @@ TokensAndPicks prune_varlen(Tensor visual, Tensor text, Tensor cu_seqlens_visual
 
 STABLE_TORCH_LIBRARY_IMPL(mi_pruner_cuda, MI_PRUNER_CUDA_KEY, m) {
   namespace ops = mi_pruner::cuda;
-  m.impl("mi_scores", TORCH_BOX(&ops::mi_scores));
-  m.impl("greedy_select", TORCH_BOX(&ops::greedy_select));
-  m.impl("prune", TORCH_BOX(&ops::prune));
-  m.impl("mi_scores_varlen", TORCH_BOX(&ops::mi_scores_varlen));
-  m.impl("greedy_select_varlen", TORCH_BOX(&ops::greedy_select_varlen));
-  m.impl("prune_varlen", TORCH_BOX(&ops::prune_varlen));
+  m.impl("mi_scores", MI_PRUNER_BOX(&ops::mi_scores));
+  m.impl("greedy_select", MI_PRUNER_BOX(&ops::greedy_select));
+  m.impl("prune", MI_PRUNER_BOX(&ops::prune));
+  m.impl("mi_scores_varlen", MI_PRUNER_BOX(&ops::mi_scores_varlen));
+  m.impl("greedy_select_varlen", MI_PRUNER_BOX(&ops::greedy_select_varlen));
+  m.impl("prune_varlen", MI_PRUNER_BOX(&ops::prune_varlen));
 }
 
 #ifndef MI_PRUNER_CUDA_HOST
 STABLE_TORCH_LIBRARY_IMPL(mi_pruner, CUDA, m) {
   using namespace mi_pruner::front;
   namespace cuda = mi_pruner::cuda;
-  m.impl("mi_scores", TORCH_BOX((&Public<MiScores, &cuda::mi_scores>::call)));
-  m.impl("greedy_select", TORCH_BOX((&Public<GreedySelect, &cuda::greedy_select>::call)));
-  m.impl("prune", TORCH_BOX((&Public<Prune, &cuda::prune>::call)));
-  m.impl("mi_scores_varlen", TORCH_BOX((&Public<MiScoresVarlen, &cuda::mi_scores_varlen>::call)));
-  m.impl("greedy_select_varlen", TORCH_BOX((&Public<GreedySelectVarlen, &cuda::greedy_select_varlen>::call)));
-  m.impl("prune_varlen", TORCH_BOX((&Public<PruneVarlen, &cuda::prune_varlen>::call)));
+  m.impl("mi_scores", MI_PRUNER_BOX(&Public<MiScores, &cuda::mi_scores>::call));
+  m.impl("greedy_select", MI_PRUNER_BOX(&Public<GreedySelect, &cuda::greedy_select>::call));
+  m.impl("prune", MI_PRUNER_BOX(&Public<Prune, &cuda::prune>::call));
+  m.impl("mi_scores_varlen", MI_PRUNER_BOX(&Public<MiScoresVarlen, &cuda::mi_scores_varlen>::call));
+  m.impl("greedy_select_varlen", MI_PRUNER_BOX(&Public<GreedySelectVarlen, &cuda::greedy_select_varlen>::call));
+  m.impl("prune_varlen", MI_PRUNER_BOX(&Public<PruneVarlen, &cuda::prune_varlen>::call));
 }
 #endif

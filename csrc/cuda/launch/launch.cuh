@@ -48,9 +48,9 @@ private:
 
 // A kernel on a device: what the runtime was asked about it, or told.
 struct Kernel {
-  int threads = -1;                 // that a block may have; not asked: -1
-  size_t shared = kSharedByDefault; // bytes that a block may have without more ado
-  std::map<size_t, int> clusters;   // by the bytes of a block: how many run at a time
+  int threads = -1;                                    // that a block may have; not asked: -1
+  size_t shared = kSharedByDefault;                    // bytes that a block may have without more ado
+  std::map<std::pair<unsigned, size_t>, int> clusters; // by their size and the bytes of a block: how many run at a time
 };
 
 // Holds the lock on all of them.
@@ -93,7 +93,8 @@ cudaError_t resident_clusters(const KnownKernel& known, void (*kernel)(Parameter
                               const Target& target, int& clusters) {
   clusters = 0;
   if (!target.has_clusters) return cudaSuccess;
-  if (const auto found = known->clusters.find(shape.shared); found != known->clusters.end()) {
+  const std::pair size(shape.cluster, shape.shared);
+  if (const auto found = known->clusters.find(size); found != known->clusters.end()) {
     clusters = found->second;
     return cudaSuccess;
   }
@@ -102,7 +103,7 @@ cudaError_t resident_clusters(const KnownKernel& known, void (*kernel)(Parameter
   const Launch launch(shape, nullptr);
   if (cudaOccupancyMaxActiveClusters(&clusters, kernel, &launch.config) != cudaSuccess) clusters = 0;
   cudaGetLastError(); // of a cluster that no part of the device has room for
-  known->clusters[shape.shared] = clusters;
+  known->clusters[size] = clusters;
   return cudaSuccess;
 }
 template <typename... Parameters>
