@@ -32,9 +32,12 @@ def _count_and_ratio(keep: int | float, ratio: float | None, visual: Tensor) -> 
         _checks.check_keep(keep, ratio)
         if not isinstance(keep, float):
             return keep, ratio
-    if not isinstance(visual, Tensor) or visual.dim() != 3:
-        _checks.check_visual(visual)  # says so; all else about `visual` is the operator's to say
-    return count_from_ratio(keep, visual.shape[1]), keep
+    try:
+        _, tokens, _ = visual.shape
+    except (AttributeError, ValueError):
+        _checks.check_visual(visual)  # says what is wrong; all else about `visual` is the operator's to say
+        raise
+    return count_from_ratio(keep, tokens), keep
 
 
 def _changed(**options: object) -> dict[str, object]:

@@ -124,9 +124,10 @@ def test_what_is_no_tensor_is_named(name, keep):
         mi_pruner.prune(keep=keep, **arguments)
 
 
-def test_what_is_no_tensor_is_no_tensor_beside_a_ratio_either():
-    with pytest.raises(TypeError, match=r"^visual: expected a tensor, got numpy.ndarray"):
-        mi_pruner.prune(np.zeros((B, N, D)), torch.zeros(B, M, D), 0.5)
+@pytest.mark.parametrize("visual", [None, [[0.0]], np.zeros((N, D)), torch.zeros(()), torch.zeros(N, D)])
+def test_without_a_shape_to_take_the_ratio_of_visual_is_named(visual):
+    with pytest.raises((ValueError, TypeError), match=r"^visual: expected (a tensor|\(B, N, D\))"):
+        mi_pruner.prune(visual, torch.zeros(B, M, D), 0.5)
 
 
 def test_none_is_no_tensor():
