@@ -16,10 +16,11 @@ namespace mi_pruner {
 inline Tensor new_tensor(const Tensor& like, const int64_t* sizes, int64_t dim, ScalarType dtype) {
   constexpr int64_t kMostDims = 3;
   STD_TORCH_CHECK(dim <= kMostDims, "new_tensor: too many dimensions");
-  int64_t strides[kMostDims], stride = 1;
+  int64_t strides[kMostDims];
+  uint64_t stride = 1; // more than fit are PyTorch's to refuse
   for (int64_t i = dim - 1; i >= 0; --i) {
-    strides[i] = stride;
-    stride *= sizes[i] > 0 ? sizes[i] : 1;
+    strides[i] = static_cast<int64_t>(stride);
+    stride *= sizes[i] > 0 ? static_cast<uint64_t>(sizes[i]) : 1;
   }
   const auto code = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
   AtenTensorHandle made = nullptr;

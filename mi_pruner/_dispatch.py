@@ -13,7 +13,6 @@ import importlib.util
 import os
 import types
 import warnings
-import weakref
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -115,16 +114,14 @@ _override: ContextVar[str] = vars(torch.ops.mi_pruner).setdefault(
 
 
 class _Asked(str):
-    """A backend's name that can be told when it is in use no more."""
+    """A backend's name. While it lives, in any context, the library leaves to Python what is not that backend's."""
+
+    held: object
 
 
 def _ask(name: str) -> _Asked:
-    """As long as what it returns lives, in any context, the library leaves to Python what is not that backend's."""
     asked = _Asked(name)
-    for device in _native.DIRECT:
-        if name not in ("auto", device):
-            _native.close_direct(device, 1)
-            weakref.finalize(asked, _native.close_direct, device, -1).atexit = False
+    asked.held = _native.close_direct([device for device in _native.DIRECT if name not in ("auto", device)])
     return asked
 
 
@@ -240,13 +237,25 @@ def _for_the_library(name: str) -> Callable:
     outputs = len(torch._C.parse_schema(name + _schema.SCHEMAS[name]).returns)
 
     def run_or_leave_error(*arguments, **options):
+        called_by = None
         try:
-            texts = {key: bytes(value).decode() for key, value in options.items() if isinstance(value, list)}
-            return run(*arguments, **options | texts)
-        except BaseException as error:
-            if not _native.raise_in_library(error):
+            try:
+                called_by = _native.begin()
+                texts = {key: bytes(value).decode() for key, value in options.items() if isinstance(value, list)}
+                return run(*arguments, **options | texts)
+            except BaseException as error:
+                if called_by is None:
+                    raise
+                _native.raise_in_library(called_by, error)
+                return nothing()
+        except BaseException as error:  # of a signal's handler, meanwhile
+            if called_by is None:
                 raise
-            return torch.empty(0) if outputs == 1 else (torch.empty(0),) * outputs
+            _native.raise_in_library(called_by, error)
+            return nothing()
+
+    def nothing():
+        return torch.empty(0) if outputs == 1 else (torch.empty(0),) * outputs
 
     return run_or_leave_error
 

@@ -11,7 +11,9 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -69,6 +71,11 @@ class _Python(ctypes.Structure):
         "PyGILState_Ensure",
         "PyGILState_Release",
         "Py_IsInitialized",
+        "PyObject_CallObject",
+        "PyErr_Fetch",
+        "PyErr_NormalizeException",
+        "PyCapsule_New",
+        "PyCapsule_GetPointer",
     )
     _fields_ = [(name, ctypes.c_void_p) for name in FUNCTIONS]
 
@@ -78,18 +85,33 @@ def _library() -> ctypes.PyDLL:
     return vars(torch.ops.mi_pruner)["_library"]
 
 
+FRAMES = 40  # that an operator in Python takes until it can tell the library of an error, and some more
+
+
+def _probe(frames: int = FRAMES) -> None:
+    """Called before an operator in Python, where an exception is not lost: a signal's handler raises here, and where
+    there are not so many frames left, RecursionError is raised."""
+    if frames > 0:
+        _probe(frames - 1)
+
+
 def _connect() -> None:
     """Tells the library which options are in range, and how to raise an exception."""
-    library = _library()
-    library.mi_pruner_connect.argtypes = [ctypes.POINTER(_Limits), ctypes.POINTER(_Python)]
-    library.mi_pruner_open.argtypes = library.mi_pruner_close.argtypes = [ctypes.c_int, ctypes.c_int]
-    for function in (library.mi_pruner_connect, library.mi_pruner_open, library.mi_pruner_close):
-        function.restype = None
-    library.mi_pruner_raise.argtypes = [ctypes.py_object, ctypes.py_object, ctypes.py_object, ctypes.c_char_p]
+    library, pointer, any_object = _library(), ctypes.c_void_p, ctypes.py_object
+    interface: dict[str, tuple[Any, list[Any]]] = {  # function -> what it returns, what it takes
+        "connect": (None, [ctypes.POINTER(_Limits), ctypes.POINTER(_Python), any_object]),
+        "open": (None, [ctypes.c_int, ctypes.c_int]),
+        "close": (any_object, [ctypes.c_ssize_t]),
+        "begin": (pointer, []),
+        "raise": (None, [pointer, any_object, any_object, any_object, ctypes.c_char_p]),
+    }
+    for name, (result, arguments) in interface.items():
+        function = getattr(library, f"mi_pruner_{name}")
+        function.restype, function.argtypes = result, arguments
     limits = _Limits(*(getattr(_checks, name) for name in (*_Limits.NUMBERS, *_Limits.COUNTS)))
     functions = (getattr(ctypes.pythonapi, name) for name in _Python.FUNCTIONS)
     python = _Python(*(ctypes.cast(function, ctypes.c_void_p).value for function in functions))
-    library.mi_pruner_connect(ctypes.byref(limits), ctypes.byref(python))
+    library.mi_pruner_connect(ctypes.byref(limits), ctypes.byref(python), _probe)
 
 
 def open_direct(device_type: str, index: int | None) -> None:
@@ -97,25 +119,26 @@ def open_direct(device_type: str, index: int | None) -> None:
     _library().mi_pruner_open(DIRECT.index(device_type), index or 0)
 
 
-def close_direct(device_type: str, change: int) -> None:
-    """Not for tensors of these devices, until each `change` of 1 is undone by one of -1."""
-    library = vars(torch.ops.mi_pruner).get("_library")
-    if library is not None:
-        library.mi_pruner_close(DIRECT.index(device_type), change)
+def close_direct(device_types: Iterable[str]) -> object:
+    """Not for tensors of these devices, as long as what it returns lives."""
+    library, bits = vars(torch.ops.mi_pruner).get("_library"), sum(1 << DIRECT.index(name) for name in device_types)
+    return library.mi_pruner_close(bits) if library is not None and bits else None
 
 
-def raise_in_library(error: BaseException) -> bool:
-    """Has the library raise this where the Python operator that it has called returns to it.
+def begin() -> int | None:
+    """Which call of the library an operator in Python begins to serve; None: it was not called by the library."""
+    return _library().mi_pruner_begin()
 
-    False: it has called none in this thread.
-    """
+
+def raise_in_library(call: int, error: BaseException) -> None:
+    """Has the library raise this where the operator in Python returns to it; in place of what it was told before."""
     name = type(error).__name__
     try:
         text = f"{name}: {error}"
     except Exception:  # noqa: BLE001  of the exception's own __str__
         text = name
     encoded = text.encode(errors="replace")
-    return bool(_library().mi_pruner_raise(type(error), error, error.__traceback__, encoded))
+    _library().mi_pruner_raise(call, type(error), error, error.__traceback__, encoded)
 
 
 def cuda_kernels_missing() -> str | None:

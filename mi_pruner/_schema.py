@@ -67,12 +67,13 @@ def define(namespace: str, form: Callable[[str], str] = str) -> torch.library.Li
     Raises:
         RuntimeError: if it was another version of the package, with other schemas.
     """
+    schemas = {name: form(schema) for name, schema in SCHEMAS.items()}
     home = vars(getattr(torch.ops, namespace))  # outlives the package, and keeps the libraries alive
     if "_definitions" not in home:
-        home["_definitions"], home["_schemas"] = torch.library.Library(namespace, "DEF"), SCHEMAS
-        for name, schema in SCHEMAS.items():
-            home["_definitions"].define(name + form(schema))
-    elif home["_schemas"] != SCHEMAS:
+        home["_definitions"], home["_schemas"] = torch.library.Library(namespace, "DEF"), schemas
+        for name, schema in schemas.items():
+            home["_definitions"].define(name + schema)
+    elif home["_schemas"] != schemas:
         raise RuntimeError("mi_pruner: this process has imported another version of it: restart Python")
     else:
         home["_implementations"]._destroy()

@@ -8,6 +8,7 @@ in nats. No output requires grad. docs/maths.md derives the quantities.
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,11 +33,13 @@ def _count_and_ratio(keep: int | float, ratio: float | None, visual: Tensor) -> 
         _checks.check_keep(keep, ratio)
         if not isinstance(keep, float):
             return keep, ratio
-    try:
+    tokens: Any = None
+    try:  # noqa: SIM105  a context manager costs more than all else here
         _, tokens, _ = visual.shape
-    except (AttributeError, ValueError):
-        _checks.check_visual(visual)  # says what is wrong; all else about `visual` is the operator's to say
-        raise
+    except (AttributeError, ValueError, RuntimeError):
+        pass
+    if type(tokens) is not int:  # a symbol, or nothing; all else about `visual` is the operator's to say
+        _checks.check_visual(visual)
     return count_from_ratio(keep, tokens), keep
 
 
@@ -47,7 +50,8 @@ def _changed(**options: object) -> dict[str, object]:
     return {
         name: value
         for name, value in options.items()
-        if value is not (default := _DEFAULTS[name]) and (type(value) is not float or value != default)
+        if value is not (default := _DEFAULTS[name])
+        and not (type(value) is type(default) is float and value == default)
     }
 
 

@@ -326,13 +326,12 @@ def test_an_error_of_a_call_within_another_is_its_own(monkeypatch):
     def wrong(keep):
         caught[keep] = call("prune", arguments_of("prune", {"keep": keep}.items()))
 
-    def leave_and_call(error):
-        left = leave(error)
+    def leave_and_call(asking, error):
+        leave(asking, error)
         for keep in keeps:
             wrong(keep)
         with mi_pruner.backend("reference"):
             score()
-        return left
 
     monkeypatch.setattr(_native, "raise_in_library", leave_and_call)
     wrong(20)
@@ -373,9 +372,65 @@ def test_an_error_keeps_its_context_and_need_not_have_a_text(monkeypatch):
     assert repr(caught.value.__context__) == "KeyError('inner')"
 
 
-def test_without_a_call_of_the_library_an_error_is_raised_in_python():
+def wrong_in_python():
     with pytest.raises(ValueError, match=r"^visual: expected"):
         torch.ops.mi_pruner_python.histogram_mi_scores(torch.ones(2, 3), torch.ones(2, 3))
+
+
+def test_without_a_call_of_the_library_an_error_is_raised_in_python(monkeypatch):
+    wrong_in_python()
+    compute = reference.mi_scores
+    monkeypatch.setattr(reference, "mi_scores", lambda *a, **o: wrong_in_python() or compute(*a, **o))
+    with mi_pruner.backend("reference"):  # within a call that is another's
+        assert score().shape == (1, 2)
+
+
+@pytest.mark.parametrize("when", ["before the library is told", "after"])
+def test_what_a_signals_handler_raises_meanwhile_arrives(when, monkeypatch):
+    leave, raised = _native.raise_in_library, []
+
+    def interrupted(asking, error):
+        if when == "after":
+            leave(asking, error)
+        if not raised:
+            raised.append(KeyboardInterrupt())
+            raise raised[0]
+        leave(asking, error)
+
+    monkeypatch.setattr(_native, "raise_in_library", interrupted)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        torch.ops.mi_pruner.mi_scores(torch.ones(2, 3), torch.ones(2, 3))
+    assert caught.value is raised[0]
+    assert str(caught.value.__context__).startswith("visual: expected")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("call", ["mi_pruner.mi_scores(x, x)", "wrong(x[0])"])
+def test_a_call_at_the_recursion_limit_is_a_recursion_error(call):
+    """At every distance from it, in a process of its own: C++ has no room to look at an error where Python has none."""
+    code = f"""
+import torch, mi_pruner
+x = torch.randn(1, 8, 4)
+mi_pruner.mi_scores(x, x)
+def wrong(x):
+    try:
+        mi_pruner.mi_scores(x, x)
+    except ValueError:
+        pass
+def frames(n, function):
+    return frames(n - 1, function) if n else function()
+def walk():
+    {call}
+    return frames(23, walk)
+with mi_pruner.backend("reference"):
+    for offset in range(24):
+        try:
+            frames(offset, walk)
+        except RecursionError:
+            print("deep")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "deep\n" * 24
 
 
 @pytest.mark.slow

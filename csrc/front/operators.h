@@ -58,7 +58,8 @@ inline bool is_scores(const Tensor& scores, const Tensor& visual) {
 }
 
 inline bool is_budget(const OptionalTensor& budget, const Tensor& visual) {
-  return !budget || (budget->dim() == 1 && budget->size(0) == visual.size(0) && same_device(*budget, visual) &&
+  return !budget || (budget->defined() && budget->dim() == 1 && budget->size(0) == visual.size(0) &&
+                     same_device(*budget, visual) &&
                      (budget->scalar_type() == ScalarType::Int || budget->scalar_type() == ScalarType::Long));
 }
 

@@ -6,6 +6,9 @@
 
 #define MI_PRUNER_EXPORT extern "C" __attribute__((visibility("default")))
 
+// Of torch 2.13 and newer: what the last exception that its C interface turned into an error code said.
+extern "C" __attribute__((weak)) const char* torch_exception_get_what_without_backtrace();
+
 // As pybind11 declares it, whose translation torch's bindings have: what is thrown as this sets Python's error itself.
 // Were it not known to them, it would be the RuntimeError of its message.
 namespace pybind11 {
@@ -21,12 +24,17 @@ namespace {
 
 // Functions of Python's stable ABI, by address: the library is not linked with Python.
 struct Python {
-  void (*restore)(void* type, void* value, void* traceback); // PyErr_Restore, which takes the references over
-  void (*keep)(void* object);                                // Py_IncRef
-  void (*release)(void* object);                             // Py_DecRef
-  int (*lock)();                                             // PyGILState_Ensure
-  void (*unlock)(int state);                                 // PyGILState_Release
-  int (*is_there)();                                         // Py_IsInitialized
+  void (*restore)(void* type, void* value, void* traceback);      // PyErr_Restore, which takes the references over
+  void (*keep)(void* object);                                     // Py_IncRef
+  void (*release)(void* object);                                  // Py_DecRef
+  int (*lock)();                                                  // PyGILState_Ensure
+  void (*unlock)(int state);                                      // PyGILState_Release
+  int (*is_there)();                                              // Py_IsInitialized
+  void* (*call)(void* callable, void* arguments);                 // PyObject_CallObject
+  void (*fetch)(void** type, void** value, void** traceback);     // PyErr_Fetch
+  void (*normalise)(void** type, void** value, void** traceback); // PyErr_NormalizeException
+  void* (*new_capsule)(void* pointer, const char* name, void (*destructor)(void*)); // PyCapsule_New
+  void* (*pointer_of)(void* capsule, const char* name);                             // PyCapsule_GetPointer
 };
 
 enum Device { kCpu, kCuda, kDevices };
@@ -34,6 +42,7 @@ constexpr int kIndices = 64; // what lies on a GPU beyond these is left to Pytho
 
 Limits known_limits{};
 Python python{};
+void* probe = nullptr; // a function in Python that takes a few frames
 std::atomic<bool> opened[kDevices][kIndices]{};
 std::atomic<int> closed[kDevices]{}; // by so many
 thread_local Asking* innermost = nullptr;
@@ -41,13 +50,9 @@ thread_local Asking* innermost = nullptr;
 } // namespace
 
 struct Asking::Error {
-  void *type, *value, *traceback; // owned
+  void *type, *value, *traceback; // owned; the last may be null
   std::string text;               // for those who catch it in C++
 
-  Error(void* type, void* value, void* traceback, const char* text)
-      : type(type), value(value), traceback(traceback), text(text) {
-    keep();
-  }
   ~Error() {
     if (!python.is_there()) return; // it has ended, and its objects with it
     const int state = python.lock();
@@ -55,6 +60,8 @@ struct Asking::Error {
       python.release(object);
     python.unlock(state);
   }
+  Error(void* type, void* value, void* traceback, const char* text) // which are its own from now on
+      : type(type), value(value), traceback(traceback), text(text) {}
   Error(const Error&) = delete;
   Error& operator=(const Error&) = delete;
 
@@ -91,36 +98,77 @@ bool direct(const Tensor& tensor) {
   return device != kDevices && index < kIndices && opened[device][index] && closed[device] == 0;
 }
 
-Asking::Asking() : outer_(std::exchange(innermost, this)) {}
+Asking::Asking() : outer_(innermost) {
+  const int state = python.lock();
+  void *const done = python.call(probe, nullptr), *type = nullptr, *value = nullptr, *traceback = nullptr;
+  if (done == nullptr) {
+    python.fetch(&type, &value, &traceback);
+    python.normalise(&type, &value, &traceback);
+    error_ = std::make_shared<Error>(type, value, traceback, "mi_pruner: Python can't be called");
+  } else {
+    python.release(done);
+  }
+  python.unlock(state);
+  rethrow();
+  innermost = this;
+}
 Asking::~Asking() { innermost = outer_; }
+
+Asking* Asking::begin() { return innermost == nullptr || std::exchange(innermost->begun_, true) ? nullptr : innermost; }
 
 void Asking::rethrow() {
   if (error_ != nullptr) throw Raised(std::move(error_));
 }
 
-bool Asking::leave(std::shared_ptr<Error> error) {
-  if (innermost == nullptr) return false;
-  innermost->error_ = std::move(error);
-  return true;
+void Asking::fail(const char* name) {
+  rethrow();
+  const char* const what = torch_exception_get_what_without_backtrace == nullptr
+                               ? "in Python, in torch before 2.13 without its text"
+                               : torch_exception_get_what_without_backtrace();
+  const std::string text(what);
+  throw std::runtime_error(std::string(name) + ": " + text.substr(0, text.find('\n'))); // what follows: C++'s stack
 }
 
 } // namespace mi_pruner
 
 // For mi_pruner/_native.py, which holds Python's lock in all of these. Devices: 0 the CPU, 1 CUDA.
 
-MI_PRUNER_EXPORT void mi_pruner_connect(const mi_pruner::Limits* limits, const mi_pruner::Python* python) {
+MI_PRUNER_EXPORT void mi_pruner_connect(const mi_pruner::Limits* limits, const mi_pruner::Python* python, void* probe) {
   mi_pruner::known_limits = *limits;
   mi_pruner::python = *python;
+  python->keep(probe);
+  mi_pruner::probe = probe;
 }
 
 MI_PRUNER_EXPORT void mi_pruner_open(int device, int index) {
   if (index < mi_pruner::kIndices) mi_pruner::opened[device][index] = true;
 }
 
-MI_PRUNER_EXPORT void mi_pruner_close(int device, int change) { mi_pruner::closed[device] += change; }
+namespace {
 
-// 0: nobody has asked in this thread.
-MI_PRUNER_EXPORT int mi_pruner_raise(void* type, void* value, void* traceback, const char* text) {
-  using mi_pruner::Asking;
-  return Asking::leave(std::make_shared<Asking::Error>(type, value, traceback, text));
+void let_go(void* capsule) {
+  const auto devices = reinterpret_cast<intptr_t>(mi_pruner::python.pointer_of(capsule, nullptr));
+  for (int device = 0; device < mi_pruner::kDevices; ++device)
+    mi_pruner::closed[device] -= devices >> device & 1;
+}
+
+} // namespace
+
+// Closes the devices whose bits are set, as long as what it returns lives, an object of Python's: in one piece, as a
+// signal's handler may raise between any two steps in Python.
+MI_PRUNER_EXPORT void* mi_pruner_close(intptr_t devices) {
+  void* const capsule = mi_pruner::python.new_capsule(reinterpret_cast<void*>(devices), nullptr, let_go);
+  if (capsule == nullptr) return nullptr;
+  for (int device = 0; device < mi_pruner::kDevices; ++device)
+    mi_pruner::closed[device] += devices >> device & 1;
+  return capsule;
+}
+
+MI_PRUNER_EXPORT void* mi_pruner_begin() { return mi_pruner::Asking::begin(); }
+
+MI_PRUNER_EXPORT void mi_pruner_raise(void* asking, void* type, void* value, void* traceback, const char* text) {
+  for (void* object : {type, value, traceback})
+    mi_pruner::python.keep(object);
+  static_cast<mi_pruner::Asking*>(asking)->leave(
+      std::make_shared<mi_pruner::Asking::Error>(type, value, traceback, text));
 }

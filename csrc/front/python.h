@@ -27,21 +27,26 @@ const Limits& limits();
 // asks for another.
 bool direct(const Tensor& tensor);
 
-// A call of Python's, as long as it lives: what an operator in Python leaves behind (`mi_pruner_raise`) is for the
-// innermost of its thread. A signal's handler, or a destructor, may make a call within another's.
+// A call of Python, as long as it lives. The operator in Python takes it over when it begins (`mi_pruner_begin`), and
+// leaves an error for it. A signal's handler, or a destructor, may make a call within another.
 class Asking {
 public:
   struct Error; // in Python
+
+  // Throws what Python raises before an operator can: a signal's handler, or that it has no room for more frames.
   Asking();
   ~Asking();
   Asking(const Asking&) = delete;
   Asking& operator=(const Asking&) = delete;
 
-  void rethrow(); // what was left; returns where nothing was
-  static bool leave(std::shared_ptr<Error> error);
+  static Asking* begin(); // the innermost of this thread, if that is not taken over yet; else null
+  void leave(std::shared_ptr<Error> error) { error_ = std::move(error); }
+  void rethrow();                           // what was left; returns where nothing was
+  [[noreturn]] void fail(const char* name); // the dispatcher did, with what was left or without
 
 private:
   Asking* const outer_;
+  bool begun_ = false;
   std::shared_ptr<Error> error_;
 };
 
@@ -70,10 +75,7 @@ inline StableIValue boxed(const std::string& argument) {
 template <typename Result, typename... Arguments> Result in_python(const char* name, const Arguments&... arguments) {
   Asking asking;
   std::array<StableIValue, sizeof...(Arguments)> stack{boxed(arguments)...};
-  if (torch_call_dispatcher(name, "", stack.data(), TORCH_ABI_VERSION) != AOTI_TORCH_SUCCESS) {
-    asking.rethrow();
-    STD_TORCH_CHECK(false, name, " was interrupted before it began");
-  }
+  if (torch_call_dispatcher(name, "", stack.data(), TORCH_ABI_VERSION) != AOTI_TORCH_SUCCESS) asking.fail(name);
   Result result = Unboxed<Result>::from(stack.data());
   asking.rethrow(); // beside results that hold nothing: the dispatcher would keep no exception, but a failure
   return result;
