@@ -146,13 +146,13 @@ def _check_ratio(ratio: float | None) -> None:
 
 def check_keep(keep: int | float, ratio: float | None = None) -> None:
     """TypeError / ValueError unless `keep` is a count >= 1 (int), or a ratio in (0, 1] (float) without another."""
-    if isinstance(keep, bool) or not isinstance(keep, (int, float, torch.SymInt)):
-        _fail("keep", "an int (tokens) or a float (ratio)", repr(keep), TypeError)
     if isinstance(keep, float):
         if not 0 < keep <= 1:
             _fail("keep", "a ratio in (0, 1] (a count of tokens is an int)", keep)
         if ratio is not None:
             _fail("ratio", f"None beside keep = {keep}, a ratio itself (or pass keep as a count)", ratio, TypeError)
+    elif isinstance(keep, bool) or not isinstance(keep, (int, torch.SymInt)):
+        _fail("keep", "an int (tokens) or a float (ratio)", repr(keep), TypeError)
     elif keep < 1:
         _fail("keep", "at least 1 token (a ratio is a float in (0, 1])", keep)
 

@@ -235,6 +235,8 @@ def _for_the_library(name: str) -> Callable:
     """The implementation, as the library calls it: an error is raised by the library, in place of empty results."""
     run = _implementation(name)
     outputs = len(torch._C.parse_schema(name + _schema.SCHEMAS[name]).returns)
+    empty = torch.empty(0, device="cpu")
+    nothing = empty if outputs == 1 else (empty,) * outputs
 
     def run_or_leave_error(*arguments, **options):
         called_by = None
@@ -243,19 +245,12 @@ def _for_the_library(name: str) -> Callable:
                 called_by = _native.begin()
                 texts = {key: bytes(value).decode() for key, value in options.items() if isinstance(value, list)}
                 return run(*arguments, **options | texts)
-            except BaseException as error:
-                if called_by is None:
-                    raise
+            except BaseException as error:  # noqa: BLE001  it is raised all the same
                 _native.raise_in_library(called_by, error)
-                return nothing()
-        except BaseException as error:  # of a signal's handler, meanwhile
-            if called_by is None:
-                raise
+                return nothing
+        except BaseException as error:  # noqa: BLE001  of a signal's handler, meanwhile
             _native.raise_in_library(called_by, error)
-            return nothing()
-
-    def nothing():
-        return torch.empty(0) if outputs == 1 else (torch.empty(0),) * outputs
+            return nothing
 
     return run_or_leave_error
 

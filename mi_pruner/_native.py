@@ -130,8 +130,13 @@ def begin() -> int | None:
     return _library().mi_pruner_begin()
 
 
-def raise_in_library(call: int, error: BaseException) -> None:
-    """Has the library raise this where the operator in Python returns to it; in place of what it was told before."""
+def raise_in_library(call: int | None, error: BaseException) -> None:
+    """Has the library raise this where the operator in Python returns to it, in place of what it was told before.
+
+    None: it has called none; the error is raised here.
+    """
+    if call is None:
+        raise error
     name = type(error).__name__
     try:
         text = f"{name}: {error}"

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from bench import __main__ as command
+from bench.measure import cuda
 from bench.pages import host as page
 from bench.pages import kept
 from bench.pages.markdown import NONE
@@ -39,7 +40,7 @@ def test_only_the_call_beside_another_backend_goes_through_python(monkeypatch):
     monkeypatch.setattr(host, "TURNS", 1)
     found = host.measure({name: calls[name] for name in (host.UNIT, "mi_pruner.prune", host.THROUGH_PYTHON)}, "cpu")
     assert list(found) == [host.UNIT, "mi_pruner.prune", host.THROUGH_PYTHON]
-    assert len(chosen) == host.WARM_UP + host.CALLS
+    assert len(chosen) == host.WARM_UP + cuda.HOST_CALLS
     assert all(torch.equal(a, b) for a, b in zip(calls["mi_pruner.prune"](), calls[host.THROUGH_PYTHON](), strict=True))
 
 

@@ -5,14 +5,13 @@ The clock is tested with stand-ins for events, the rest on a GPU only (tests/tes
 
 import re
 import statistics
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
 
 import torch
 
-from . import Call
+from . import Call, each_us
 
 
 class Event(Protocol):
@@ -86,10 +85,7 @@ def host_us(call: Call) -> float:
     times = []
     for _ in range(WARM_BATCHES):
         torch.cuda.synchronize()
-        start = time.perf_counter()
-        for _ in range(HOST_CALLS):
-            call()
-        times.append(1e6 * (time.perf_counter() - start) / HOST_CALLS)
+        times.append(each_us(call, HOST_CALLS))
     torch.cuda.synchronize()
     return statistics.median(times)
 

@@ -10,7 +10,6 @@ import contextvars
 import functools
 import statistics
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
@@ -20,14 +19,14 @@ import torch.nn.functional as F
 
 import mi_pruner
 from bench import record
-from bench.measure import Call, timing
+from bench.measure import Call, cuda, each_us, timing
 from bench.record import rounded
 from mi_pruner import _schema
 
 FILE = "host.csv"
 TOKENS, TEXT, WIDTH, KEEP, RATIO = 8, 2, 16, 2, 0.25
 UNIT = "layer_norm"
-WARM_UP, CALLS = 10, 50  # of each call in a turn; on a GPU these have to fit into its queue
+WARM_UP = 10  # calls in a turn, before the clock
 TURNS = 300
 OTHER = "reference"  # a backend that nobody uses by itself
 THROUGH_PYTHON = f"mi_pruner.prune, while another thread has backend({OTHER!r})"
@@ -140,10 +139,7 @@ def measure(calls: dict[str, Call], device: str) -> dict[str, tuple[timing.Timin
                     call()
                 if device == "cuda":
                     torch.cuda.synchronize()
-                start = time.perf_counter()
-                for _ in range(CALLS):
-                    call()
-                samples[name].append(1e6 * (time.perf_counter() - start) / CALLS)
+                samples[name].append(each_us(call, cuda.HOST_CALLS))
                 if device == "cuda":
                     torch.cuda.synchronize()
     unit = samples[UNIT]

@@ -3,6 +3,7 @@
 // condition here is one of that file, or stricter.
 #pragma once
 
+#include <cmath>
 #include <string>
 
 #include "front/python.h"
@@ -80,7 +81,7 @@ inline bool is_selecting(double bandwidth, const std::string& redundancy, double
                          const Number& ratio) {
   return is_bandwidth(bandwidth) &&
          (redundancy == "mean" || redundancy == "chain" || redundancy == "max" || redundancy == "none") &&
-         0 <= weight && weight <= limits().max_weight && (!min_gain || *min_gain == *min_gain) &&
+         0 <= weight && weight <= limits().max_weight && (!min_gain || !std::isnan(*min_gain)) &&
          (!ratio || (0 < *ratio && *ratio <= 1));
 }
 

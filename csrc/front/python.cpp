@@ -53,6 +53,8 @@ struct Asking::Error {
   void *type, *value, *traceback; // owned; the last may be null
   std::string text;               // for those who catch it in C++
 
+  Error(void* type, void* value, void* traceback, const char* text) // which are its own from now on
+      : type(type), value(value), traceback(traceback), text(text) {}
   ~Error() {
     if (!python.is_there()) return; // it has ended, and its objects with it
     const int state = python.lock();
@@ -60,8 +62,6 @@ struct Asking::Error {
       python.release(object);
     python.unlock(state);
   }
-  Error(void* type, void* value, void* traceback, const char* text) // which are its own from now on
-      : type(type), value(value), traceback(traceback), text(text) {}
   Error(const Error&) = delete;
   Error& operator=(const Error&) = delete;
 
